@@ -1,0 +1,121 @@
+"""Addresses as people write them: text to value and back, for listeners, peers and the client.
+
+Pure: it opens nothing and looks nothing up. `listener` and `client` turn an address into
+sockets; `config` asks only whether a text is one.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import Literal, NamedTuple
+
+from forkd.errors import AddressError
+
+Kind = Literal["tcp", "unix", "systemd"]
+
+WILDCARD = "*"
+"""The host of an address that means every IPv4 and every IPv6 address of the machine."""
+
+# sun_path of unix(7) holds 108 bytes, the last of them a NUL for a path in the file system.
+_UNIX_PATH_BYTES = 107
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
+_FORMS = "HOST:PORT, [IPV6]:PORT, *:PORT, unix:/PATH, unix:@NAME or systemd:NAME"
+
+
+class Address(NamedTuple):
+    """One end of a connection, or where a service listens.
+
+    `host` is a name or an IP address without brackets for kind "tcp", a path (or `@name`, for
+    an abstract socket) for "unix", and a descriptor's name for "systemd"; `port` is 0 to 65535.
+    """
+
+    host: str
+    port: int = 0
+    kind: Kind = "tcp"
+
+    def __str__(self) -> str:
+        if self.kind != "tcp":
+            return f"{self.kind}:{self.host}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse(text: str) -> Address:
+    """The address that `text` writes; AddressError says what is wrong with it."""
+    if text.startswith("unix:"):
+        return _parse_unix(text)
+    if text.startswith("systemd:"):
+        name = text.removeprefix("systemd:")
+        if not name:
+            raise AddressError(f"{text!r} names no descriptor: write systemd:NAME, as in FileDescriptorName=")
+        return Address(name, 0, "systemd")
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise AddressError(f"{text!r} has no port: write {_FORMS}")
+    return Address(_parse_host(text, host), _parse_port(text, port))
+
+
+def from_sockaddr(family: int, sockaddr: object) -> Address:
+    """The address that the kernel gave for a socket of `family`, in the form a person writes.
+
+    An IPv4 peer of a dual-stack socket appears to the kernel as ::ffff:a.b.c.d (RFC 4291,
+    2.5.5.2); here it is the IPv4 address that it is.
+    """
+    if family == socket.AF_UNIX:
+        if isinstance(sockaddr, bytes):
+            return Address("@" + sockaddr[1:].decode(errors="backslashreplace"), 0, "unix")
+        return Address(str(sockaddr), 0, "unix")
+    assert isinstance(sockaddr, tuple)
+    host = str(sockaddr[0])
+    if family == socket.AF_INET6 and host.startswith("::ffff:") and "." in host:
+        host = host.removeprefix("::ffff:")
+    return Address(host, int(sockaddr[1]))
+
+
+def _parse_unix(text: str) -> Address:
+    path = text.removeprefix("unix:")
+    if not (path.startswith("/") and path != "/") and not (path.startswith("@") and path != "@"):
+        raise AddressError(f"{text!r} is no unix address: write unix:/PATH, from the root, or unix:@NAME")
+    if "\0" in path:
+        raise AddressError(f"{text!r} holds a NUL character")
+    if len(path.encode()) > _UNIX_PATH_BYTES:
+        raise AddressError(f"{text!r} is longer than the {_UNIX_PATH_BYTES} bytes that unix(7) allows")
+    return Address(path, 0, "unix")
+
+
+def _parse_host(text: str, host: str) -> str:
+    if host == WILDCARD:
+        return host
+    if host.startswith("[") and host.endswith("]"):
+        return _parse_ipv6(text, host[1:-1])
+    if ":" in host:
+        raise AddressError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:7007")
+    if not host:
+        raise AddressError(f"{text!r} has no host: write *:PORT for every address of this machine")
+    if re.fullmatch(r"[0-9.]+", host):
+        return _parse_ipv4(text, host)
+    if not _HOST.fullmatch(host) or len(host) > 253:
+        raise AddressError(f"{text!r}: {host!r} is no host name: write {_FORMS}")
+    return host
+
+
+def _parse_ipv6(text: str, host: str) -> str:
+    try:
+        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])  # what follows % is a link's scope (RFC 4007)
+    except (OSError, ValueError):
+        raise AddressError(f"{text!r}: {host!r} is no IPv6 address") from None
+    return host
+
+
+def _parse_ipv4(text: str, host: str) -> str:
+    numbers = host.split(".")
+    if len(numbers) != 4 or not all(n and len(n) <= 3 and int(n) <= 255 and str(int(n)) == n for n in numbers):
+        raise AddressError(f"{text!r}: {host!r} is no IPv4 address: four numbers from 0 to 255, with dots")
+    return host
+
+
+def _parse_port(text: str, port: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise AddressError(f"{text!r}: {port!r} is no port: a number from 0 to 65535")
+    return int(port)

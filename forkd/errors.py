@@ -1,0 +1,115 @@
+"""Every exception of forkd's own, and the exit status each one ends the program with.
+
+One table serves three readers: `cli` turns an error into an exit status, the master reads a
+worker's status through it, and the README prints it. The numbers above 63 are those of
+sysexits(3), so that a unit file can say `RestartPreventExitStatus=78`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit statuses of the forkd program (contract of the command line)."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 69
+    TIMED_OUT = 75
+    BROKEN_OFF = 76
+    CONFIG = 78
+
+
+class ForkdError(Exception):
+    """Something a person has to be told: the text is the whole message, the class its status."""
+
+    exit_status: Exit = Exit.FAILED
+
+
+class UsageError(ForkdError):
+    """The command line asks for something that makes no sense."""
+
+    exit_status = Exit.USAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in the settings: where it stands and what is wrong with it."""
+
+    file: str
+    line: int
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.key}: {self.what}" if self.key else f"{place}: {self.what}"
+
+
+class ConfigError(ForkdError):
+    """The settings are wrong; `problems` holds every mistake, in the order of the file."""
+
+    exit_status = Exit.CONFIG
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class AddressError(ForkdError, ValueError):
+    """A text that is no address in the sense of `forkd.address`."""
+
+    exit_status = Exit.USAGE
+
+
+class ListenError(ForkdError):
+    """A listening socket could not be opened; the text names the address and what to do."""
+
+
+class BootError(ForkdError):
+    """An application, a fork server or a worker did not come up; the text says which and why."""
+
+
+class ControlError(ForkdError):
+    """A command to a running forkd was refused or failed there; the text is its answer."""
+
+
+class UnreachableError(ForkdError):
+    """Nothing answers at that address."""
+
+    exit_status = Exit.UNREACHABLE
+
+
+class TimedOutError(ForkdError):
+    """An answer did not come in time."""
+
+    exit_status = Exit.TIMED_OUT
+
+
+class BrokenOffError(ForkdError):
+    """The other side broke the connection off."""
+
+    exit_status = Exit.BROKEN_OFF
+
+
+class FramingError(ForkdError):
+    """A peer's bytes break the rules of its framing; the connection ends.
+
+    `requests` are those that were complete before the break: they are still answered.
+    """
+
+    def __init__(self, message: str, requests: Sequence[object] = ()) -> None:
+        self.requests = tuple(requests)
+        super().__init__(message)
+
+
+class OverLimit(FramingError):
+    """A request is longer than its framing's limit, in bytes."""
+
+
+class Truncated(FramingError):
+    """The stream ended inside a request."""
