@@ -1,3 +1,33 @@
-"""forkd turns a Python function into a TCP service with preforked workers."""
+"""forkd turns a Python function into a TCP service with preforked workers.
+
+The public names; all else in this package is internal, `forkd.testing` and `forkd.services` apart.
+"""
+
+from forkd.address import Address
+from forkd.connection import Connection, DeadlineError, PeerGone
+from forkd.errors import FramingError, OverLimit, Truncated
+from forkd.framing import Chunks, Delimited, Fixed, Framing, LengthPrefixed, Lines, Netstrings
+from forkd.handler import Close, Service, service, stream
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Address",
+    "Chunks",
+    "Close",
+    "Connection",
+    "DeadlineError",
+    "Delimited",
+    "Fixed",
+    "Framing",
+    "FramingError",
+    "LengthPrefixed",
+    "Lines",
+    "Netstrings",
+    "OverLimit",
+    "PeerGone",
+    "Service",
+    "Truncated",
+    "service",
+    "stream",
+]

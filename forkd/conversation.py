@@ -1,0 +1,254 @@
+"""One connection from its banner to its end: the request loop.
+
+Bytes become requests, requests go to the handler, replies go out, until somebody ends it. Nothing
+that a peer sends or a handler does passes this room as an exception: `converse` gives an `Outcome`,
+a fact for the worker to log and count. It knows no processes, listeners or signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from time import monotonic
+from typing import Any, Final
+
+from forkd.connection import Connection, DeadlineError, Leaving, PeerGone
+from forkd.errors import FramingError, OverLimit, Truncated
+from forkd.handler import Close, Service
+from forkd.scoreboard import ERRORS, MALFORMED, OVER_LIMIT, REQUESTS, RESET, TIMED_OUT, TRUNCATED, Meter
+
+# Replies to requests that arrived together leave together, unless they grow beyond this or their
+# handlers take longer than this: then what is ready leaves before the next handler starts.
+_HELD_BYTES: Final = 65536
+_HELD_NS: Final = 2_000_000
+
+# A client that never stops asking cannot keep a leaving worker: after so many seconds the next
+# reply is the last.
+_LEAVE_SECONDS: Final = 0.5
+
+
+class End(Enum):
+    """Why a connection ended."""
+
+    CLIENT = "ended by the client"
+    CLOSED = "ended by the handler"
+    LEAVING = "ended by the leaving worker"
+    IDLE = "idle_timeout"
+    READ = "read_timeout"
+    WRITE = "write_timeout"
+    OVER_LIMIT = "over limit"
+    MALFORMED = "malformed"
+    TRUNCATED = "truncated"
+    RESET = "reset"
+    ERROR = "handler error"
+    EXIT = "handler exit"
+
+
+_COLUMNS: Final = {
+    End.IDLE: TIMED_OUT,
+    End.READ: TIMED_OUT,
+    End.WRITE: TIMED_OUT,
+    End.OVER_LIMIT: OVER_LIMIT,
+    End.MALFORMED: MALFORMED,
+    End.TRUNCATED: TRUNCATED,
+    End.RESET: RESET,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a connection ended, with the error that ended it, if one did."""
+
+    end: End
+    error: BaseException | None = None
+
+
+def converse(connection: Connection, service: Service[..., Any], meter: Meter) -> Outcome:
+    """Serves one connection to its end; the socket stays open for whoever accepted it."""
+    outcome = _serve(connection, service, meter)
+    connection.close()
+    if service.close_hook is not None:
+        try:
+            service.close_hook(connection)
+        except Exception as error:
+            meter.counted(ERRORS)
+            outcome = Outcome(End.ERROR, error)
+    if outcome.end in _COLUMNS:
+        meter.counted(_COLUMNS[outcome.end])
+    meter.moved(connection.received, connection.sent)
+    return outcome
+
+
+def _serve(connection: Connection, service: Service[..., Any], meter: Meter) -> Outcome:
+    loop = _RequestLoop(connection, service, meter)
+    try:
+        if service.connect_hook is not None:
+            loop.greet(service.connect_hook(connection))
+        if service.framing is None:
+            loop.stream()
+        else:
+            loop.run()
+    except Close as close:
+        return loop.goodbye(close)
+    except _Failed as failed:
+        loop.goodbye(Close())
+        return _failure(failed.error, meter)
+    except (DeadlineError, FramingError, PeerGone, Leaving) as error:
+        return Outcome(_end_of(error), error)
+    except EOFError:
+        return Outcome(End.CLIENT)
+    except BaseException as error:  # a hook's or a framing's own mistake
+        return _failure(error, meter)
+    return Outcome(End.CLIENT if connection.at_end else End.CLOSED)
+
+
+class _Failed(Exception):
+    """A handler raised `error` and nothing made a reply of it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _RequestLoop:
+    """The replies on their way, and what makes them."""
+
+    __slots__ = ("connection", "encode", "handler", "held", "held_bytes", "held_since", "meter", "service")
+
+    def __init__(self, connection: Connection, service: Service[..., Any], meter: Meter) -> None:
+        self.connection = connection
+        self.service = service
+        self.handler = service.handler
+        self.meter = meter
+        self.encode = _as_it_is
+        self.held: list[bytes] = []
+        self.held_bytes = 0
+        self.held_since = 0
+
+    def greet(self, banner: Any) -> None:
+        if self.service.framing is not None:
+            self.encode = self.service.framing.encode
+        self.reply(banner)
+        self.flush()
+
+    def stream(self) -> None:
+        try:
+            self.handler(self.connection)
+        except (Close, DeadlineError, FramingError, PeerGone, EOFError):
+            raise
+        except BaseException as error:
+            raise _Failed(error) from None
+        finally:
+            self.meter.counted(REQUESTS)
+
+    def run(self) -> None:
+        framing = self.service.framing.copy()  # type: ignore[union-attr]  # `stream` is for None
+        self.encode = framing.encode
+        leave_at = 0.0
+        for requests in self.connection.batches(framing):
+            for request in requests:
+                self.answer(request)
+            self.flush()
+            if self.connection.leaving:
+                leave_at = leave_at or monotonic() + _LEAVE_SECONDS
+                if monotonic() > leave_at and not getattr(framing, "pending", 0):
+                    raise Leaving("the worker leaves")
+
+    def answer(self, request: Any) -> None:
+        began = self.meter.began()
+        if not self.held:
+            self.held_since = began
+        try:
+            reply = self.handler(request, self.connection) if self.service.takes_connection else self.handler(request)
+            if type(reply) is bytes:
+                self.hold(reply)
+            elif reply is not None:
+                self.reply(reply)
+        except (Close, DeadlineError, PeerGone):
+            raise
+        except BaseException as error:
+            self.recover(error)
+        finally:
+            now = self.meter.ended(began)
+        if self.held_bytes > _HELD_BYTES or now - self.held_since > _HELD_NS:
+            self.flush()
+
+    def recover(self, error: BaseException) -> None:
+        """Turns a handler's error into a reply, where the service has a hook for that."""
+        hook = self.service.error_hook
+        if hook is None or not isinstance(error, Exception):
+            raise _Failed(error) from None
+        self.meter.counted(ERRORS)
+        try:
+            self.reply(hook(error, self.connection))
+        except (Close, DeadlineError, PeerGone):
+            raise
+        except BaseException as second:
+            raise _Failed(second) from error
+
+    def reply(self, reply: Any) -> None:
+        """Takes any reply that a handler or hook may give."""
+        if reply is None:
+            return
+        if isinstance(reply, bytes | bytearray | memoryview):
+            self.hold(bytes(reply))
+        elif isinstance(reply, str) or not isinstance(reply, Iterable):
+            raise TypeError(f"a reply is bytes, an iterable of bytes, or None, not {type(reply).__name__}")
+        else:
+            self.flush()
+            for one in reply:
+                if not isinstance(one, bytes | bytearray | memoryview):
+                    raise TypeError(f"each of several replies is bytes, not {type(one).__name__}")
+                self.connection.send(self.encode(bytes(one)))
+
+    def hold(self, reply: bytes) -> None:
+        data = self.encode(reply)
+        self.held.append(data)
+        self.held_bytes += len(data)
+
+    def flush(self) -> None:
+        """Sends what is held, in one piece, and accounts for the bytes."""
+        connection, held = self.connection, self.held
+        if held:
+            data = held[0] if len(held) == 1 else b"".join(held)
+            self.held = []
+            self.held_bytes = 0
+            connection.send(data)
+        self.meter.moved(connection.received, connection.sent)
+        connection.received = connection.sent = 0
+
+    def goodbye(self, close: Close) -> Outcome:
+        """Sends the last words of a handler that ends the connection."""
+        try:
+            self.reply(close.reply)
+            self.flush()
+        except (DeadlineError, PeerGone) as error:
+            return Outcome(_end_of(error), error)
+        except BaseException as error:
+            return _failure(error, self.meter)
+        return Outcome(End.CLOSED)
+
+
+def _as_it_is(reply: bytes) -> bytes:
+    return reply
+
+
+def _failure(error: BaseException, meter: Meter) -> Outcome:
+    meter.counted(ERRORS)
+    return Outcome(End.EXIT if isinstance(error, SystemExit) else End.ERROR, error)
+
+
+def _end_of(error: BaseException) -> End:
+    match error:
+        case DeadlineError():
+            return End(f"{error.what}_timeout")
+        case OverLimit():
+            return End.OVER_LIMIT
+        case Truncated():
+            return End.TRUNCATED
+        case FramingError():
+            return End.MALFORMED
+        case Leaving():
+            return End.LEAVING
+        case _:
+            return End.RESET

@@ -1,0 +1,72 @@
+"""The sockets whose end we announced, until the client has read it.
+
+close(2) with unread input sends a reset, which destroys replies still on their way to the client.
+So a connection that we end is shut down for writing, then read and thrown away for a little while
+(RFC 9112, section 9.6, tells the same of HTTP). It waits here, beside the listeners, never in a worker's way.
+"""
+
+from __future__ import annotations
+
+import socket
+from time import monotonic
+from typing import Final
+
+SECONDS: Final = 2.0
+BYTES: Final = 65536
+MOST: Final = 64
+
+
+class Lingering:
+    """Shut down sockets by descriptor, oldest first, each with its deadline and what it may still send."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, tuple[socket.socket, float, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, sock: socket.socket) -> int | None:
+        """Takes over a socket whose writing side is shut; gives its descriptor to watch, None if it is done."""
+        sock.setblocking(False)
+        self._waiting[sock.fileno()] = (sock, monotonic() + SECONDS, BYTES)
+        fd = sock.fileno()
+        if self.readable(fd):
+            return None
+        if len(self._waiting) > MOST:
+            self._close(next(iter(self._waiting)))
+        return fd
+
+    def readable(self, fd: int) -> bool:
+        """Throws away what has arrived on `fd`; True when that was the end of it."""
+        sock, deadline, left = self._waiting[fd]
+        try:
+            while left > 0:
+                data = sock.recv(min(left, 16384))
+                if not data:
+                    break
+                left -= len(data)
+        except BlockingIOError:
+            self._waiting[fd] = (sock, deadline, left)
+            return False
+        except OSError:
+            pass  # the client reset it: there is nobody left to be kind to
+        self._close(fd)
+        return True
+
+    def timeout(self) -> float | None:
+        """Seconds until the oldest one's time is over; None when there is none."""
+        for _, deadline, _ in self._waiting.values():
+            return max(0.0, deadline - monotonic())
+        return None
+
+    def expire(self) -> list[int]:
+        """Closes those whose time is over; gives their descriptors."""
+        now = monotonic()
+        over = [fd for fd, (_, deadline, _) in self._waiting.items() if deadline <= now]
+        for fd in over:
+            self._close(fd)
+        return over
+
+    def _close(self, fd: int) -> None:
+        sock, _, _ = self._waiting.pop(fd)
+        sock.close()

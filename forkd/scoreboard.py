@@ -1,0 +1,176 @@
+"""Shared rows of numbers, one writer a row: what workers do, seen by the master without a word between them.
+
+A board is a memfd mapped by the master, a fork server and its workers. Row 0 is the header, which
+the master alone writes; every other row belongs to a slot, and the one worker in that slot writes
+it. A cell is a native, aligned 64-bit word, so a reader never sees half a number; there are no
+locks to die with. A row is a page: two workers never share a cache line, and pages of rows that
+nobody used cost nothing. What the numbers mean is for `status` and the master to say; a reader takes
+them as numbers to show or compare, never as a pid, an index, a descriptor or a length.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from time import monotonic_ns
+from typing import Final
+
+ROW_BYTES: Final = 4096
+WORDS: Final = ROW_BYTES // 8
+ROWS: Final = 4096
+
+# The header's words.
+PHASE: Final = 0
+SPARE: Final = 1
+HIGHEST: Final = 2
+
+# A worker's words. The first few are gauges, the rest counts that only grow, whoever is in the slot.
+STATE: Final = 0
+BUSY_SINCE: Final = 1
+OPEN: Final = 2
+GAUGES: Final = (STATE, BUSY_SINCE, OPEN)
+ACCEPTED: Final = 8
+REQUESTS: Final = 9
+ERRORS: Final = 10
+BYTES_IN: Final = 11
+BYTES_OUT: Final = 12
+OVER_LIMIT: Final = 13
+TRUNCATED: Final = 14
+MALFORMED: Final = 15
+TIMED_OUT: Final = 16
+RESET: Final = 17
+COUNTS: Final = {
+    "accepted": ACCEPTED,
+    "requests": REQUESTS,
+    "errors": ERRORS,
+    "bytes_in": BYTES_IN,
+    "bytes_out": BYTES_OUT,
+    "over_limit": OVER_LIMIT,
+    "truncated": TRUNCATED,
+    "malformed": MALFORMED,
+    "timed_out": TIMED_OUT,
+    "reset": RESET,
+}
+SLOWEST: Final = 255
+HISTOGRAM: Final = 256
+BUCKETS: Final = WORDS - HISTOGRAM
+
+# What a worker says of itself in STATE.
+EMPTY: Final = 0
+BOOTING: Final = 1
+IDLE: Final = 2
+BUSY: Final = 3
+LEFT: Final = 4
+
+# What the master says of the service in PHASE.
+SERVING: Final = 0
+STOPPING: Final = 1
+
+# Durations are counted log-linearly: one bucket for all under 1024 ns, then eight to each octave, so
+# that a bucket is at most an eighth (12.5 %) wide; 31 octaves reach 36 minutes.
+_LINEAR_BITS = 10
+
+
+def bucket(nanoseconds: int) -> int:
+    """The number of the bucket, 0 to BUCKETS - 1, that a duration falls into."""
+    octave = nanoseconds.bit_length() - _LINEAR_BITS - 1
+    if octave < 0:
+        return 0
+    place = octave * 8 + (nanoseconds >> (octave + _LINEAR_BITS - 3)) - 7
+    return place if place < BUCKETS else BUCKETS - 1
+
+
+def bucket_top(place: int) -> int:
+    """The longest duration, in nanoseconds, that falls into bucket `place`."""
+    octave, part = divmod(place - 1, 8)
+    if octave < 0:
+        return (1 << _LINEAR_BITS) - 1
+    return ((part + 9) << (octave + _LINEAR_BITS - 3)) - 1
+
+
+class Board:
+    """The rows of one service, mapped from a memfd."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, ROWS * ROW_BYTES)
+        self._words = memoryview(self._map).cast("Q")
+        self.header = self.row(0)
+
+    @classmethod
+    def create(cls, name: str) -> Board:
+        """A new board; its descriptor is closed on exec unless it is handed on."""
+        fd = os.memfd_create(f"forkd-{name}")
+        os.ftruncate(fd, ROWS * ROW_BYTES)
+        return cls(fd)
+
+    def row(self, number: int) -> memoryview:
+        """The words of row `number`, 1 to ROWS - 1 for slots, 0 for the header."""
+        return self._words[number * WORDS : (number + 1) * WORDS]
+
+    def close(self) -> None:
+        self.header.release()
+        self._words.release()
+        self._map.close()
+        os.close(self.fd)
+
+    def idle(self) -> int:
+        """How many workers wait for a connection now."""
+        words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
+        return sum(1 for at in range(WORDS, (last + 1) * WORDS, WORDS) if words[at] == IDLE)
+
+
+class Meter:
+    """A worker's pen: the only thing that writes its row."""
+
+    def __init__(self, row: memoryview) -> None:
+        self.row = row
+
+    def booting(self) -> None:
+        for gauge in GAUGES:
+            self.row[gauge] = 0
+        self.row[STATE] = BOOTING
+
+    def idle(self) -> None:
+        self.row[STATE] = IDLE
+
+    def left(self) -> None:
+        self.row[STATE] = LEFT
+
+    def opened(self) -> None:
+        row = self.row
+        row[STATE] = BUSY
+        row[OPEN] += 1
+        row[ACCEPTED] += 1
+
+    def closed(self, received: int, sent: int) -> None:
+        """A connection ended; the bytes are what no request has accounted for yet."""
+        row = self.row
+        row[OPEN] -= 1
+        row[BYTES_IN] += received
+        row[BYTES_OUT] += sent
+
+    def began(self) -> int:
+        """A handler starts; gives the time, in nanoseconds, for `ended`."""
+        now = monotonic_ns()
+        self.row[BUSY_SINCE] = now
+        return now
+
+    def ended(self, began: int, requests: int = 1) -> int:
+        """A handler has returned; gives the time, in nanoseconds."""
+        now = monotonic_ns()
+        taken = now - began
+        row = self.row
+        row[BUSY_SINCE] = 0
+        row[REQUESTS] += requests
+        row[HISTOGRAM + bucket(taken)] += 1
+        if taken > row[SLOWEST]:
+            row[SLOWEST] = taken
+        return now
+
+    def counted(self, column: int) -> None:
+        self.row[column] += 1
+
+    def moved(self, received: int, sent: int) -> None:
+        self.row[BYTES_IN] += received
+        self.row[BYTES_OUT] += sent
