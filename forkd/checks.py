@@ -101,10 +101,16 @@ class _Reading:
         for name in table:
             if name in known:
                 continue
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name, known, 1, 0.65)
             meant.update(near)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            self._wrong(_join(at, name), f"unknown {'table' if isinstance(table[name], dict) else 'key'}{hint}")
+            thing, hint = "key", ""
+            if isinstance(table[name], dict):
+                thing = "table"
+                if at.startswith("service."):
+                    hint = f'; a service with a dot in its name stands in quotes: [service."{at[8:]}.{printable(name)}"]'
+            if near:
+                hint = f'; did you mean "{near[0]}"?'
+            self._wrong(_join(at, name), f"unknown {thing}{hint}")
         return meant
 
     def _fields(self, at: str, value: object, kind: type[msgspec.Struct]) -> dict[str, Any]:
@@ -118,7 +124,8 @@ class _Reading:
         for name, key in known.items():
             where = _join(at, name)
             if name in value:
-                good = self.readers.get(name, self._plain)(where, key, value[name])
+                reader: Callable[[str, Key, Any], Any] = self.readers.get(name, self._plain)
+                good = reader(where, key, value[name])
                 if good is not None:
                     found[name] = good
             elif key.required and name not in meant:

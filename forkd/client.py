@@ -107,7 +107,7 @@ def connect(address: Address, *, timeout: float | None = 5.0, source: Address | 
 
 def parse_source(text: str) -> Address:
     """The local address that `text` writes as HOST, HOST:PORT or [V6]:PORT; port 0 is the kernel's choice."""
-    bare = text.removeprefix("[").removesuffix("]")
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if _is_ipv6(bare):
         return parse(f"[{bare}]:0")
     return parse(text if ":" in text else f"{text}:0")

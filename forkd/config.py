@@ -143,6 +143,8 @@ def _plain(what: str) -> str:
     """The parser's complaint, in words for somebody who did not write the parser."""
     if what == "Cannot overwrite a value":
         return "this key stands there twice"
+    if what.startswith("Exceeds the limit"):
+        return "a number has too many digits"
     if twice := re.fullmatch(r"Cannot declare \('(.*)',?\) twice", what):
         return f"the table [{twice[1].replace(chr(39) + ', ' + chr(39), '.')}] stands there twice"
     return printable(what[:1].lower() + what[1:])

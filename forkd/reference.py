@@ -34,9 +34,9 @@ _WORKERS = """\
 load."""
 
 _LISTEN = """\
-An address or a list of addresses. An address is `127.0.0.1:7007`, `[::1]:7007`, `host.example:7007`, `*:7007` (every IPv4
-and IPv6 address), `0.0.0.0:7007`, `[::]:7007` (IPv6 only), `unix:/run/forkd/echo.sock`, `unix:@name` (abstract), or
-`systemd:NAME` (a socket that systemd passes in). With port `0` the kernel picks one.
+An address, or a list of addresses. An address is `127.0.0.1:7007`, `[::1]:7007`, `host.example:7007`, `*:7007` (every
+IPv4 and IPv6 address), `0.0.0.0:7007`, `[::]:7007` (IPv6 only), `unix:/run/forkd/echo.sock`, `unix:@name` (abstract),
+or `systemd:NAME` (a socket that systemd passes in). With port `0` the kernel picks one.
 
 A table gives the file of a unix socket its rights, here for a web server's group:
 

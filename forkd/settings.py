@@ -7,10 +7,10 @@ only mark of its origin that a value keeps is the line of each key, for later co
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, structs
@@ -18,6 +18,8 @@ from msgspec import Meta, Struct, structs
 from forkd.address import Address
 from forkd.errors import ConfigError, Problem
 from forkd.tomlplaces import line_of
+
+_T = TypeVar("_T")
 
 MAX_SECONDS = 31 * 86400
 MAX_WORKERS = 1024
@@ -167,7 +169,9 @@ class Log(Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"], Meta(description="what is less urgent is not written")
     ] = "info"
     format: Annotated[Literal["text", "json"], Meta(description="how a line looks")] = "text"
-    file: Annotated[str, Meta(title='a path, or "-"', description='`"-"` is standard error; a path is reopened on USR1')] = "-"
+    file: Annotated[
+        str, Meta(title='a path, or "-"', description='`"-"` is standard error; a path is reopened on USR1')
+    ] = "-"
 
 
 class Master(Struct, frozen=True, kw_only=True):
@@ -234,14 +238,13 @@ def toml(value: object) -> str:
 
 def _key(field: structs.FieldInfo) -> Key:
     metas = _metas(field.type)
-    meaning = next((meta.description for meta in reversed(metas) if meta.description), "")
-    says = next((meta.extra["default"] for meta in metas if meta.extra), None)
+    says = _first(meta.extra and meta.extra["default"] for meta in metas)
     unset = field.default is msgspec.NODEFAULT
     return Key(
         name=field.name,
         type=field.type,
         wants=_wants(field.type, metas),
-        meaning=meaning,
+        meaning=_first(meta.description for meta in reversed(metas)) or "",
         default=says or ("required" if unset else toml(field.default)),
         required=unset and says is None,
     )
@@ -260,10 +263,13 @@ def _wants(kind: Any, metas: list[Meta]) -> str:
         *most, last = (f'"{choice}"' for choice in get_args(bare))
         return f"{', '.join(most)} or {last}"
     title = next(meta.title for meta in reversed(metas) if meta.title)
-    top = next((meta.le for meta in metas if meta.le is not None), None)
-    if top == MAX_SECONDS:
-        title, top = title, f"{top} (31 days)"
-    if any(meta.gt is not None for meta in metas):
-        return f"{title} above 0 and up to {top}"
-    low = next((meta.ge for meta in metas if meta.ge is not None), None)
-    return title if low is None else f"{title} from {low} to {top}"
+    top = _first(meta.le for meta in metas)
+    if top is None:
+        return title
+    limit = f"{top} (31 days)" if top == MAX_SECONDS else str(top)
+    low = _first(meta.ge for meta in metas)
+    return f"{title} above 0 and up to {limit}" if low is None else f"{title} from {low} to {limit}"
+
+
+def _first(values: Iterable[_T | None]) -> _T | None:
+    return next((value for value in values if value is not None), None)
