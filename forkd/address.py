@@ -6,6 +6,7 @@ sockets; `config` asks only whether a text is one.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from typing import Literal, NamedTuple
@@ -65,7 +66,8 @@ def from_sockaddr(family: int, sockaddr: object) -> Address:
     if family == socket.AF_UNIX:
         if isinstance(sockaddr, bytes):
             return Address("@" + sockaddr[1:].decode(errors="backslashreplace"), 0, "unix")
-        return Address(str(sockaddr), 0, "unix")
+        # A path may hold any bytes; a log and a terminal take none that are no text.
+        return Address(os.fsencode(str(sockaddr)).decode(errors="backslashreplace"), 0, "unix")
     assert isinstance(sockaddr, tuple)
     host = str(sockaddr[0])
     if family == socket.AF_INET6 and host.startswith("::ffff:") and "." in host:
@@ -79,7 +81,7 @@ def _parse_unix(text: str) -> Address:
         raise AddressError(f"{text!r} is no unix address: write unix:/PATH, from the root, or unix:@NAME")
     if "\0" in path:
         raise AddressError(f"{text!r} holds a NUL character")
-    if len(path.encode()) > _UNIX_PATH_BYTES:
+    if len(path.encode(errors="surrogateescape")) > _UNIX_PATH_BYTES:
         raise AddressError(f"{text!r} is longer than the {_UNIX_PATH_BYTES} bytes that unix(7) allows")
     return Address(path, 0, "unix")
 
@@ -101,8 +103,11 @@ def _parse_host(text: str, host: str) -> str:
 
 
 def _parse_ipv6(text: str, host: str) -> str:
+    number, percent, scope = host.partition("%")  # a link's scope (RFC 4007): an interface's name or number
     try:
-        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])  # what follows % is a link's scope (RFC 4007)
+        socket.inet_pton(socket.AF_INET6, number)
+        if percent and not re.fullmatch(r"[^\s/%\[\]:]{1,15}", scope):
+            raise ValueError
     except (OSError, ValueError):
         raise AddressError(f"{text!r}: {host!r} is no IPv6 address") from None
     return host

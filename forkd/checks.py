@@ -107,7 +107,8 @@ class _Reading:
             if isinstance(table[name], dict):
                 thing = "table"
                 if at.startswith("service."):
-                    hint = f'; a service with a dot in its name stands in quotes: [service."{at[8:]}.{printable(name)}"]'
+                    dotted = _join(at.removeprefix("service."), name)
+                    hint = f'; a service with a dot in its name stands in quotes: [service."{dotted}"]'
             if near:
                 hint = f'; did you mean "{near[0]}"?'
             self._wrong(_join(at, name), f"unknown {thing}{hint}")

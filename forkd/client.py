@@ -99,8 +99,8 @@ def connect(address: Address, *, timeout: float | None = 5.0, source: Address | 
         try:
             return _open(family, target, local, timeout)
         except OSError as error:
-            name = str(address)
-            failures.append(explain(error, from_sockaddr(family, target), name=name, timeout=timeout))
+            tried = address if family == socket.AF_UNIX else from_sockaddr(family, target)
+            failures.append(explain(error, tried, name=str(address), timeout=timeout))
     worst = next((failure for failure in failures if isinstance(failure, TimedOutError)), failures[0])
     raise type(worst)("\n".join(str(failure) for failure in failures))
 

@@ -36,7 +36,7 @@ MAX_BYTES = 1024 * 1024
 COMMAND_LINE = "command line"
 """What stands for the file when the settings come from options."""
 
-_RESTART = ("control", "pidfile", "user", "group")
+_RESTART = ("control", "pidfile")
 
 
 class Changes(NamedTuple):

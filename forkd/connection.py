@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -74,6 +74,7 @@ class Connection:
         "_peer",
         "_socket",
         "at_end",
+        "closed",
         "data",
         "leaving",
         "number",
@@ -81,6 +82,7 @@ class Connection:
         "resources",
         "sent",
         "service",
+        "unsent",
     )
 
     def __init__(
@@ -97,7 +99,7 @@ class Connection:
         self._peer = peer
         self._local: Address | None = None
         self._limits = limits
-        self._held = b""
+        self._held = bytearray()
         self._deadline: float | None = None
         self.service = service
         self.number = number
@@ -105,6 +107,8 @@ class Connection:
         self.resources = resources
         self.leaving = False
         self.at_end = False
+        self.closed = False
+        self.unsent: list[bytes] = []
         self.received = 0
         self.sent = 0
 
@@ -123,6 +127,10 @@ class Connection:
             self._local = from_sockaddr(self._socket.family, self._socket.getsockname())
         return self._local
 
+    @local.setter
+    def local(self, address: Address) -> None:
+        self._local = address
+
     def recv(self, n: int) -> bytes:
         """At most `n` bytes, as soon as there are any; `b""` at the stream's end.
 
@@ -130,9 +138,12 @@ class Connection:
         ConnectionError) when the client broke off. When the worker has been told to leave, a
         silent client's stream ends.
         """
+        if n < 1:
+            raise ValueError(f"recv needs room for at least one byte, not {n}")
         if self._held:
-            data, self._held = self._held[:n], self._held[n:]
-            return data
+            return self._take(n)
+        if self.unsent:
+            self.flush()
         try:
             return self.receive(n)
         except Leaving:
@@ -141,19 +152,22 @@ class Connection:
     def read_exactly(self, n: int) -> bytes:
         """Just `n` bytes; raises EOFError where the stream ends before.
 
-        The first byte may take `idle_timeout`, all of them `read_timeout` from then on.
+        The first byte may take `idle_timeout`, all of them `read_timeout` from then on. When it
+        raises, what had come stays where the next read finds it.
         """
+        if n < 0:
+            raise ValueError(f"read_exactly cannot read {n} bytes")
         return self._read(lambda held: n if len(held) >= n else None)
 
     def read_until(self, mark: bytes, limit: int = 65536) -> bytes:
         """The bytes up to and with `mark`; raises EOFError at the stream's end, OverLimit beyond `limit` bytes.
 
-        The deadlines are those of `read_exactly`.
+        The deadlines, and what becomes of the bytes when it raises, are as with `read_exactly`.
         """
         if not mark:
             raise ValueError("read_until needs a mark of at least one byte")
 
-        def found(held: bytes) -> int | None:
+        def found(held: bytearray) -> int | None:
             at = held.find(mark)
             if at + len(mark) > limit or (at < 0 and len(held) >= limit):
                 raise OverLimit(f"no {mark!r} within {limit} bytes")
@@ -162,11 +176,13 @@ class Connection:
         return self._read(found)
 
     def send(self, data: bytes) -> None:
-        """Sends all of `data` as it is, without framing.
+        """Sends all of `data` as it is, without framing, behind the replies given before.
 
         Raises DeadlineError (a TimeoutError) when the client has not taken it within
         `write_timeout`, PeerGone (a ConnectionError) when the client broke off.
         """
+        if self.unsent:
+            self.flush()
         began = monotonic()
         try:
             sent = self._socket.send(data)
@@ -175,7 +191,11 @@ class Connection:
                 self._send_rest(memoryview(data)[sent:], began)
         except BlockingIOError:
             raise DeadlineError("write", self._limits.write_timeout) from None
+        except DeadlineError:
+            raise
         except OSError as error:
+            if self.closed:
+                raise ValueError("nothing can be sent after close()") from None
             raise PeerGone(f"the client broke off: {error.strerror}") from error
 
     def requests(self, framing: Framing[Request]) -> Iterator[Request]:
@@ -185,6 +205,8 @@ class Connection:
         Truncated and the deadlines' errors. Bytes behind the last request taken stay with the
         framing: `recv` does not see them again.
         """
+        if self.unsent:
+            self.flush()
         try:
             for batch in self.batches(framing.copy()):
                 yield from batch
@@ -192,11 +214,18 @@ class Connection:
             return
 
     def close(self) -> None:
-        """Ends our side: the client reads what was sent, then the end of the stream."""
+        """Ends our side: the client reads what was sent, then the end of the stream.
+
+        A request loop ends with it, once the handler has returned.
+        """
+        if self.closed:
+            return
         try:
+            self.flush()
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            return  # the client was faster
+            pass  # the client was faster
+        self.closed = True
 
     # What follows is for forkd's own rooms.
 
@@ -207,21 +236,28 @@ class Connection:
         """
         feed, receive = framing.feed, self.receive
         tells_pending = hasattr(framing, "pending")
-        data = self._take_held() or receive(RECEIVE_BYTES)
-        while data:
-            try:
-                batch = feed(data)
-            except FramingError as error:
-                yield error.requests  # type: ignore[misc]  # the framing's own requests
-                raise
-            if batch:
-                yield batch
-            pending = framing.pending if tells_pending else not batch  # type: ignore[attr-defined]
-            if pending:
-                self._start_clock()
-            elif self._deadline is not None:
+        data = self._take(len(self._held)) or receive(RECEIVE_BYTES)
+        try:
+            while data:
+                try:
+                    batch = feed(data)
+                except FramingError as error:
+                    self._stop_clock()
+                    yield error.requests  # type: ignore[misc]  # the framing's own requests
+                    raise
+                if batch:
+                    # Stopped before the handler reads for itself, and so that each request has a clock of its own.
+                    if self._deadline is not None:
+                        self._stop_clock()
+                    yield batch
+                if framing.pending if tells_pending else not batch:  # type: ignore[attr-defined]
+                    self._start_clock()
+                elif self._deadline is not None:
+                    self._stop_clock()
+                data = receive(RECEIVE_BYTES)
+        finally:
+            if self._deadline is not None:
                 self._stop_clock()
-            data = receive(RECEIVE_BYTES)
         last = framing.end()
         if last:
             yield last
@@ -229,7 +265,11 @@ class Connection:
     def receive(self, size: int) -> bytes:
         """What recv(2) gives, within the deadline in force; Leaving when the worker leaves and all is quiet."""
         if self._deadline is not None:
-            self._set_receive_timeout(max(self._deadline - monotonic(), 0.000001))
+            # Looked at even when bytes wait in the socket: a peer that drips quickly never lets the kernel's run out.
+            left = self._deadline - monotonic()
+            if left <= 0:
+                raise self._silence()
+            self._set_receive_timeout(left)
         try:
             data = self._socket.recv(size)
         except BlockingIOError:
@@ -240,6 +280,14 @@ class Connection:
             self.at_end = True
         self.received += len(data)
         return data
+
+    def flush(self) -> None:
+        """Sends the replies in `unsent`, in one piece."""
+        unsent = self.unsent
+        if unsent:
+            data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            unsent.clear()
+            self.send(data)
 
     def hurry(self) -> None:
         """The worker leaves: between requests, wait for no more than GRACE; a request begun is still read.
@@ -256,28 +304,30 @@ class Connection:
         self._stop_clock()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
 
-    def _take_held(self) -> bytes:
-        held, self._held = self._held, b""
-        return held
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._held[:size])
+        del self._held[:size]
+        return taken
 
-    def _read(self, measure: Any) -> bytes:
+    def _read(self, measure: Callable[[bytearray], int | None]) -> bytes:
         """Reads until `measure` tells how many of the bytes held are wanted."""
-        pieces = bytearray(self._take_held())
+        if self.unsent:
+            self.flush()
+        held = self._held
         try:
-            while (size := measure(pieces)) is None:
-                if pieces:
+            while (size := measure(held)) is None:
+                if held:
                     self._start_clock()
                 data = self.receive(RECEIVE_BYTES)
                 if not data:
-                    raise _end_of_stream(len(pieces))
-                pieces += data
+                    raise _end_of_stream(len(held))
+                held += data
         except Leaving:
             raise _end_of_stream(0) from None
         finally:
             if self._deadline is not None:
                 self._stop_clock()
-        self._held = bytes(pieces[size:])
-        return bytes(pieces[:size])
+        return self._take(size)
 
     def _send_rest(self, rest: memoryview, began: float) -> None:
         """Goes on after a short send(2): the deadline passed, or a signal came in between."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from forkd.connection import Connection, DeadlineError, Leaving, PeerGone
 from forkd.errors import FramingError, OverLimit, Truncated
+from forkd.framing import Framing
 from forkd.handler import Close, Service
 from forkd.scoreboard import ERRORS, MALFORMED, OVER_LIMIT, REQUESTS, RESET, TIMED_OUT, TRUNCATED, Meter
 
@@ -67,40 +68,33 @@ class Outcome:
 def converse(connection: Connection, service: Service[..., Any], meter: Meter) -> Outcome:
     """Serves one connection to its end; the socket stays open for whoever accepted it."""
     outcome = _serve(connection, service, meter)
+    if outcome.end in _COLUMNS:
+        meter.counted(_COLUMNS[outcome.end])
     connection.close()
     if service.close_hook is not None:
         try:
             service.close_hook(connection)
-        except Exception as error:
-            meter.counted(ERRORS)
-            outcome = Outcome(End.ERROR, error)
-    if outcome.end in _COLUMNS:
-        meter.counted(_COLUMNS[outcome.end])
-    meter.moved(connection.received, connection.sent)
+        except BaseException as error:
+            outcome = _failure(error, meter)
+    _account(connection, meter)
     return outcome
 
 
 def _serve(connection: Connection, service: Service[..., Any], meter: Meter) -> Outcome:
     loop = _RequestLoop(connection, service, meter)
     try:
-        if service.connect_hook is not None:
-            loop.greet(service.connect_hook(connection))
-        if service.framing is None:
-            loop.stream()
-        else:
-            loop.run()
+        loop.run()
     except Close as close:
         return loop.goodbye(close)
     except _Failed as failed:
-        loop.goodbye(Close())
         return _failure(failed.error, meter)
     except (DeadlineError, FramingError, PeerGone, Leaving) as error:
         return Outcome(_end_of(error), error)
-    except EOFError:
-        return Outcome(End.CLIENT)
-    except BaseException as error:  # a hook's or a framing's own mistake
-        return _failure(error, meter)
-    return Outcome(End.CLIENT if connection.at_end else End.CLOSED)
+    except BaseException as error:
+        # The stream's own end, let through by a stream handler; else a hook's or a framing's own mistake.
+        if not isinstance(error, EOFError) or not (connection.at_end or connection.leaving):
+            return _failure(error, meter)
+    return Outcome(_quiet_end(connection))
 
 
 class _Failed(Exception):
@@ -113,7 +107,7 @@ class _Failed(Exception):
 class _RequestLoop:
     """The replies on their way, and what makes them."""
 
-    __slots__ = ("connection", "encode", "handler", "held", "held_bytes", "held_since", "meter", "service")
+    __slots__ = ("connection", "encode", "handler", "held_bytes", "held_since", "meter", "service", "unsent")
 
     def __init__(self, connection: Connection, service: Service[..., Any], meter: Meter) -> None:
         self.connection = connection
@@ -121,42 +115,51 @@ class _RequestLoop:
         self.handler = service.handler
         self.meter = meter
         self.encode = _as_it_is
-        self.held: list[bytes] = []
+        # The connection's own list, so that what a handler sends itself comes behind the replies before it.
+        self.unsent = connection.unsent
         self.held_bytes = 0
         self.held_since = 0
 
-    def greet(self, banner: Any) -> None:
-        if self.service.framing is not None:
-            self.encode = self.service.framing.encode
-        self.reply(banner)
-        self.flush()
+    def run(self) -> None:
+        framing = None if self.service.framing is None else self.service.framing.copy()
+        if framing is not None:
+            self.encode = framing.encode
+        if self.service.connect_hook is not None:
+            self.reply(self.service.connect_hook(self.connection))
+            self.flush()
+        if self.connection.closed:
+            return
+        if framing is None:
+            self.stream()
+        else:
+            self.answer_all(framing)
 
     def stream(self) -> None:
         try:
             self.handler(self.connection)
-        except (Close, DeadlineError, FramingError, PeerGone, EOFError):
-            raise
-        except BaseException as error:
-            raise _Failed(error) from None
         finally:
             self.meter.counted(REQUESTS)
 
-    def run(self) -> None:
-        framing = self.service.framing.copy()  # type: ignore[union-attr]  # `stream` is for None
-        self.encode = framing.encode
+    def answer_all(self, framing: Framing[Any]) -> None:
+        connection = self.connection
         leave_at = 0.0
-        for requests in self.connection.batches(framing):
+        for requests in connection.batches(framing):
             for request in requests:
                 self.answer(request)
+                if connection.closed:
+                    break
             self.flush()
-            if self.connection.leaving:
+            if connection.closed:
+                return
+            if connection.leaving:
                 leave_at = leave_at or monotonic() + _LEAVE_SECONDS
                 if monotonic() > leave_at and not getattr(framing, "pending", 0):
                     raise Leaving("the worker leaves")
 
     def answer(self, request: Any) -> None:
         began = self.meter.began()
-        if not self.held:
+        if not self.unsent:
+            self.held_bytes = 0
             self.held_since = began
         try:
             reply = self.handler(request, self.connection) if self.service.takes_connection else self.handler(request)
@@ -203,19 +206,13 @@ class _RequestLoop:
 
     def hold(self, reply: bytes) -> None:
         data = self.encode(reply)
-        self.held.append(data)
+        self.unsent.append(data)
         self.held_bytes += len(data)
 
     def flush(self) -> None:
-        """Sends what is held, in one piece, and accounts for the bytes."""
-        connection, held = self.connection, self.held
-        if held:
-            data = held[0] if len(held) == 1 else b"".join(held)
-            self.held = []
-            self.held_bytes = 0
-            connection.send(data)
-        self.meter.moved(connection.received, connection.sent)
-        connection.received = connection.sent = 0
+        """Sends what is held and accounts for the bytes."""
+        self.connection.flush()
+        _account(self.connection, self.meter)
 
     def goodbye(self, close: Close) -> Outcome:
         """Sends the last words of a handler that ends the connection."""
@@ -233,9 +230,21 @@ def _as_it_is(reply: bytes) -> bytes:
     return reply
 
 
+def _account(connection: Connection, meter: Meter) -> None:
+    meter.moved(connection.received, connection.sent)
+    connection.received = connection.sent = 0
+
+
 def _failure(error: BaseException, meter: Meter) -> Outcome:
     meter.counted(ERRORS)
     return Outcome(End.EXIT if isinstance(error, SystemExit) else End.ERROR, error)
+
+
+def _quiet_end(connection: Connection) -> End:
+    """Who ended a conversation in which nothing went wrong."""
+    if connection.at_end:
+        return End.CLIENT
+    return End.LEAVING if connection.leaving else End.CLOSED
 
 
 def _end_of(error: BaseException) -> End:

@@ -11,7 +11,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -50,7 +50,7 @@ class Service(Generic[P, R]):
         self.framing = framing
         self.__doc__ = handler.__doc__
         self.__name__ = getattr(handler, "__name__", type(handler).__name__)
-        self.__module__ = handler.__module__
+        self.__module__ = getattr(handler, "__module__", None) or type(handler).__module__
         self.__wrapped__ = handler
         self.takes_connection = framing is not None and _takes_connection(handler)
         self.connect_hook: ConnectionHook | None = None
@@ -92,7 +92,17 @@ class Service(Generic[P, R]):
 
     def alive(self) -> AbstractContextManager[Any]:
         """The lifespan as a context manager, giving the resources."""
-        return nullcontext() if self.lifespan_hook is None else contextmanager(self.lifespan_hook)()
+        return nullcontext() if self.lifespan_hook is None else _alive(self.lifespan_hook)
+
+
+@contextmanager
+def _alive(hook: Lifespan) -> Iterator[Any]:
+    # An error that ends the worker is not thrown into the hook: its clean-up runs, with or without a `finally`.
+    with ExitStack() as stack:
+        life = contextmanager(hook)()
+        resources = life.__enter__()
+        stack.callback(life.__exit__, None, None, None)
+        yield resources
 
 
 def service(framing: Framing[Any]) -> Callable[[Callable[P, R]], Service[P, R]]:
@@ -130,7 +140,7 @@ def load(app: str) -> Service[..., Any]:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise BootError(f"there is no module {error.name!r} (looked for in {_search_path()})") from None
         raise BootError(_told("cannot be imported", error)) from None
-    except (Exception, SystemExit, RecursionError) as error:
+    except (Exception, SystemExit) as error:
         raise BootError(_told("cannot be imported", error)) from None
     for part in name.split("."):
         try:
@@ -182,9 +192,9 @@ def _search_path() -> str:
 
 
 def _services_of(module: object) -> str:
-    names = sorted(name for name, value in vars(module).items() if isinstance(value, Service))
+    names = sorted(name for name, value in getattr(module, "__dict__", {}).items() if isinstance(value, Service))
     return f"; it has the services {', '.join(names)}" if names else ""
 
 
 def _kind(target: object) -> str:
-    return "a plain function" if inspect.isfunction(target) else f"a {type(target).__name__}"
+    return "a plain function" if inspect.isfunction(target) else f"of type {type(target).__name__}"

@@ -8,7 +8,6 @@ So a connection that we end is shut down for writing, then read and thrown away 
 from __future__ import annotations
 
 import socket
-from time import monotonic
 from typing import Final
 
 SECONDS: Final = 2.0
@@ -25,16 +24,12 @@ class Lingering:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, sock: socket.socket) -> int | None:
+    def add(self, sock: socket.socket, now: float) -> int | None:
         """Takes over a socket whose writing side is shut; gives its descriptor to watch, None if it is done."""
         sock.setblocking(False)
-        self._waiting[sock.fileno()] = (sock, monotonic() + SECONDS, BYTES)
         fd = sock.fileno()
-        if self.readable(fd):
-            return None
-        if len(self._waiting) > MOST:
-            self._close(next(iter(self._waiting)))
-        return fd
+        self._waiting[fd] = (sock, now + SECONDS, BYTES)
+        return None if self.readable(fd) else fd
 
     def readable(self, fd: int) -> bool:
         """Throws away what has arrived on `fd`; True when that was the end of it."""
@@ -53,16 +48,22 @@ class Lingering:
         self._close(fd)
         return True
 
-    def timeout(self) -> float | None:
-        """Seconds until the oldest one's time is over; None when there is none."""
+    def timeout(self, now: float) -> float | None:
+        """Seconds until `expire` has something to do; None when nobody waits."""
+        if len(self._waiting) > MOST:
+            return 0.0
         for _, deadline, _ in self._waiting.values():
-            return max(0.0, deadline - monotonic())
+            return max(0.0, deadline - now)
         return None
 
-    def expire(self) -> list[int]:
-        """Closes those whose time is over; gives their descriptors."""
-        now = monotonic()
-        over = [fd for fd, (_, deadline, _) in self._waiting.items() if deadline <= now]
+    def expire(self, now: float) -> list[int]:
+        """Closes those whose time is over, and the oldest of more than MOST; gives their descriptors."""
+        surplus = len(self._waiting) - MOST
+        over: list[int] = []
+        for fd, (_, deadline, _) in self._waiting.items():
+            if deadline > now and len(over) >= surplus:
+                break
+            over.append(fd)
         for fd in over:
             self._close(fd)
         return over

@@ -21,7 +21,7 @@ Times are in seconds, with or without a fraction. A relative path starts at the 
 (`idle_timeout=5`, `workers.max=8`) and those of `[master]` (`master.log.level=debug`) from the command line.
 """
 
-_MASTER = "What holds for the whole server. A reload applies `stop_timeout` and `log`; the others want a restart."
+_MASTER = "What holds for the whole server. A reload applies all but `control` and `pidfile`, which want a restart."
 
 _LOG = "What is written, and where."
 

@@ -143,12 +143,9 @@ class Meter:
         row[OPEN] += 1
         row[ACCEPTED] += 1
 
-    def closed(self, received: int, sent: int) -> None:
-        """A connection ended; the bytes are what no request has accounted for yet."""
-        row = self.row
-        row[OPEN] -= 1
-        row[BYTES_IN] += received
-        row[BYTES_OUT] += sent
+    def closed(self) -> None:
+        self.row[OPEN] -= 1
+        self.row[STATE] = IDLE
 
     def began(self) -> int:
         """A handler starts; gives the time, in nanoseconds, for `ended`."""

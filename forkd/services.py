@@ -38,12 +38,12 @@ def discard(data: bytes) -> None:
 
 @stream
 def chargen(connection: Connection) -> None:
-    """Character Generator Protocol (RFC 864): lines of 72 characters until the client ends it.
+    """Character Generator Protocol (RFC 864): lines of 72 characters until the client or the worker ends it.
 
     A client's input is of no meaning here and is left unread.
     """
     block = b"".join(_chargen_lines())
-    while True:
+    while not connection.leaving:
         connection.send(block)
 
 

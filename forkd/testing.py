@@ -13,27 +13,33 @@ from contextlib import contextmanager
 from typing import Any
 
 from forkd.connection import Connection, Limits
-from forkd.conversation import Outcome, converse
+from forkd.conversation import End, Outcome, converse
 from forkd.framing import Framing
 from forkd.handler import Service
 from forkd.scoreboard import ROW_BYTES, Meter
-
-_TIMEOUT = 5.0
 
 
 class Client:
     """The client's end of a conversation with a service under test.
 
     Requests are dressed and replies cut by the service's own framing. What does not come within
-    five seconds raises TimeoutError. `outcome` tells how the conversation ended, once it has.
+    `timeout` seconds raises TimeoutError.
     """
 
-    def __init__(self, sock: socket.socket, framing: Framing[Any] | None) -> None:
+    def __init__(self, sock: socket.socket, framing: Framing[Any] | None, session: _Session, timeout: float) -> None:
         self._socket = sock
         self._framing = framing.copy() if framing is not None else None
         self._replies: list[Any] = []
-        self.outcome: Outcome | None = None
-        sock.settimeout(_TIMEOUT)
+        self._session = session
+        sock.settimeout(timeout)
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the conversation ended; waits until it has."""
+        self._session.wait()
+        if self._session.outcome is None:
+            raise EOFError("the lifespan failed: there was no conversation")
+        return self._session.outcome
 
     def call(self, request: bytes) -> Any:
         """Sends one request and gives its reply."""
@@ -87,37 +93,70 @@ class Client:
 
 
 @contextmanager
-def connect(service: Service[..., Any], *, limits: Limits = Limits(), name: str = "test") -> Iterator[Client]:  # noqa: B008
+def connect(
+    service: Service[..., Any],
+    *,
+    limits: Limits = Limits(),  # noqa: B008  # immutable
+    name: str = "test",
+    timeout: float = 5.0,
+) -> Iterator[Client]:
     """A client connected to `service`, which runs its lifespan and one conversation in a thread.
 
-    `limits` are the deadlines, in seconds. An exception of the handler that no `on_error` turned
-    into a reply is raised at the end of the `with` block.
+    `limits` are the deadlines, in seconds; `timeout` is the client's patience. An exception of the
+    handler that no `on_error` turned into a reply is raised at the end of the `with` block, also
+    when the block fails over its consequences (their EOFError is its context).
     """
     ours, theirs = socket.socketpair()
-    client = Client(ours, service.framing)
-    failures: list[BaseException] = []
-
-    def run() -> None:
+    with theirs:
+        session = _Session(service, theirs, limits, name, timeout)
         try:
-            with service.alive() as resources:
-                connection = Connection(theirs, service=name, limits=limits, resources=resources)
+            with ours:
+                yield Client(ours, service.framing, session, timeout)
+        except Exception:
+            session.finish()
+            raise
+        session.wait()
+        session.finish()
+
+
+class _Session:
+    """The service's side: a thread, and what came of it."""
+
+    def __init__(
+        self, service: Service[..., Any], sock: socket.socket, limits: Limits, name: str, timeout: float
+    ) -> None:
+        self._service = service
+        self._socket = sock
+        self._limits = limits
+        self._name = name
+        self._timeout = timeout
+        self._error: BaseException | None = None
+        self.outcome: Outcome | None = None
+        self._thread = threading.Thread(target=self._run, name=f"forkd.testing: {name}", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        self._thread.join(self._timeout)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the service still runs after {self._timeout:g} seconds")
+
+    def finish(self) -> None:
+        """Raises what the application did wrong, when the thread has ended."""
+        self._thread.join(self._timeout)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        connection = Connection(self._socket, service=self._name, limits=self._limits, peer="")
+        try:
+            with self._service.alive() as connection.resources:
                 connection.prepare()
                 meter = Meter(memoryview(bytearray(ROW_BYTES)).cast("Q"))
-                client.outcome = converse(connection, service, meter)
+                self.outcome = converse(connection, self._service, meter)
+                if self.outcome.end in (End.ERROR, End.EXIT):
+                    self._error = self.outcome.error
         except BaseException as error:
-            failures.append(error)
+            self._error = error
         finally:
-            theirs.close()
-
-    thread = threading.Thread(target=run, name=f"forkd.testing: {name}", daemon=True)
-    thread.start()
-    try:
-        yield client
-    finally:
-        ours.close()
-        thread.join(_TIMEOUT)
-    outcome = client.outcome
-    if outcome is not None and outcome.end.value.startswith("handler") and outcome.error is not None:
-        raise outcome.error
-    if failures:
-        raise failures[0]
+            # Not closed here: unread input would reset the client, from which a worker's lingering keeps it.
+            connection.close()

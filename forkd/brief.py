@@ -1,0 +1,84 @@
+"""What a fork server is told at its birth, and the messages between it and the master.
+
+Plain values that cross an exec as JSON, over a SOCK_SEQPACKET pair which keeps messages apart.
+"""
+
+from __future__ import annotations
+
+import array  # noqa: F401  # socket.recv_fds imports it late, which may be after privileges are dropped
+import json
+import socket
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from forkd.address import Address
+from forkd.connection import Limits
+from forkd.leaving import Leaving
+from forkd.process import Identity
+
+MESSAGE_BYTES: Final = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A listener as a worker sees it: its descriptor and where it listens."""
+
+    fd: int
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """Everything that a fork server and its workers need to know; descriptors are those they inherit.
+
+    `leavings` are the socket and pid files to be removed should the master die.
+    """
+
+    version: str
+    service: str
+    generation: int
+    app: str
+    path: str
+    limits: Limits
+    doors: tuple[Door, ...]
+    board: int
+    wake: int
+    log: int
+    log_level: str
+    log_format: str
+    identity: Identity | None
+    exclusive: bool
+    leavings: tuple[Leaving, ...]
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Brief:
+        """The brief that `encode` wrote."""
+        brief = cls(**json.loads(data))
+        return replace(
+            brief,
+            limits=Limits(*brief.limits),
+            doors=tuple(Door(door["fd"], Address(*door["address"])) for door in brief.doors),  # type: ignore[index]
+            identity=None if brief.identity is None else _identity(*brief.identity),
+            leavings=tuple(Leaving(*leaving) for leaving in brief.leavings),
+        )
+
+
+def _identity(uid: int, gid: int, groups: Any) -> Identity:
+    return Identity(uid, gid, tuple(groups))
+
+
+def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+    """Sends one message, with copies of `fds` (unix(7), SCM_RIGHTS)."""
+    socket.send_fds(sock, [json.dumps(message).encode()[:MESSAGE_BYTES]], fds)
+
+
+def receive(sock: socket.socket, fds: int = 0) -> tuple[dict[str, Any], list[int]] | None:
+    """The next message and its descriptors; None at the end. Raises BlockingIOError when there is none yet."""
+    data, received, _, _ = socket.recv_fds(sock, MESSAGE_BYTES, fds)
+    if not data:
+        return None
+    message: dict[str, Any] = json.loads(data)
+    return message, list(received)

@@ -1,0 +1,128 @@
+"""`forkd check`: imports every application in a throw-away fork server, and looks for what will bite.
+
+It binds nothing. What the settings themselves say wrong, `config` has told by the time this begins.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+import forkd
+from forkd import brief, log, process
+from forkd.brief import Brief
+from forkd.errors import ConfigError, ForkdError, Problem
+from forkd.scoreboard import Board
+from forkd.settings import Settings
+from forkd.site import limits
+
+_SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
+
+
+def problems(settings: Settings) -> list[Problem]:
+    """What keeps these settings from being served: applications that do not import, unknown users."""
+    trials = [_Trial(settings, name) for name in settings.services]
+    return [problem for trial in trials for problem in trial.verdict()]
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """What works, but not as somebody might expect."""
+    somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    for name, service in settings.services.items():
+        if service.backlog > somaxconn:
+            yield str(
+                settings.problem(
+                    f"service.{name}.backlog",
+                    f"{service.backlog} is cut to {somaxconn} by the kernel: raise net.core.somaxconn (sysctl)",
+                )
+            )
+    workers = sum(service.workers.max for service in settings.services.values())
+    needed = 3 * workers + _SPARE_DESCRIPTORS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed > soft:
+        yield (
+            f"{settings.file}: {workers} workers take {needed} descriptors, but {soft} are allowed: "
+            "raise LimitNOFILE= or ulimit -n"
+        )
+    if os.geteuid() == 0:
+        for name in root_services(settings):
+            yield f"{settings.file}: service {name} would run as root: set master.user"
+
+
+def root_services(settings: Settings) -> list[str]:
+    """The services for which no user is set, so that a master that is root would run them as root."""
+    return [name for name, service in settings.services.items() if settings.runs_as(service)[0] is None]
+
+
+class _Trial:
+    """One application on its way through an import, in a process of its own."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._service = settings.services[name]
+        self._deadline = monotonic() + self._service.boot_timeout
+        self._failure = ""
+        try:
+            identity = process.identity(*settings.runs_as(self._service))
+        except ForkdError as error:
+            self._failure = str(error)
+            return
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        board = Board.create(name)
+        told = Brief(
+            version=forkd.__version__,
+            service=name,
+            generation=0,
+            app=self._service.app,
+            path=str(self._service.path),
+            limits=limits(self._service),
+            doors=(),
+            board=board.fd,
+            wake=board.fd,
+            log=log.standard_error(),
+            log_level="error",
+            log_format="text",
+            identity=identity if os.geteuid() == 0 else None,
+            exclusive=False,
+            leavings=(),
+        )
+        self._pid = process.spawn("forkserver", theirs.fileno(), [told.board, told.log])
+        theirs.close()
+        board.close()
+        self._sock.send(told.encode())
+
+    def verdict(self) -> list[Problem]:
+        """Waits for the end of the import; gives what is wrong with it."""
+        if self._failure:
+            return [self._settings.problem(f"service.{self._name}.user", self._failure)]
+        try:
+            failure = self._answer()
+        finally:
+            self._sock.close()
+            os.waitpid(self._pid, 0)
+        return [self._settings.problem(f"service.{self._name}.app", failure)] if failure else []
+
+    def _answer(self) -> str:
+        readable, _, _ = select.select([self._sock], [], [], max(0.0, self._deadline - monotonic()))
+        if not readable:
+            os.kill(self._pid, signal.SIGKILL)
+            return f"was not imported within its boot_timeout of {self._service.boot_timeout:g} s"
+        received = brief.receive(self._sock)
+        if received is None:
+            return "ended its process while it was imported"
+        message, _ = received
+        return str(message.get("failed", ""))
+
+
+def refuse(found: list[Problem]) -> None:
+    """Raises ConfigError with the problems, if there are any."""
+    if found:
+        raise ConfigError(found)

@@ -1,0 +1,188 @@
+"""The command line: arguments to one call, errors to exit statuses; no sockets and no decisions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+import forkd
+from forkd import address, check, client, config, control, rundir
+from forkd.errors import ConfigError, Exit, ForkdError
+from forkd.settings import Settings
+
+DEFAULT_FILE: Final = "/etc/forkd.toml"
+_ASK_SECONDS: Final = 10.0
+_CORES: Final = len(os.sched_getaffinity(0))
+
+config_option = click.option(
+    "-c", "--config", "file", default=DEFAULT_FILE, show_default=True, metavar="FILE", help="The settings' file."
+)
+
+
+def control_option(command: Any) -> Any:
+    """Options by which a command finds a running forkd."""
+    command = click.option(
+        "--control", type=click.Path(path_type=Path), metavar="PATH", help="The control socket, instead of a file's."
+    )(command)
+    return config_option(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The program `forkd`."""
+    try:
+        status = cli.main(arguments, prog_name="forkd", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ForkdError as error:
+        prefix = "" if isinstance(error, ConfigError) else "forkd: "
+        click.echo(f"{prefix}{error}", err=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
+        sys.exit(Exit.FAILED)
+    sys.exit(status if isinstance(status, int) else Exit.DONE)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(forkd.__version__, prog_name="forkd", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Turns a Python function into a TCP service with preforked workers."""
+
+
+@cli.command()
+@click.argument("target", required=False)
+@click.option("--listen", multiple=True, metavar="ADDRESS", help="Where to listen; may be given again.")
+@click.option("--workers", type=int, metavar="N", help="How many workers.")
+@click.option("--worker", metavar="KIND", help="The kind of worker: sync or event.")
+@click.option("--name", metavar="NAME", help="What to call the service.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of a service; may be given again.")
+def run(
+    target: str | None,
+    listen: tuple[str, ...],
+    workers: int | None,
+    worker: str | None,
+    name: str | None,
+    sets: tuple[str, ...],
+) -> int:
+    """Serves in the foreground.
+
+    TARGET is a settings file (by default /etc/forkd.toml), or an application, as in
+
+        forkd run mymodule:shout --listen 127.0.0.1:7000
+    """
+
+    def read() -> Settings:
+        if target is not None and _is_application(target):
+            return config.from_options(
+                target, name=name, listen=listen, workers=workers, worker=worker, sets=sets, folder=Path.cwd(),
+                cores=_CORES,
+            )  # fmt: skip
+        if listen or workers or worker or name or sets:
+            raise click.UsageError("options go with an application (module:name); a file says all itself")
+        return config.load(target or DEFAULT_FILE, cores=_CORES)
+
+    from forkd.master import Master  # the other commands do without it, and start faster
+
+    settings = read()
+    path = rundir.control_path(settings)
+    rundir.make_folder(path)
+    if os.geteuid() == 0 and (names := check.root_services(settings)):
+        click.echo(f"forkd: running {', '.join(names)} as root; set master.user to run as somebody else", err=True)
+    ended = Master(settings, read, path).run()
+    if ended.reason:
+        prefix = "" if ended.status == Exit.CONFIG else "forkd: "
+        click.echo(f"{prefix}{ended.reason}", err=True)
+    return ended.status
+
+
+@cli.command()
+@control_option
+def reload(file: str, control: Path | None) -> None:
+    """Starts a new generation, with the file read again; the old one stays if it does not serve."""
+    result = _ask(file, control, {"command": "reload"}, timeout=None)
+    for service, generation in result["generations"].items():
+        click.echo(f"{service}: generation {generation} serves")
+
+
+@cli.command()
+@control_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def status(file: str, control: Path | None, as_json: bool) -> None:
+    """Shows what every service and worker is doing."""
+    document = _ask(file, control, {"command": "status"})
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    from forkd import table  # rich is for this command alone
+
+    table.show(document)
+
+
+@cli.command()
+@control_option
+@click.argument("service", default="")
+def stacks(file: str, control: Path | None, service: str) -> None:
+    """Shows every worker's Python stack, now."""
+    for each in _ask(file, control, {"command": "stacks", "service": service}):
+        click.echo(f"{each['service']} worker={each['worker']} gen={each['gen']} pid={each['pid']}")
+        text = each["stack"] or "it did not answer: stopped, or stuck in the kernel"
+        click.echo("".join(f"    {line}\n" for line in text.splitlines()))
+
+
+@cli.command()
+@control_option
+@click.argument("service")
+@click.argument("size", type=click.IntRange(1, 1024), metavar="N")
+def scale(file: str, control: Path | None, service: str, size: int) -> None:
+    """Sets the size of SERVICE's pool to N workers, until the next reload."""
+    _ask(file, control, {"command": "scale", "service": service, "size": size})
+
+
+@cli.command("check")
+@click.argument("target", required=False)
+@config_option
+def check_(target: str | None, file: str) -> None:
+    """Checks a settings file and imports its applications, in processes of their own; binds nothing."""
+    settings = config.load(target or file, cores=_CORES)
+    check.refuse(check.problems(settings))
+    for warning in check.warnings(settings):
+        click.echo(f"warning: {warning}", err=True)
+    count = len(settings.services)
+    click.echo(f"{settings.file}: good, {count} service{'' if count == 1 else 's'}")
+
+
+@cli.command()
+@click.argument("target", metavar="ADDRESS")
+@click.argument("requests", nargs=-1, metavar="[REQUEST]...")
+@click.option("--connect-timeout", type=float, default=5.0, show_default=True, metavar="S", help="Seconds to connect.")
+@click.option("--timeout", type=float, metavar="S", help="Seconds of silence to bear.  [default: for ever]")
+@click.option("--source", metavar="ADDRESS", help="Where to call from; otherwise the kernel picks.")
+def call(target: str, requests: tuple[str, ...], connect_timeout: float, timeout: float | None, source: str) -> None:
+    """Sends each REQUEST, or each line of standard input, to ADDRESS and prints each reply."""
+    texts = [os.fsencode(request) for request in requests]
+    with client.connect(address.parse(target), timeout=connect_timeout, source=source) as sock:
+        stdin = None if sys.stdin is None else sys.stdin.buffer
+        stdout = None if sys.stdout is None else sys.stdout.buffer
+        client.call(sock, texts or None, stdin, stdout, timeout=timeout)
+
+
+def _is_application(target: str) -> bool:
+    return ":" in target and "/" not in target and not target.endswith(".toml")
+
+
+def _ask(file: str, path: Path | None, command: dict[str, Any], timeout: float | None = _ASK_SECONDS) -> Any:
+    """Asks the forkd that serves `file`, or the one at `path`."""
+    if path is None:
+        path = rundir.control_path(config.load(file, cores=_CORES))
+    return control.ask(path, command, timeout)

@@ -1,0 +1,176 @@
+"""The control socket: commands to a running forkd, one JSON object a line, in the master's own wait.
+
+A request is `{"command": NAME, ...}`, an answer `{"ok": true, "result": ...}` or
+`{"ok": false, "error": TEXT, "status": EXIT}`. How a command is done is the master's affair; an
+answer may come later, and meanwhile others are served. Only root and the master's own user are heard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from forkd.errors import BrokenOffError, ControlError, Exit, TimedOutError, UnreachableError
+from forkd.leaving import Leaving
+from forkd.listener import bind_unix
+
+LINE_BYTES: Final = 65536
+CLIENTS: Final = 32
+
+Reply = Callable[[dict[str, Any]], None]
+Obey = Callable[[dict[str, Any], Reply], None]
+
+
+class Wait(Protocol):
+    """The part of the master's wait that is needed here."""
+
+    def watch(self, fd: int, ready: Callable[[], None], *, writing: bool = False) -> None: ...
+
+    def unwatch(self, fd: int) -> None: ...
+
+
+def success(result: Any = None) -> dict[str, Any]:
+    return {"ok": True, "result": result}
+
+
+def failure(error: str, status: int = Exit.FAILED) -> dict[str, Any]:
+    return {"ok": False, "error": error, "status": int(status)}
+
+
+class ControlServer:
+    """The listening end; `obey` is called with each command and what answers it."""
+
+    def __init__(self, path: str, wait: Wait, obey: Obey) -> None:
+        self.socket = bind_unix(path, 0o600)
+        self.leaving = Leaving.at(path)
+        self._wait = wait
+        self._obey = obey
+        self._clients: set[_Client] = set()
+        wait.watch(self.socket.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Sends what is still to be said, as far as it goes, and removes the socket's file."""
+        for client in list(self._clients):
+            client.close()
+        self._wait.unwatch(self.socket.fileno())
+        self.leaving.remove()
+        self.socket.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            sock, _ = self.socket.accept()
+            if len(self._clients) >= CLIENTS or not _trusted(sock):
+                sock.close()
+                return
+            self._clients.add(_Client(sock, self._wait, self._obey, self._clients))
+
+
+class _Client:
+    """One caller: the lines it sends, and the answers that wait for it to read."""
+
+    def __init__(self, sock: socket.socket, wait: Wait, obey: Obey, all_of_them: set[_Client]) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._wait = wait
+        self._obey = obey
+        self._all = all_of_them
+        self._in = bytearray()
+        self._out = bytearray()
+        self._open = True
+        wait.watch(sock.fileno(), self._ready)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._all.discard(self)
+            self._wait.unwatch(self._socket.fileno())
+            self._socket.close()
+
+    def _ready(self) -> None:
+        self._write()
+        if not self._open:
+            return
+        try:
+            data = self._socket.recv(LINE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._in += data
+        if not data or len(self._in) > LINE_BYTES:
+            self.close()
+            return
+        while b"\n" in self._in and self._open:
+            line, _, rest = bytes(self._in).partition(b"\n")
+            self._in = bytearray(rest)
+            self._handle(line)
+
+    def _handle(self, line: bytes) -> None:
+        try:
+            command = json.loads(line)
+        except (ValueError, RecursionError):
+            command = None
+        if isinstance(command, dict):
+            self._obey(command, self._answer)
+        else:
+            self._answer(failure("a command is one JSON object a line"))
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        if self._open:
+            self._out += json.dumps(answer).encode() + b"\n"
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._out:
+                del self._out[: self._socket.send(self._out)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        self._wait.watch(self._socket.fileno(), self._ready, writing=bool(self._out))
+
+
+def ask(path: Path, command: dict[str, Any], timeout: float | None = None) -> Any:
+    """Sends one command to the forkd whose control socket is at `path`; gives the result.
+
+    Raises ControlError with the answer of a command that failed, UnreachableError when no forkd
+    is there, TimedOutError after `timeout` seconds.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
+            sock.connect(str(path))
+            sock.sendall(json.dumps(command).encode() + b"\n")
+            with sock.makefile("rb") as lines:
+                line = lines.readline()
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise UnreachableError(f"no forkd is running with the control socket {path}") from None
+    except PermissionError:
+        raise UnreachableError(f"{path} is another user's: try as that user or as root") from None
+    except TimeoutError:
+        raise TimedOutError(f"no answer from the forkd at {path} within {timeout:g} s") from None
+    except OSError as error:
+        raise BrokenOffError(f"the forkd at {path} broke off: {error.strerror}") from None
+    if not line.endswith(b"\n"):
+        raise BrokenOffError(f"the forkd at {path} ended before it answered")
+    answer = json.loads(line)
+    if answer["ok"]:
+        return answer["result"]
+    refused = ControlError(answer["error"])
+    refused.exit_status = Exit(answer["status"])
+    raise refused
+
+
+def _trusted(sock: socket.socket) -> bool:
+    """Whether the caller is root or ourselves (unix(7), SO_PEERCRED)."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return uid in (0, os.geteuid())

@@ -1,0 +1,241 @@
+"""A fork server and its workers: their states, the legal moves between them, and the orders they get.
+
+Pure, like `pool`, which decides how many workers there are to be: no clock, no process, no socket. A
+worker is a process that passes through a slot; it has a row of the scoreboard for as long as it lives.
+Whoever is waited for has a time at which the patience is over: `due` names the first, `press` acts on it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count, islice
+from typing import Final
+
+from forkd.events import Abort, Action, EndForkServer, Exit, Fork, Kill, Order, Plan, Tell
+
+NEVER: Final = float("inf")
+TELL_AGAIN: Final = 1.0  # an order can miss a worker in the microsecond before recv(2); see `connection`
+KILL_AGAIN: Final = 2.0  # also the time from Abort to Kill, and from an empty fork server's end to its Kill
+FINISH_BEFORE_KILL: Final = 10.0
+BACKOFF_FIRST: Final = 0.5
+BACKOFF_LAST: Final = 30.0
+BACKOFF_JITTER: Final = 0.2
+BACKOFF_MEMORY: Final = 60.0
+
+
+class WorkerState(Enum):
+    BOOTING = "booting"
+    SERVING = "serving"
+    LEAVING = "leaving"
+    DOOMED = "doomed"
+    GONE = "gone"
+
+
+class ForkServerState(Enum):
+    BOOTING = "booting"
+    READY = "ready"
+    ENDING = "ending"
+    GONE = "gone"
+
+
+# A move to the same state: it is told, or killed, once more.
+WORKER_MOVES: Final = {
+    WorkerState.BOOTING: {WorkerState.SERVING, WorkerState.LEAVING, WorkerState.DOOMED, WorkerState.GONE},
+    WorkerState.SERVING: {WorkerState.LEAVING, WorkerState.DOOMED, WorkerState.GONE},
+    WorkerState.LEAVING: {WorkerState.LEAVING, WorkerState.DOOMED, WorkerState.GONE},
+    WorkerState.DOOMED: {WorkerState.DOOMED, WorkerState.GONE},
+    WorkerState.GONE: set[WorkerState](),
+}
+FORK_SERVER_MOVES: Final = {
+    ForkServerState.BOOTING: {ForkServerState.READY, ForkServerState.ENDING, ForkServerState.GONE},
+    ForkServerState.READY: {ForkServerState.ENDING, ForkServerState.GONE},
+    ForkServerState.ENDING: {ForkServerState.ENDING, ForkServerState.GONE},
+    ForkServerState.GONE: set[ForkServerState](),
+}
+
+
+class IllegalMoveError(Exception):
+    """A state was asked to become one that its table of moves does not allow: a mistake of forkd's own."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """A process in a slot; `since` is when it got its state, or its order once more, `until` how long that may last."""
+
+    slot: int
+    row: int
+    born: float
+    since: float
+    until: float
+    state: WorkerState = WorkerState.BOOTING
+    order: Order = Order.DRAIN
+    busy: bool = False
+    overdue: bool = False
+
+    def move(self, state: WorkerState, now: float, until: float = NEVER) -> None:
+        if state not in WORKER_MOVES[self.state]:
+            raise IllegalMoveError(f"worker {self.slot}: {self.state.value} to {state.value}")
+        self.state, self.since, self.until = state, now, until
+
+    @property
+    def staying(self) -> bool:
+        return self.state in (WorkerState.BOOTING, WorkerState.SERVING)
+
+    @property
+    def due(self) -> float:
+        return min(self.until, self.since + TELL_AGAIN) if self.state is WorkerState.LEAVING else self.until
+
+
+@dataclass(slots=True)
+class Backoff:
+    """When something that keeps failing may be tried again: after 0, 0.5, 1, 2 .. 30 s, with jitter."""
+
+    failures: int = 0
+    until: float = 0.0
+
+    def lived(self, seconds: float) -> None:
+        if seconds >= BACKOFF_MEMORY:
+            self.failures = 0
+
+    def failed(self, now: float, jitter: random.Random) -> None:
+        self.failures += 1
+        delay = min(BACKOFF_LAST, BACKOFF_FIRST * 2.0 ** min(self.failures - 2, 10)) if self.failures > 1 else 0.0
+        self.until = now + delay * jitter.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
+
+
+@dataclass(slots=True)
+class Generation:
+    """A fork server and its workers, by slot; `failure` is why it can't take over, as the end that gives a start."""
+
+    number: int
+    plan: Plan
+    jitter: random.Random
+    since: float
+    until: float
+    state: ForkServerState = ForkServerState.BOOTING
+    workers: dict[int, Worker] = field(default_factory=dict)
+    backoff: dict[int, Backoff] = field(default_factory=dict)
+    failure: Exit | None = None
+
+    def move(self, state: ForkServerState, now: float, until: float = NEVER) -> None:
+        if state not in FORK_SERVER_MOVES[self.state]:
+            raise IllegalMoveError(f"fork server {self.number}: {self.state.value} to {state.value}")
+        self.state, self.since, self.until = state, now, until
+
+    # What is.
+
+    @property
+    def over(self) -> bool:
+        return self.state is ForkServerState.GONE and not self.workers
+
+    def staying(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.staying]
+
+    def serving(self) -> int:
+        return sum(1 for worker in self.workers.values() if worker.state is WorkerState.SERVING)
+
+    def missing(self, size: int) -> dict[int, float]:
+        """The slots to be filled until there are `size` workers, the lowest first, each with when it may be."""
+        if self.state is not ForkServerState.READY:
+            return {}
+        slots = islice(numbers_not_in(self.workers.keys(), 0), max(0, size - len(self.staying())))
+        return {slot: self.backoff[slot].until if slot in self.backoff else 0.0 for slot in slots}
+
+    def due(self) -> float:
+        """When to `press` again."""
+        return min([self.until, *(worker.due for worker in self.workers.values())])
+
+    # What happened.
+
+    def boot_failed(self, slot: int, reason: str, now: float) -> None:
+        """The worker in `slot` can't become ready."""
+        self.failure = Exit(1, reason)
+        self.crashed(slot, 0.0, now)
+
+    def crashed(self, slot: int, lived: float, now: float) -> None:
+        """The worker in `slot` has to be replaced, at once unless that happens again and again."""
+        self.lasted(slot, lived)
+        self.backoff.setdefault(slot, Backoff()).failed(now, self.jitter)
+
+    def lasted(self, slot: int, lived: float) -> None:
+        """A worker that lived long clears its slot's past."""
+        if slot in self.backoff:
+            self.backoff[slot].lived(lived)
+
+    # What to do.
+
+    def fork(self, slot: int, row: int, now: float) -> Fork:
+        self.workers[slot] = Worker(slot, row, now, now, now + self.plan.boot_timeout)
+        return Fork(self.plan.service, self.number, slot, row)
+
+    def press(self, now: float) -> list[Action]:
+        """Does what is due: ends what is late, repeats an order that may have been missed."""
+        actions: list[Action] = []
+        if now >= self.until:
+            if self.state is ForkServerState.BOOTING:
+                self.failure = Exit(1, f"service {self.plan.service}: {self._boot_over()}")
+            actions.append(self._end(True, now))
+        late = [worker for worker in self.workers.values() if now >= worker.due]
+        return actions + [self._press(worker, now) for worker in late]
+
+    def send_off(self, order: Order, now: float, until: float) -> list[Action]:
+        """Tells every worker to leave; a fork server without any is let go."""
+        hurry = {Order.DRAIN} if order is Order.FINISH else set[Order]()
+        actions: list[Action] = [
+            self._tell(worker, order, now, until)
+            for worker in self.workers.values()
+            if worker.staying or (worker.state is WorkerState.LEAVING and worker.order in hurry)
+        ]
+        if self.state is ForkServerState.BOOTING:
+            actions.append(self._end(True, now))
+        elif self.state is ForkServerState.READY and not self.workers:
+            actions.append(self._end(False, now))
+        return actions
+
+    def drain(self, worker: Worker, now: float) -> Tell:
+        return self._tell(worker, Order.DRAIN, now, self.drained_by(now))
+
+    def drained_by(self, now: float) -> float:
+        return now + self.plan.drain_timeout if self.plan.drain_timeout else NEVER
+
+    def abort(self, worker: Worker, reason: str, now: float) -> Abort:
+        worker.overdue = True
+        worker.move(WorkerState.DOOMED, now, now + KILL_AGAIN)
+        return Abort(self.plan.service, self.number, worker.slot, reason)
+
+    def kill(self, worker: Worker, reason: str, now: float) -> Kill:
+        worker.move(WorkerState.DOOMED, now, now + KILL_AGAIN)
+        return Kill(self.plan.service, self.number, worker.slot, reason)
+
+    def _press(self, worker: Worker, now: float) -> Action:
+        if worker.state is WorkerState.BOOTING:
+            over = self._boot_over()
+            self.boot_failed(worker.slot, f"service {self.plan.service}: worker {worker.slot}: {over}", now)
+            return self.abort(worker, over, now)
+        if worker.state is WorkerState.DOOMED:
+            return self.kill(worker, "it did not end by itself", now)
+        if now < worker.until:
+            return self._tell(worker, worker.order, now, worker.until)
+        if worker.order is Order.DRAIN:
+            return self._tell(worker, Order.FINISH, now, now + FINISH_BEFORE_KILL)
+        return self.kill(worker, "drain_timeout is over", now)
+
+    def _tell(self, worker: Worker, order: Order, now: float, until: float) -> Tell:
+        worker.order = order
+        worker.move(WorkerState.LEAVING, now, until)
+        return Tell(self.plan.service, self.number, worker.slot, order)
+
+    def _end(self, kill: bool, now: float) -> EndForkServer:
+        self.move(ForkServerState.ENDING, now, now + KILL_AGAIN)
+        return EndForkServer(self.plan.service, self.number, kill)
+
+    def _boot_over(self) -> str:
+        return f"not ready within its boot_timeout of {self.plan.boot_timeout:g} s"
+
+
+def numbers_not_in(taken: Set[int], first: int) -> Iterator[int]:
+    """The numbers from `first` on that are free."""
+    return (number for number in count(first) if number not in taken)

@@ -1,0 +1,97 @@
+"""What the master holds of a fork server and of a worker: numbers, descriptors, and how to reach them.
+
+A worker is reached by its pidfd, so that a signal never meets a stranger who got its number, and
+by its leash, whose end tells it that the master has gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from forkd import brief
+from forkd.events import Order
+from forkd.scoreboard import COUNTS
+
+
+@dataclass(slots=True)
+class WorkerHandle:
+    """One worker: `row` is its row of the scoreboard, `before` what that row had counted when it was born."""
+
+    service: str
+    generation: int
+    slot: int
+    pid: int
+    pidfd: int
+    leash: socket.socket
+    stack: int
+    row: memoryview
+    born: float
+    before: dict[str, int] = field(default_factory=dict)
+    ready: bool = False
+
+    def __post_init__(self) -> None:
+        self.before = {name: self.row[column] for name, column in COUNTS.items()}
+
+    def name(self) -> dict[str, object]:
+        """How every log record names this worker."""
+        return {"service": self.service, "worker": self.slot, "gen": self.generation, "pid": self.pid}
+
+    def tell(self, order: Order) -> None:
+        with suppress(OSError):
+            self.leash.send(order.value.encode(), socket.MSG_DONTWAIT)
+
+    def reopened(self, fd: int) -> None:
+        """Hands over the reopened log."""
+        with suppress(OSError):
+            socket.send_fds(self.leash, [b"reopened"], [fd], socket.MSG_DONTWAIT)
+
+    def signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def stack_size(self) -> int:
+        return os.fstat(self.stack).st_size
+
+    def stack_text(self, start: int = 0) -> str:
+        """What faulthandler, or a failed start, has written from byte `start` on."""
+        return os.pread(self.stack, 65536, start).decode(errors="backslashreplace").rstrip()
+
+    def close(self) -> None:
+        self.leash.close()
+        os.close(self.pidfd)
+        os.close(self.stack)
+        self.row.release()
+
+
+@dataclass(slots=True)
+class ForkServerHandle:
+    """One fork server: its process and the socket to it; `heard` until that has come to its end,
+    `expected` when its death was ordered.
+
+    `reason` and `status` are what it said of its failure, and forkd's own exit status for it.
+    """
+
+    service: str
+    generation: int
+    pid: int
+    sock: socket.socket
+    reason: str = ""
+    status: int = 1
+    heard: bool = True
+    expected: bool = False
+
+    def name(self) -> dict[str, object]:
+        return {"service": self.service, "gen": self.generation, "pid": self.pid}
+
+    def tell(self, message: dict[str, object], fds: tuple[int, ...] = ()) -> None:
+        with suppress(OSError):
+            brief.send(self.sock, message, fds)
+
+    def kill(self) -> None:
+        """At once; it is our own child and not yet reaped, so the number is its own."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)

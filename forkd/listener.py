@@ -1,0 +1,228 @@
+"""Listening sockets: opened, described, handed on, closed. Nobody accepts here.
+
+One socket is shared by all workers of all generations; never shut down (that would end it for
+everybody) and non-blocking from its birth, for O_NONBLOCK belongs to the shared description.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from forkd.address import WILDCARD, Address, from_sockaddr
+from forkd.connection import Limits, timeval
+from forkd.errors import ForkdError, ListenError
+from forkd.leaving import Leaving
+from forkd.process import identity
+from forkd.settings import Listen
+from forkd.systemd import Passed
+
+
+@dataclass(slots=True)
+class Listener:
+    """A listening socket: what was asked for, and where it really listens.
+
+    `file` is a unix socket's file, ours to remove.
+    """
+
+    wanted: Listen
+    bound: Address
+    socket: socket.socket
+    file: Leaving | None = None
+
+    def hand_down(self, limits: Limits) -> None:
+        """Sets what accepted TCP sockets inherit from the listener (tcp(7)), at no cost for each of them."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(limits.idle_timeout))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(limits.write_timeout))
+
+    def close(self) -> None:
+        """Closes our descriptor and removes our socket file, if it is still ours."""
+        if self.file is not None:
+            self.file.remove()
+        self.socket.close()
+
+
+def open_listeners(wanted: Listen, backlog: int, passed: Passed) -> list[Listener]:
+    """Opens what an entry of `listen` asks for: mostly one socket, several where a name has several addresses.
+
+    Raises ListenError with a sentence that names the address and what to do.
+    """
+    address = wanted.address
+    if address.kind == "unix":
+        return [_open_unix(wanted, backlog)]
+    if address.kind == "systemd":
+        return [_adopt(wanted, sock) for sock in passed.take(address.host)]
+    opened: list[Listener] = []
+    try:
+        for family, sockaddr, both in _resolve(address):
+            sock = _bound_tcp(address, family, sockaddr, both, backlog)
+            opened.append(Listener(wanted, _real_address(address, sock), sock))
+    except ListenError:
+        for listener in opened:
+            listener.close()
+        raise
+    return opened
+
+
+def bind_unix(path: str, mode: int | None, own: Callable[[str], None] = lambda path: None) -> socket.socket:
+    """A bound unix socket whose file appears at `path` with its rights already set.
+
+    It is bound beside its place and renamed there, so that nobody ever meets it with wider
+    rights or not yet listening. A stale socket at `path` is replaced, anything else refused.
+    """
+    _refuse_occupied(path)
+    beside = f"{path}.{os.getpid()}"
+    if len(beside.encode()) > 107:  # sun_path of unix(7)
+        beside = str(Path(path).parent / f".{os.getpid()}")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        umask = os.umask(0o177 if mode is not None else os.umask(0))
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(beside)  # noqa: PTH108  # a leaving of an earlier process of our number
+            sock.bind(beside)
+        finally:
+            os.umask(umask)
+        if mode is not None:
+            os.chmod(beside, mode)  # noqa: PTH101
+        own(beside)
+        sock.listen(socket.SOMAXCONN)
+        os.rename(beside, path)  # noqa: PTH104
+    except BaseException:
+        sock.close()
+        with suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108
+        raise
+    return sock
+
+
+def _open_unix(wanted: Listen, backlog: int) -> Listener:
+    address = wanted.address
+    path = address.host
+
+    def own(path: str) -> None:
+        if wanted.user is not None or wanted.group is not None:
+            who = identity(wanted.user, wanted.group)
+            assert who is not None
+            uid = who.uid if wanted.user is not None else -1
+            os.chown(path, uid, who.gid if wanted.group is not None else -1)
+
+    try:
+        if path.startswith("@"):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock.bind("\0" + path[1:])
+            file = None
+        else:
+            sock = bind_unix(path, wanted.mode, own)
+            file = Leaving.at(path)
+        sock.listen(backlog)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {_why_unix(error, path)}") from None
+    except ForkdError as error:
+        raise ListenError(f"cannot listen on {address}: {error}") from None
+    return Listener(wanted, address, sock, file)
+
+
+def _refuse_occupied(path: str) -> None:
+    """Raises when `path` is taken by anything but a socket that nobody listens on."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FileExistsError(
+            errno.EEXIST, "something that is no socket stands there; remove it or choose another path"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return
+        except BlockingIOError:
+            pass  # its queue is full, so it is very much alive
+    raise OSError(errno.EADDRINUSE, "another server listens there")
+
+
+def _why_unix(error: OSError, path: str) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"another server listens there (ss -xlp 'src = unix:{path}' shows which)"
+        case errno.ENOENT:
+            return f"there is no folder {Path(path).parent}; make it, or choose another path"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{error.strerror}: this user may not make a socket in {Path(path).parent} or give it away"
+        case _:
+            return f"{error.strerror or error}"
+
+
+def _resolve(address: Address) -> list[tuple[socket.AddressFamily, tuple[object, ...], bool]]:
+    """The families and socket addresses to bind, and whether an IPv6 one stands for IPv4 as well."""
+    if address.host == WILDCARD:
+        if socket.has_ipv6 and _ipv6_works():
+            return [(socket.AF_INET6, ("::", address.port), True)]
+        return [(socket.AF_INET, ("0.0.0.0", address.port), False)]
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )
+    except socket.gaierror as error:
+        raise ListenError(f"cannot listen on {address}: the name has no address: {error.strerror}") from None
+    return list(dict.fromkeys((family, tuple(sockaddr), False) for family, _, _, _, sockaddr in found))
+
+
+def _ipv6_works() -> bool:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def _bound_tcp(
+    address: Address, family: socket.AddressFamily, sockaddr: tuple[object, ...], both: bool, backlog: int
+) -> socket.socket:
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+        sock.bind(sockaddr)
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"cannot listen on {address}: {_why_tcp(error, address)}") from None
+    return sock
+
+
+def _why_tcp(error: OSError, address: Address) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"another process listens there (ss -ltnp 'sport = :{address.port}' shows which)"
+        case errno.EADDRNOTAVAIL:
+            return f"{address.host} is no address of this machine (ip address shows those it has)"
+        case errno.EACCES:
+            return f"port {address.port} is for root or a process with CAP_NET_BIND_SERVICE; ports from 1024 are free"
+        case _:
+            return f"{error.strerror or error}"
+
+
+def _real_address(address: Address, sock: socket.socket) -> Address:
+    """The address with the port that the kernel picked; a wildcard stays one."""
+    real = from_sockaddr(sock.family, sock.getsockname())
+    return address._replace(port=real.port) if address.host == WILDCARD else real
+
+
+def _adopt(wanted: Listen, sock: socket.socket) -> Listener:
+    sock.setblocking(False)
+    return Listener(wanted, from_sockaddr(sock.family, sock.getsockname()), sock)

@@ -1,0 +1,410 @@
+"""The master: waits in one place, tells the lifecycle what happened, does what it answers.
+
+It binds, spawns, reaps and answers the control socket; it never imports an application, never
+reads a client's byte, and has one thread for ever. What to do is decided in `lifecycle`; which
+process is which stands in `roster`; here it is done.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import forkd
+from forkd import config, control, log, process, signals, status, systemd
+from forkd.brief import Brief, Door
+from forkd.control import ControlServer, failure, success
+from forkd.errors import ControlError, Exit, ForkdError
+from forkd.events import (
+    Abandoned,
+    Abort,
+    Action,
+    Announce,
+    BeginStop,
+    Committed,
+    EndForkServer,
+    Event,
+    Forgotten,
+    Fork,
+    Kill,
+    Observed,
+    ReloadAsked,
+    ScaleAsked,
+    Started,
+    StartForkServer,
+    StopAsked,
+    Tell,
+    TimePassed,
+)
+from forkd.events import Exit as Ended
+from forkd.leaving import Leaving
+from forkd.lifecycle import Lifecycle, Phase
+from forkd.roster import Roster
+from forkd.settings import Settings
+from forkd.signals import Command, Inbox
+from forkd.site import EXCLUSIVE_FROM, Site, limits, open_site
+from forkd.stacks import Collection, Stacks
+from forkd.systemd import Passed
+from forkd.wait import Wait
+
+_TICK: Final = 1.0  # how often the scoreboard is looked at when nobody has said anything
+_STATUS_EVERY: Final = 10.0
+
+Read = Callable[[], Settings]
+
+
+class Master:
+    """One running forkd. `read` gives the settings anew, for a reload."""
+
+    def __init__(self, settings: Settings, read: Read, control_path: Path | None) -> None:
+        self.read = read
+        self.settings = settings
+        self.control_path = control_path
+        self.started = monotonic()
+        self.passed = Passed()
+        self.wait = Wait()
+        self.inbox: Inbox | None = None
+        self.site = open_site(settings, self.passed)
+        self.coming: Site | None = None
+        self.callers: list[control.Reply] = []
+        self.waiting: list[control.Reply] = []
+        self.collections: list[Collection] = []
+        self.ended: Ended | None = None
+        self.pidfile: Leaving | None = None
+        self.log_fd = log.standard_error()
+        self.control: ControlServer | None = None
+        self.next_tick = 0.0
+        self.next_status = 0.0
+        self.lifecycle = Lifecycle(
+            self.site.plans(), stop_timeout=settings.master.stop_timeout, jitter=random.Random(os.urandom(8))
+        )
+        self.roster = Roster(self.wait, self.handle)
+
+    def run(self) -> Ended:
+        """Serves until told to stop; gives the exit status and, where it failed, the reason."""
+        process.set_title("forkd: master")
+        process.become_subreaper()
+        self.open_log()
+        self.inbox = Inbox(signals.COMMANDS)
+        self.wait.watch(self.inbox.fd, self.take_signals)
+        self.open_control()
+        self.site.hand_down()
+        try:
+            self.handle(Started())
+            while self.ended is None:
+                self.wait.once(max(0.0, self.next_due() - monotonic()))
+                self.pass_time()
+        finally:
+            self.clean_up()
+        return self.ended
+
+    # What happens.
+
+    def next_due(self) -> float:
+        return min([self.next_tick, self.lifecycle.due(), *(each.due for each in self.collections)])
+
+    def pass_time(self) -> None:
+        """What has become due, and what the scoreboards say."""
+        now = monotonic()
+        self.collections = [each for each in self.collections if each.due > now or not each.look(now)]
+        if now >= self.next_tick or self.roster.woken:
+            self.roster.woken = False
+            self.next_tick = now + _TICK
+            for event in self.roster.look():
+                self.handle(event)
+        if now >= self.lifecycle.due():
+            self.handle(TimePassed())
+        if now >= self.next_status and self.lifecycle.phase is Phase.SERVING:
+            self.next_status = now + _STATUS_EVERY
+            systemd.notify(f"STATUS={status.summary(self.snapshot()['services'])}")
+
+    def take_signals(self) -> None:
+        assert self.inbox is not None
+        # Deaths last: a TERM for the whole process group is a stop, not a pool to be filled up again.
+        for number in sorted(set(self.inbox.take()), key=lambda each: each == signal.SIGCHLD):
+            command = signals.COMMANDS[signal.Signals(number)]
+            if command is not Command.REAP:
+                log.say("info", f"signal: {command.value}", {"signal": signal.Signals(number).name})
+            self.obey_signal(command)
+
+    def obey_signal(self, command: Command) -> None:
+        match command:
+            case Command.REAP:
+                self.roster.reap()
+            case Command.STOP:
+                self.handle(StopAsked())
+            case Command.QUICK_STOP:
+                self.handle(StopAsked(quick=True))
+            case Command.DUMP_STOP:
+                self.collect_stacks("", self.log_stacks_and_stop)
+            case Command.RELOAD:
+                self.reload(lambda answer: None)
+            case Command.REOPEN:
+                self.reopen_log()
+            case Command.MORE:
+                self.handle(ScaleAsked(by=1))
+            case Command.FEWER:
+                self.handle(ScaleAsked(by=-1))
+            case Command.UPGRADE:
+                log.say("warning", "this forkd cannot replace its own program; restart it instead")
+
+    def obey_control(self, command: dict[str, Any], reply: control.Reply) -> None:
+        """A command that came over the control socket."""
+        service = command.get("service", "")
+        if service and service not in self.lifecycle.pools:
+            reply(failure(f"there is no service {service!r}; there are {', '.join(self.lifecycle.pools)}", Exit.USAGE))
+            return
+        match command:
+            case {"command": "status"}:
+                reply(success(self.snapshot()))
+            case {"command": "reload"}:
+                self.reload(reply)
+            case {"command": "scale", "service": str(name), "size": int(size)} if 1 <= size <= 1024 and name:
+                self.handle(ScaleAsked(name, size))
+                reply(success({"service": name, "size": size}))
+            case {"command": "stacks"}:
+                self.collect_stacks(service, lambda stacks: reply(success(_stacks(stacks))))
+            case _:
+                reply(failure(f"forkd {forkd.__version__} does not know how to do {command}", Exit.USAGE))
+
+    def handle(self, event: Event) -> None:
+        """Every event and action passes here: this is the whole life of the server."""
+        if not isinstance(event, Observed | TimePassed):
+            log.say("debug", f"event: {event}")
+        for action in self.lifecycle.handle(event, monotonic()):
+            log.say("debug", f"action: {action}")
+            self.perform(action)
+
+    # What is done.
+
+    def perform(self, action: Action) -> None:
+        match action:
+            case StartForkServer(service, generation):
+                self.start_fork_server(service, generation)
+            case EndForkServer(service, generation, kill):
+                self.roster.end(service, generation, kill=kill)
+            case Fork(service, generation, slot, row):
+                self.roster.fork(service, generation, slot, row)
+                self.roster.spare(service, self.lifecycle.pools[service].plan)
+            case Tell(service, generation, slot, order):
+                self.roster.tell(service, generation, slot, order)
+            case Abort(service, generation, slot, reason):
+                self.roster.signal(service, generation, slot, signal.SIGABRT, reason)
+            case Kill(service, generation, slot, reason):
+                self.roster.signal(service, generation, slot, signal.SIGKILL, reason)
+            case Announce():
+                self.announce()
+            case BeginStop():
+                self.begin_stop()
+            case Committed():
+                self.commit()
+            case Abandoned(reason):
+                self.abandon(reason)
+            case Forgotten(service):
+                self.roster.forget(service)
+            case Ended():
+                self.ended = action
+
+    def start_fork_server(self, service: str, generation: int) -> None:
+        """Starts a fork server with the settings that are on their way, where there are any for it."""
+        site = self.coming if self.coming is not None and service in self.coming.listeners else self.site
+        settings = site.settings.services[service]
+        board, wake = self.roster.board(service)
+        doors = tuple(Door(each.socket.fileno(), each.bound) for each in site.listeners[service])
+        leavings = [*self.site.leavings(), *(site.leavings() if site is not self.site else ())]
+        if self.control is not None:
+            leavings.append(self.control.leaving)
+        if self.pidfile is not None:
+            leavings.append(self.pidfile)
+        self.roster.start(
+            Brief(
+                version=forkd.__version__,
+                service=service,
+                generation=generation,
+                app=settings.app,
+                path=str(settings.path),
+                limits=limits(settings),
+                doors=doors,
+                board=board.fd,
+                wake=wake,
+                log=self.log_fd,
+                log_level=self.settings.master.log.level,
+                log_format=self.settings.master.log.format,
+                identity=site.identities[service],
+                exclusive=settings.workers.max >= EXCLUSIVE_FROM,
+                leavings=tuple(leavings),
+            ),
+            lambda reason: str(site.settings.error(f"service.{service}.app", reason)),
+        )
+
+    def announce(self) -> None:
+        """Every service serves: says so to whoever waits for it."""
+        self.write_pidfile()
+        for name, address in self.site.addresses():
+            _tell_person(f"serving {name} on {address}")
+        systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
+
+    def begin_stop(self) -> None:
+        self.roster.stopping()
+        systemd.notify("STOPPING=1")
+
+    def reload(self, reply: control.Reply) -> None:
+        """Reads the settings again and begins new generations; calls that come meanwhile share one more reload."""
+        if self.coming is not None:
+            self.waiting.append(reply)
+            return
+        systemd.reloading()
+        self.callers = [reply]
+        try:
+            settings = self.read()
+            self.coming = open_site(settings, self.passed, self.site)
+        except ForkdError as error:
+            self.answer(failure(str(error), error.exit_status), f"reload: nothing changed: {error}")
+            return
+        self.handle(ReloadAsked(self.coming.plans()))
+
+    def commit(self) -> None:
+        """The new generations serve: their settings are the settings now."""
+        assert self.coming is not None
+        before = set(self.site.addresses())
+        old, self.site, self.coming = self.site, self.coming, None
+        old.close_but(self.site)
+        self.site.hand_down()
+        for key in config.changes(self.settings, self.site.settings).restart:
+            log.say("warning", f"reload: a change of {key} takes a restart")
+        self.settings = self.site.settings
+        self.lifecycle.stop_timeout = self.settings.master.stop_timeout
+        log.set_up(self.settings.master.log.level, self.settings.master.log.format, self.log_fd)
+        for name, address in self.site.addresses():
+            if (name, address) not in before:
+                _tell_person(f"serving {name} on {address}")
+        generations = {name: pool.serving.number for name, pool in self.lifecycle.pools.items() if pool.serving}
+        self.answer(success({"generations": generations}), "reload: the new generation serves")
+
+    def abandon(self, reason: str) -> None:
+        """The reload came to nothing."""
+        if self.coming is not None:
+            self.coming.close_but(self.site)
+            self.coming = None
+        self.answer(failure(reason), f"reload: nothing changed: {reason}")
+
+    def answer(self, answer: dict[str, Any], line: str) -> None:
+        """Tells everybody who asked for the reload that has just ended; then does the next."""
+        level = "info" if answer["ok"] else "error"
+        first, _, rest = line.partition("\n")
+        log.say(level, first, block=rest)
+        systemd.notify("READY=1", f"STATUS={first}")
+        callers, self.callers = self.callers, []
+        for reply in callers:
+            reply(answer)
+        if self.waiting and self.lifecycle.phase is Phase.SERVING:
+            self.reload(self.waiting.pop(0))
+            self.callers += self.waiting
+            self.waiting = []
+
+    def snapshot(self) -> dict[str, Any]:
+        """The status document."""
+        now = monotonic()
+        services: dict[str, Any] = {}
+        workers: list[dict[str, Any]] = []
+        for name, listeners in self.site.listeners.items():
+            pool = self.lifecycle.pools[name]
+            handles = self.roster.workers_of(name)
+            board, _ = self.roster.board(name)
+            listen = [str(each.bound) for each in listeners]
+            services[name] = status.service(self.site.settings.services[name].app, listen, pool, board, handles)
+            for handle in handles:
+                found = pool.worker(handle.generation, handle.slot)
+                workers.append(status.worker(handle, found.state.value if found is not None else "gone", now))
+        master = {
+            "pid": os.getpid(),
+            "version": forkd.__version__,
+            "phase": self.lifecycle.phase.value,
+            "uptime": round(now - self.started, 3),
+            "config": self.settings.file,
+        }
+        return {"master": master, "services": services, "workers": workers}
+
+    def collect_stacks(self, service: str, done: Callable[[Stacks], None]) -> None:
+        workers = [each for each in self.roster.all_workers() if service in ("", each.service)]
+        self.collections.append(Collection(workers, monotonic(), done))
+
+    def log_stacks_and_stop(self, stacks: Stacks) -> None:
+        for worker, stack in stacks:
+            log.say("info", "stack", worker.name(), block=stack or "(it did not answer)")
+        self.handle(StopAsked(quick=True))
+
+    # What is opened and put away.
+
+    def open_log(self) -> None:
+        settings = self.settings.master.log
+        if settings.file != "-":
+            self.log_fd = log.open_file(settings.file)
+        log.set_up(settings.level, settings.format, self.log_fd)
+
+    def reopen_log(self) -> None:
+        """After logrotate(8) has moved the file away: the same descriptor, a new file, for every process."""
+        path = self.settings.master.log.file
+        if path == "-":
+            return
+        try:
+            fd = log.open_file(path)
+        except ForkdError as error:
+            log.say("error", f"{error}; the old one goes on")
+            return
+        os.dup2(fd, self.log_fd, inheritable=False)
+        self.roster.reopened(fd)
+        os.close(fd)
+
+    def open_control(self) -> None:
+        """Opens the control socket; one that nobody asked for may fail with a warning."""
+        if self.control_path is None:
+            return
+        try:
+            self.control = ControlServer(str(self.control_path), self.wait, self.obey_control)
+        except OSError as error:
+            what = f"cannot open the control socket {self.control_path}: {error.strerror}"
+            if self.settings.master.control is not None:
+                raise ControlError(what) from None
+            log.say("warning", f"{what}; status and reload by command will not work")
+
+    def write_pidfile(self) -> None:
+        path = self.settings.master.pidfile
+        if path is None:
+            return
+        beside = f"{path}.{os.getpid()}"
+        try:
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+            os.write(fd, f"{os.getpid()}\n".encode())
+            os.close(fd)
+            self.pidfile = Leaving.at(beside)._replace(path=str(path))
+            os.rename(beside, path)  # noqa: PTH104
+        except OSError as error:
+            log.say("error", f"cannot write the pid file {path}: {error.strerror}")
+
+    def clean_up(self) -> None:
+        """In the reverse order of opening; also when the master fails, so that nothing stays behind."""
+        self.roster.close()
+        if self.pidfile is not None:
+            self.pidfile.remove()
+        if self.control is not None:
+            self.control.close()
+        self.site.close_but(None)
+        if self.inbox is not None:
+            self.inbox.close()
+
+
+def _stacks(stacks: Stacks) -> list[dict[str, Any]]:
+    return [worker.name() | {"stack": stack} for worker, stack in stacks]
+
+
+def _tell_person(line: str) -> None:
+    with suppress(OSError, ValueError, AttributeError):
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,154 @@
+"""Processes as the kernel has them: start, title, privileges, and what an exit status means.
+
+It must not know why a process is started or ended; slots, sockets and settings are other rooms'.
+Signals are blocked whenever a process is born, for until the child has an inbox of its own a
+signal to it would be handled as the parent's (and land in the parent's wake-up pipe).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from setproctitle import setproctitle
+
+from forkd.errors import ForkdError
+
+_PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
+
+# What `forkd.process.spawn` gives a fresh interpreter to run. -P keeps the working folder, which
+# anybody may have written to, off the module path; the package's own folder is named instead.
+_BOOT: Final = (
+    "import sys; root = sys.argv[1]; root in sys.path or sys.path.append(root); "
+    "from forkd.{module} import main; sys.exit(main({fd}))"
+)
+
+
+class Identity(NamedTuple):
+    """Whom a process runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def set_title(title: str) -> None:
+    """What ps(1) shows of this process."""
+    setproctitle(title)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Holds every signal back until the end of the block, or for ever in a child that is born in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    pid = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock_signals() -> None:
+    """Lets signals come, once this process has its own inbox."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+
+
+def spawn(module: str, fd: int, keep: Sequence[int]) -> int:
+    """Starts a fresh interpreter that runs `main(fd)` of `forkd.<module>`; gives its pid.
+
+    It inherits `fd`, `keep` and the standard three, and begins with all signals blocked.
+    posix_spawn(3) copies no page tables, and hands a failed exec back as an OSError here.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH120, PTH100
+    argv = [sys.executable, "-P", "-c", _BOOT.format(module=module, fd=fd), root]
+    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    # Duplicating a descriptor onto itself is how posix_spawn is told to let it through exec.
+    inherit = [(os.POSIX_SPAWN_DUP2, each, each) for each in {fd, *keep}]
+    return os.posix_spawn(
+        sys.executable, argv, os.environ, file_actions=[null, *inherit], setsigmask=signal.valid_signals()
+    )
+
+
+def become_subreaper() -> None:
+    """Makes this process the parent of orphans among its descendants, as init would be."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def identity(user: str | None, group: str | None) -> Identity | None:
+    """Whom `user` and `group` (names or numbers) mean; None when neither is set."""
+    if user is None and group is None:
+        return None
+    entry = None if user is None else _user(user)
+    default = entry.pw_gid if entry is not None else os.getgid()
+    gid = default if group is None else _group(group).gr_gid
+    uid = entry.pw_uid if entry is not None else os.getuid()
+    groups = tuple(os.getgrouplist(entry.pw_name, gid)) if entry is not None else (gid,)
+    return Identity(uid, gid, groups)
+
+
+def become(who: Identity) -> None:
+    """Drops to `who` for good, and makes sure that there is no way back (CERT POS36-C, setresuid(2))."""
+    os.setgroups(who.groups)
+    os.setresgid(who.gid, who.gid, who.gid)
+    os.setresuid(who.uid, who.uid, who.uid)
+    if who.uid != 0:
+        try:
+            os.setuid(0)
+        except PermissionError:
+            return
+        raise ForkdError(f"privileges could be regained after the drop to uid {who.uid}")
+
+
+def outcome(status: int) -> str:
+    """A wait status in words: `signal 9 (SIGKILL)` or `exit status 1`."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unnamed"
+    return f"signal {-code} ({name})"
+
+
+def reap() -> Iterator[tuple[int, int]]:
+    """The pid and wait status of each child that has ended."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that process `pid` has resident (proc(5), statm); 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:  # noqa: PTH123
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _user(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+    except KeyError:
+        raise ForkdError(f"there is no user {user!r} on this machine (getent passwd {user})") from None
+
+
+def _group(group: str) -> grp.struct_group:
+    try:
+        return grp.getgrgid(int(group)) if group.isdigit() else grp.getgrnam(group)
+    except KeyError:
+        raise ForkdError(f"there is no group {group!r} on this machine (getent group {group})") from None

@@ -1,0 +1,308 @@
+"""Which process is which: fork servers and workers as the master holds them, and word to and from them.
+
+The roster turns deaths, messages and what the scoreboards say into events, and the lifecycle's
+names (service, generation, slot) into processes. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final
+
+from forkd import brief, log, process
+from forkd.brief import Brief
+from forkd.errors import Exit
+from forkd.events import (
+    Departure,
+    Event,
+    ForkServerGone,
+    ForkServerReady,
+    Observed,
+    Order,
+    Plan,
+    WorkerGone,
+    WorkerReady,
+)
+from forkd.handles import ForkServerHandle, WorkerHandle
+from forkd.scoreboard import (
+    BOOTING,
+    BUSY,
+    BUSY_SINCE,
+    GAUGES,
+    HIGHEST,
+    IDLE,
+    LEFT,
+    PHASE,
+    SPARE,
+    STATE,
+    STOPPING,
+    Board,
+)
+from forkd.wait import Wait
+
+_NANO: Final = 1e-9
+
+Explain = Callable[[str], str]
+"""Turns an application's mistake into one of the settings', with file and line."""
+
+
+class Roster:
+    """The processes of a running master. `happened` is told each event."""
+
+    def __init__(self, wait: Wait, happened: Callable[[Event], None]) -> None:
+        self.woken = False
+        self._wait = wait
+        self._happened = happened
+        self._boards: dict[str, tuple[Board, int]] = {}
+        self._fork_servers: dict[tuple[str, int], ForkServerHandle] = {}
+        self._workers: dict[tuple[str, int, int], WorkerHandle] = {}
+        self._rows: dict[tuple[str, int, int], int] = {}
+        self._explain: dict[tuple[str, int], Explain] = {}
+
+    # Scoreboards.
+
+    def board(self, service: str) -> tuple[Board, int]:
+        """The scoreboard of a service, made when it is first asked for, and the eventfd(2) that wakes the master."""
+        if service not in self._boards:
+            wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._boards[service] = (Board.create(service), wake)
+            self._wait.watch(wake, lambda: self._woken(wake))
+        return self._boards[service]
+
+    def spare(self, service: str, plan: Plan) -> None:
+        """Has workers wake the master when fewer than these are idle; never in a pool of a fixed size."""
+        board, _ = self.board(service)
+        board.header[SPARE] = max(1, plan.spare) if plan.minimum < plan.maximum else 0
+
+    def stopping(self) -> None:
+        """Has leaving workers empty the accept queues."""
+        for board, _ in self._boards.values():
+            board.header[PHASE] = STOPPING
+
+    def forget(self, service: str) -> None:
+        """The last process of the service has gone."""
+        board, wake = self._boards.pop(service)
+        self._wait.unwatch(wake)
+        os.close(wake)
+        board.close()
+
+    def look(self) -> Iterator[Event]:
+        """What the scoreboards say: who is ready, who is busy, and since when."""
+        for service in self._boards:
+            workers = self.workers_of(service)
+            for worker in workers:
+                if not worker.ready and worker.row[STATE] in (IDLE, BUSY):
+                    worker.ready = True
+                    log.say("debug", "worker ready", worker.name())
+                    yield WorkerReady(service, worker.generation, worker.slot)
+            busy = [worker for worker in workers if worker.row[STATE] == BUSY]
+            requests = {
+                (worker.generation, worker.slot): since * _NANO for worker in busy if (since := worker.row[BUSY_SINCE])
+            }
+            yield Observed(service, frozenset((worker.generation, worker.slot) for worker in busy), requests)
+
+    # Fork servers.
+
+    def start(self, told: Brief, explain: Explain) -> None:
+        """Starts a fork server; a failure is told like one of its own."""
+        key = (told.service, told.generation)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keep = [told.board, told.wake, told.log, *(door.fd for door in told.doors)]
+        try:
+            pid = process.spawn("forkserver", theirs.fileno(), keep)
+        except OSError as error:
+            ours.close()
+            self._happened(ForkServerGone(*key, f"cannot start a fork server: {error.strerror}"))
+            return
+        finally:
+            theirs.close()
+        handle = ForkServerHandle(told.service, told.generation, pid, ours)
+        self._fork_servers[key] = handle
+        self._explain[key] = explain
+        ours.send(told.encode())
+        ours.setblocking(False)
+        self._wait.watch(ours.fileno(), lambda: self._hear(handle))
+        log.say("debug", "fork server started", handle.name())
+
+    def end(self, service: str, generation: int, *, kill: bool) -> None:
+        handle = self._fork_servers.get((service, generation))
+        if handle is None:
+            return
+        handle.expected = True
+        if kill:
+            handle.kill()
+        else:
+            handle.tell({"end": True})
+
+    def fork(self, service: str, generation: int, slot: int, row: int) -> None:
+        board, _ = self.board(service)
+        board.header[HIGHEST] = max(board.header[HIGHEST], row)
+        board.row(row)[STATE] = BOOTING
+        self._rows[service, generation, slot] = row
+        handle = self._fork_servers.get((service, generation))
+        if handle is not None:
+            handle.tell({"fork": slot, "row": row})
+
+    def reap(self) -> None:
+        """Sees to every process that has ended: fork servers, their orphaned workers, and strangers."""
+        for pid, status in process.reap():
+            server = next((each for each in self._fork_servers.values() if each.pid == pid), None)
+            if server is not None:
+                self._fork_server_gone(server, status)
+                continue
+            worker = next((each for each in self._workers.values() if each.pid == pid), None)
+            if worker is not None:
+                self._worker_gone(worker, status)
+
+    # Workers.
+
+    def workers_of(self, service: str) -> list[WorkerHandle]:
+        return [worker for worker in self._workers.values() if worker.service == service]
+
+    def all_workers(self) -> list[WorkerHandle]:
+        return list(self._workers.values())
+
+    def tell(self, service: str, generation: int, slot: int, order: Order) -> None:
+        worker = self._workers.get((service, generation, slot))
+        if worker is not None:
+            worker.tell(order)
+
+    def signal(self, service: str, generation: int, slot: int, number: signal.Signals, reason: str) -> None:
+        worker = self._workers.get((service, generation, slot))
+        if worker is not None:
+            log.say("error", f"ending a worker: {reason}", worker.name() | {"signal": number.name})
+            worker.signal(number)
+
+    def reopened(self, fd: int) -> None:
+        """Hands the reopened log to everybody."""
+        for server in self._fork_servers.values():
+            server.tell({"reopened": True}, (fd,))
+        for worker in self._workers.values():
+            worker.reopened(fd)
+
+    def close(self) -> None:
+        """Lets go of everything; whoever is still there learns it by the end of its socket."""
+        for worker in self._workers.values():
+            worker.close()
+        for server in self._fork_servers.values():
+            server.sock.close()
+
+    # What they say, and how they go.
+
+    def _woken(self, wake: int) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(wake)
+        self.woken = True
+
+    def _hear(self, server: ForkServerHandle) -> None:
+        """Takes what a fork server has said; that it has gone is told by its death, not by its silence."""
+        while server.heard:
+            try:
+                received = brief.receive(server.sock, 3)
+            except BlockingIOError:
+                return
+            except OSError:
+                received = None
+            if received is None:
+                self._hear_no_more(server)
+            else:
+                self._heard(server, *received)
+
+    def _hear_no_more(self, server: ForkServerHandle) -> None:
+        if server.heard:
+            server.heard = False
+            self._wait.unwatch(server.sock.fileno())
+
+    def _heard(self, server: ForkServerHandle, message: dict[str, Any], fds: list[int]) -> None:
+        key = (server.service, server.generation)
+        match message:
+            case {"ready": _}:
+                self._happened(ForkServerReady(*key))
+            case {"failed": str(reason), "status": int(status)}:
+                server.reason = self._explain[key](reason) if status == Exit.CONFIG else f"service {key[0]}: {reason}"
+                server.status = status
+            case {"forked": int(slot), "pid": int(pid)}:
+                self._forked(server, slot, pid, fds)
+            case {"not_forked": int(slot), "reason": str(reason)}:
+                self._rows.pop((*key, slot), None)
+                log.say("error", f"no new worker: {reason}", server.name() | {"worker": slot})
+                self._happened(WorkerGone(*key, slot, Departure.BOOT_FAILED, f"service {key[0]}: {reason}"))
+            case {"gone": int(slot), "pid": int(pid), "status": int(status)}:
+                worker = self._workers.get((*key, slot))
+                if worker is not None and worker.pid == pid:
+                    self._worker_gone(worker, status)
+
+    def _forked(self, server: ForkServerHandle, slot: int, pid: int, fds: list[int]) -> None:
+        key = (server.service, server.generation, slot)
+        board, _ = self.board(server.service)
+        pidfd, leash, stack = fds
+        row = board.row(self._rows.pop(key))
+        self._workers[key] = WorkerHandle(*key, pid, pidfd, socket.socket(fileno=leash), stack, row, monotonic())
+
+    def _fork_server_gone(self, server: ForkServerHandle, status: int) -> None:
+        self._hear(server)
+        self._hear_no_more(server)
+        server.sock.close()
+        key = (server.service, server.generation)
+        del self._fork_servers[key]
+        del self._explain[key]
+        if not server.reason:
+            server.reason = f"service {server.service}: the fork server ended ({process.outcome(status)})"
+        level = "debug" if server.expected else "error"
+        first, _, rest = server.reason.partition("\n")
+        log.say(level, first, server.name(), block=rest)
+        self._happened(ForkServerGone(*key, server.reason, server.status))
+        # Orders that it took to its grave.
+        for service, generation, slot in [each for each in self._rows if each[:2] == key]:
+            del self._rows[service, generation, slot]
+            self._happened(WorkerGone(service, generation, slot, Departure.LEFT))
+        # Its workers are ours by now, unless it had reaped one without telling.
+        for worker in self.workers_of(server.service):
+            if worker.generation == server.generation and _lost(worker):
+                self._worker_gone(worker, None)
+
+    def _worker_gone(self, worker: WorkerHandle, status: int | None) -> None:
+        key = (worker.service, worker.generation, worker.slot)
+        state = worker.row[STATE]
+        if not worker.ready and state in (IDLE, BUSY, LEFT):
+            self._happened(WorkerReady(*key))
+        departure = Departure.CRASHED
+        if state == LEFT and status == 0:
+            departure = Departure.LEFT
+        elif state == BOOTING:
+            departure = Departure.BOOT_FAILED
+        outcome = "unknown" if status is None else process.outcome(status)
+        reason = self._log_departure(worker, departure, outcome)
+        for gauge in GAUGES:
+            worker.row[gauge] = 0
+        del self._workers[key]
+        worker.close()
+        self._happened(WorkerGone(*key, departure, reason))
+
+    def _log_departure(self, worker: WorkerHandle, departure: Departure, outcome: str) -> str:
+        facts = worker.name() | {"age": round(monotonic() - worker.born, 3), "outcome": outcome}
+        if departure is Departure.LEFT:
+            log.say("debug", "worker left", facts)
+            return ""
+        stack = worker.stack_text()
+        log.say("error", f"worker {departure.value}", facts, block=stack)
+        return f"service {worker.service}: worker {worker.slot} {departure.value} ({outcome})\n{stack}".rstrip()
+
+
+def _lost(worker: WorkerHandle) -> bool:
+    """Whether the worker has ended and somebody else has taken its status."""
+    poll = select.poll()
+    poll.register(worker.pidfd, select.POLLIN)
+    if not poll.poll(0):
+        return False
+    try:
+        os.waitid(os.P_PIDFD, worker.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False

@@ -1,0 +1,51 @@
+"""Where a forkd has its control socket when the settings name none, so that commands find it again."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+from forkd.errors import ControlError
+from forkd.settings import Settings
+
+
+def control_path(settings: Settings) -> Path:
+    """The control socket for these settings: the one they name, else one derived from their file's path.
+
+    Two files, and so two servers, never share one.
+    """
+    if settings.master.control is not None:
+        return settings.master.control
+    file = Path(settings.file)
+    if settings.places:
+        absolute = str(file.absolute())
+        name = f"{file.stem}-{zlib.crc32(os.fsencode(absolute)):08x}.sock"
+    else:
+        name = f"{next(iter(settings.services))}.sock"
+    return _folder() / name
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder of a derived control socket, and refuses one that others could meddle with."""
+    folder = path.parent
+    if folder != _folder():
+        return
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise ControlError(f"{folder} is not a folder of this user alone: remove it, or set master.control")
+
+
+def _folder() -> Path:
+    """systemd's RuntimeDirectory, or the user's own, or one in the folder for temporary files."""
+    told = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if told:
+        return Path(told)
+    if os.geteuid() == 0:
+        return Path("/run/forkd")
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(own) / "forkd" if own else Path(f"/tmp/forkd-{os.geteuid()}")

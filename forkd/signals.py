@@ -1,0 +1,95 @@
+"""Signals become bytes in a pipe, and bytes become commands; nothing else happens to them here.
+
+A handler that logs, reaps or raises is how servers deadlock and lose connections. Python's own
+C handler writes the number of each signal into the inbox (signal.set_wakeup_fd); whoever waits on
+the inbox reads what has come, outside any handler.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from enum import Enum
+from types import FrameType
+from typing import Final
+
+
+class Command(Enum):
+    """What a signal asks of the master."""
+
+    STOP = "stop"
+    QUICK_STOP = "quick stop"
+    DUMP_STOP = "quick stop with stacks"
+    RELOAD = "reload"
+    REOPEN = "reopen logs"
+    UPGRADE = "upgrade"
+    MORE = "a worker more"
+    FEWER = "a worker fewer"
+    REAP = "reap"
+
+
+COMMANDS: Final = {
+    signal.SIGTERM: Command.STOP,
+    signal.SIGINT: Command.QUICK_STOP,
+    signal.SIGQUIT: Command.DUMP_STOP,
+    signal.SIGHUP: Command.RELOAD,
+    signal.SIGUSR1: Command.REOPEN,
+    signal.SIGUSR2: Command.UPGRADE,
+    signal.SIGTTIN: Command.MORE,
+    signal.SIGTTOU: Command.FEWER,
+    signal.SIGCHLD: Command.REAP,
+}
+
+# A terminal tells these to every process of its foreground group; only the master is to act on them.
+IGNORED_BELOW_MASTER: Final = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGPIPE,
+)
+
+
+class Inbox:
+    """The signals that have come, in a pipe that can be waited on; one a process."""
+
+    def __init__(self, signals: Iterable[signal.Signals]) -> None:
+        self.fd, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for each in signals:
+            signal.signal(each, _noted)
+
+    def take(self) -> list[int]:
+        """The numbers that have come since the last time, oldest first."""
+        numbers: list[int] = []
+        while True:
+            try:
+                data = os.read(self.fd, 4096)
+            except BlockingIOError:
+                return numbers
+            numbers.extend(data)
+            if len(data) < 4096:
+                return numbers
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        os.close(self.fd)
+        os.close(self._write)
+
+
+def ignore(signals: Iterable[signal.Signals]) -> None:
+    """Has this process ignore the signals."""
+    for each in signals:
+        signal.signal(each, signal.SIG_IGN)
+
+
+def forget_inbox() -> None:
+    """In a child, right after the fork: its signals must not land in the parent's pipe."""
+    signal.set_wakeup_fd(-1)
+
+
+def _noted(signum: int, frame: FrameType | None) -> None:
+    """The C handler has written the number into the inbox; that is all."""

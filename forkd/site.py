@@ -1,0 +1,116 @@
+"""What is served by one reading of the settings: each service with its open listeners.
+
+A reload opens a second site beside the first, sharing every listener that both want; then one of
+the two is cleared of what the other does not have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forkd.address import Address
+from forkd.connection import Limits
+from forkd.errors import ForkdError, ListenError
+from forkd.events import Plan
+from forkd.leaving import Leaving
+from forkd.listener import Listener, open_listeners
+from forkd.process import Identity, identity
+from forkd.settings import Listen, Service, Settings
+from forkd.systemd import Passed
+
+EXCLUSIVE_FROM = 17
+"""From so many workers on, a herd of them woken for one connection costs more than an uneven share."""
+
+
+@dataclass(slots=True)
+class Site:
+    """Settings, and each service's open listeners by name."""
+
+    settings: Settings
+    listeners: dict[str, list[Listener]]
+    identities: dict[str, Identity | None]
+
+    def plans(self) -> tuple[Plan, ...]:
+        """What the lifecycle has to know of the settings."""
+        return tuple(
+            Plan(
+                name,
+                service.workers.min,
+                service.workers.max,
+                service.workers.spare,
+                service.boot_timeout,
+                service.request_timeout,
+                service.drain_timeout,
+            )
+            for name, service in self.settings.services.items()
+        )
+
+    def addresses(self) -> list[tuple[str, Address]]:
+        """Each service's name and where it listens, in the settings' order."""
+        return [(name, listener.bound) for name, listeners in self.listeners.items() for listener in listeners]
+
+    def leavings(self) -> list[Leaving]:
+        """The socket files of all listeners."""
+        return [each.file for listeners in self.listeners.values() for each in listeners if each.file is not None]
+
+    def hand_down(self) -> None:
+        """Gives every listener the time limits of its service."""
+        for name, listeners in self.listeners.items():
+            for listener in listeners:
+                listener.hand_down(limits(self.settings.services[name]))
+
+    def close_but(self, kept: Site | None) -> None:
+        """Closes the listeners that `kept` does not share."""
+        shared = set() if kept is None else {id(each) for found in kept.listeners.values() for each in found}
+        for listeners in self.listeners.values():
+            for listener in listeners:
+                if id(listener) not in shared:
+                    listener.close()
+
+
+def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Site:
+    """Opens all that the settings ask for, taking from `old` what it has already.
+
+    Raises ListenError, or ForkdError for an unknown user, and then leaves `old` as it was.
+    """
+    have = [] if old is None else [(name, each) for name, found in old.listeners.items() for each in found]
+    site = Site(settings, {}, {})
+    try:
+        for name, service in settings.services.items():
+            site.identities[name] = _identity(settings, name)
+            opened = site.listeners[name] = []
+            for wanted in service.listen:
+                opened += _taken(name, wanted, service.backlog, have) or _opened(settings, name, wanted, passed)
+    except ForkdError:
+        site.close_but(old)
+        raise
+    return site
+
+
+def limits(service: Service) -> Limits:
+    """A service's settings as its connections know them."""
+    return Limits(service.idle_timeout, service.read_timeout, service.write_timeout)
+
+
+def _taken(name: str, wanted: Listen, backlog: int, have: list[tuple[str, Listener]]) -> list[Listener]:
+    """What `have` holds for this entry, with the new backlog; a kernel-chosen port stays with its service."""
+    fixed = wanted.address.port != 0 or wanted.address.kind != "tcp"
+    found = [each for owner, each in have if each.wanted == wanted and (owner == name or fixed)]
+    if not fixed:
+        count = len({each.socket.family for each in found})
+        found = found[:count]
+    have[:] = [(owner, each) for owner, each in have if not any(each is one for one in found)]
+    for listener in found:
+        listener.socket.listen(backlog)
+    return found
+
+
+def _opened(settings: Settings, name: str, wanted: Listen, passed: Passed) -> list[Listener]:
+    try:
+        return open_listeners(wanted, settings.services[name].backlog, passed)
+    except ListenError as error:
+        raise ListenError(f"service {name}: {error}") from None
+
+
+def _identity(settings: Settings, name: str) -> Identity | None:
+    return identity(*settings.runs_as(settings.services[name]))

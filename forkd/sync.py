@@ -1,0 +1,199 @@
+"""The `sync` worker's loop: wait, accept, one connection at a time to its end, wait again.
+
+It waits on the listeners, its signals and the lingering sockets at once and accepts without
+blocking, for a blocking accept(2) cannot be left safely. A busy worker does not wait, so nobody
+has to share out connections.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from forkd.address import Address
+from forkd.connection import Connection, Limits
+from forkd.conversation import End, Outcome, converse
+from forkd.events import Order
+from forkd.handler import Service
+from forkd.linger import Lingering
+from forkd.orders import Orders
+from forkd.scoreboard import PHASE, SPARE, STOPPING, Board, Meter
+from forkd.signals import Inbox
+
+# accept(2), "Error handling": what happened to one new connection, not to the listener.
+_THIS_CONNECTION: Final = {
+    errno.ECONNABORTED,
+    errno.EPROTO,
+    errno.ENETDOWN,
+    errno.ENOPROTOOPT,
+    errno.EHOSTDOWN,
+    errno.ENONET,
+    errno.EHOSTUNREACH,
+    errno.EOPNOTSUPP,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+    errno.EPERM,
+    errno.EINTR,
+}
+_LISTENER_LOST: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT}
+_PAUSE: Final = 0.1  # seconds without accepting, when descriptors or memory have run out
+_LISTENER_EVENTS: Final = {False: select.EPOLLIN, True: select.EPOLLIN | select.EPOLLEXCLUSIVE}
+
+
+class Report(Protocol):
+    """Where the facts of a worker go."""
+
+    def ended(self, connection: Connection, outcome: Outcome) -> None: ...
+
+    def accept_failed(self, error: OSError) -> None: ...
+
+
+@dataclass(slots=True)
+class Seat:
+    """All that a worker has to serve with.
+
+    `wake` tells the master to look at the scoreboard; `exclusive` has the kernel wake one worker
+    for a connection instead of all (a large pool's herd costs more than its unfairness).
+    """
+
+    name: str
+    service: Service[..., Any]
+    doors: list[tuple[socket.socket, Address]]
+    limits: Limits
+    board: Board
+    meter: Meter
+    orders: Orders
+    inbox: Inbox
+    resources: Any
+    exclusive: bool
+    wake: Callable[[], None]
+    report: Report
+
+
+def serve(seat: Seat) -> None:
+    """Serves until told to leave; returns when the last connection has ended."""
+    loop = _Loop(seat)
+    seat.meter.idle()
+    seat.wake()
+    loop.run()
+    loop.leave()
+
+
+class _Loop:
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.number = 0
+        self.lingering = Lingering()
+        self.epoll = select.epoll()
+        self.epoll.register(seat.inbox.fd, select.EPOLLIN)
+        self.doors = {sock.fileno(): (sock, address) for sock, address in seat.doors}
+        self.resume_at: float | None = None
+        self.open_doors()
+
+    def open_doors(self) -> None:
+        self.resume_at = None
+        for fd in self.doors:
+            self.epoll.register(fd, _LISTENER_EVENTS[self.seat.exclusive])
+
+    def close_doors(self) -> None:
+        if self.resume_at is None:
+            for fd in self.doors:
+                self.epoll.unregister(fd)
+
+    def run(self) -> None:
+        orders, epoll = self.seat.orders, self.epoll
+        while orders.told is None:
+            for fd, _ in epoll.poll(self.timeout(), 1):
+                if fd in self.doors:
+                    self.accept(*self.doors[fd])
+                else:
+                    self.attend(fd)
+            if self.lingering or self.resume_at is not None:
+                self.tidy()
+
+    def leave(self) -> None:
+        """Off the listeners, one more look at each, then what lingers: whoever was let in is served.
+
+        A worker that was woken for a connection and left without it would leave its client
+        waiting beside idle colleagues. At a stop the queue is emptied, for nobody else will.
+        """
+        self.close_doors()
+        for sock, address in self.doors.values():
+            while self.accept(sock, address) and self.seat.board.header[PHASE] == STOPPING:
+                pass
+            sock.close()
+        while self.lingering:
+            for fd, _ in self.epoll.poll(self.lingering.timeout(monotonic())):
+                self.attend(fd)
+            self.tidy()
+
+    def accept(self, listener: socket.socket, address: Address) -> bool:
+        """Serves the next connection in the queue; False when there was none to serve."""
+        try:
+            sock, peer = listener.accept()
+        except BlockingIOError:
+            return False  # a colleague was faster, or the client has gone
+        except OSError as error:
+            return self.accept_failed(error)
+        self.seat.meter.opened()
+        if self.seat.board.header[SPARE] and self.seat.board.idle() < self.seat.board.header[SPARE]:
+            self.seat.wake()
+        self.converse(sock, peer, address)
+        return True
+
+    def accept_failed(self, error: OSError) -> bool:
+        if error.errno in _THIS_CONNECTION:
+            return True
+        if error.errno in _LISTENER_LOST:
+            raise error
+        if self.resume_at is None:
+            self.seat.report.accept_failed(error)
+            self.close_doors()
+            self.resume_at = monotonic() + _PAUSE
+        return False
+
+    def converse(self, sock: socket.socket, peer: object, address: Address) -> None:
+        seat = self.seat
+        self.number += 1
+        connection = Connection(
+            sock, service=seat.name, number=self.number, limits=seat.limits, resources=seat.resources, peer=peer
+        )
+        if address.kind == "unix":  # accept(2) hands nothing down there, and getsockname(2) an old name
+            connection.local = address
+            connection.prepare()
+        seat.orders.attend(connection)
+        outcome = converse(connection, seat.service, seat.meter)
+        seat.orders.attend(None)
+        seat.report.ended(connection, outcome)
+        if connection.at_end or outcome.end is End.RESET:
+            sock.close()
+        else:
+            fd = self.lingering.add(sock, monotonic())
+            if fd is not None:
+                self.epoll.register(fd, select.EPOLLIN)
+        seat.meter.closed()
+        if outcome.end is End.EXIT:
+            seat.orders.leave(Order.FINISH)
+
+    def attend(self, fd: int) -> None:
+        """Something else than a listener: a signal, or a lingering socket."""
+        if fd == self.seat.inbox.fd:
+            self.seat.inbox.take()
+        else:
+            self.lingering.readable(fd)  # a closed descriptor leaves the epoll by itself
+
+    def tidy(self) -> None:
+        self.lingering.expire(monotonic())
+        if self.resume_at is not None and monotonic() >= self.resume_at:
+            self.open_doors()
+
+    def timeout(self) -> float | None:
+        waits = [self.lingering.timeout(monotonic())]
+        if self.resume_at is not None:
+            waits.append(max(0.0, self.resume_at - monotonic()))
+        return min((wait for wait in waits if wait is not None), default=None)

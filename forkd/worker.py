@@ -1,0 +1,124 @@
+"""A worker's life: become, serve, leave.
+
+It never decides about the pool. What it is told, `orders` hears; how it serves is its kind's affair:
+`sync`, for now. It is handed bound sockets and writes one row of the scoreboard.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+from contextlib import suppress
+from typing import Any
+
+from forkd import log, process, signals, sync
+from forkd.address import Address
+from forkd.brief import Brief
+from forkd.connection import Connection
+from forkd.conversation import End, Outcome
+from forkd.errors import BootError, ForkdError
+from forkd.handler import Service, application_traceback
+from forkd.orders import Orders
+from forkd.scoreboard import Board, Meter
+
+_LEVELS = {
+    End.CLIENT: "debug",
+    End.CLOSED: "debug",
+    End.LEAVING: "debug",
+    End.IDLE: "debug",
+    End.RESET: "debug",
+    End.ERROR: "error",
+    End.EXIT: "error",
+}
+
+
+def live(
+    told: Brief,
+    service: Service[..., Any],
+    doors: list[tuple[socket.socket, Address]],
+    board: Board,
+    slot: int,
+    row: int,
+    leash: socket.socket,
+    stack: int,
+) -> None:
+    """A worker from its birth to its end, in a process just forked with all signals blocked.
+
+    Raises BootError when the application's lifespan does not come up.
+    """
+    process.set_title(f"forkd: {told.service}: worker {slot}, generation {told.generation}")
+    meter = Meter(board.row(row))
+    meter.booting()
+    orders = Orders(leash, told.log)
+    inbox = signals.Inbox([signal.SIGTERM, signal.SIGIO])
+    signals.ignore(signals.IGNORED_BELOW_MASTER)
+    orders.listen()
+    faulthandler.register(signal.SIGUSR2, stack, all_threads=True)
+    process.unblock_signals()
+
+    lifespan = service.alive()
+    try:
+        resources = lifespan.__enter__()
+    except BaseException as error:
+        _tell_boot_error(error, stack)
+        raise BootError(str(error)) from None
+
+    def wake() -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_write(told.wake, 1)
+
+    try:
+        sync.serve(
+            sync.Seat(
+                told.service,
+                service,
+                doors,
+                told.limits,
+                board,
+                meter,
+                orders,
+                inbox,
+                resources,
+                exclusive=told.exclusive,
+                wake=wake,
+                report=Reporter(told.service, slot, told.generation),
+            )
+        )
+    finally:
+        try:
+            lifespan.__exit__(None, None, None)
+        except Exception as error:
+            log.say("error", "the lifespan's clean-up failed", {"service": told.service, "worker": slot}, error=error)
+    meter.left()
+
+
+class Reporter:
+    """Logs how connections end, each record naming this worker the same way."""
+
+    def __init__(self, service: str, slot: int, generation: int) -> None:
+        self._fields: dict[str, object] = {"service": service, "worker": slot, "gen": generation}
+
+    def ended(self, connection: Connection, outcome: Outcome) -> None:
+        level = _LEVELS.get(outcome.end, "info")
+        error = outcome.error if level == "error" else None
+        detail = str(outcome.error) if outcome.error is not None and error is None else None
+        peer = ""
+        with suppress(ForkdError, OSError):
+            peer = str(connection.peer)
+        log.say(
+            level,
+            f"connection: {outcome.end.value}",
+            self._fields | {"connection": connection.number, "peer": peer or None, "detail": detail},
+            error=error,
+        )
+
+    def accept_failed(self, error: OSError) -> None:
+        log.say("warning", "accept failed", self._fields | {"errno": error.errno, "detail": error.strerror})
+
+
+def _tell_boot_error(error: BaseException, stack: int) -> None:
+    """Leaves the reason where the master looks when a worker has gone."""
+    text = f"the lifespan failed: {error!r}\n{application_traceback(error)}"
+    os.write(stack, text.encode(errors="backslashreplace")[:16384])

@@ -1,0 +1,3 @@
+"""Imports well, and holds nothing that could be served."""
+
+number = 42

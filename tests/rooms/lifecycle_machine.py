@@ -1,0 +1,424 @@
+"""A fake kernel, and a machine that tries the lifecycle with whatever may happen, in any order.
+
+The kernel keeps the processes that were ordered and refuses an order that can't be carried out; the
+machine lets them become ready, fail, leave, crash or be deaf, and checks after every event what must
+always hold. pytest runs a fixed choice of stories; `python -m tests.rooms.lifecycle_machine 5000` runs
+as many others as one has patience for.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from typing import TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from forkd.events import (
+    Abandoned,
+    Abort,
+    Action,
+    Announce,
+    BeginStop,
+    Committed,
+    Departure,
+    EndForkServer,
+    Event,
+    Exit,
+    Forgotten,
+    Fork,
+    ForkServerGone,
+    ForkServerReady,
+    Kill,
+    Observed,
+    Order,
+    Plan,
+    ReloadAsked,
+    ScaleAsked,
+    Started,
+    StartForkServer,
+    StopAsked,
+    Tell,
+    TimePassed,
+    WorkerGone,
+    WorkerReady,
+)
+from forkd.generation import ForkServerState, Generation, Worker, WorkerState
+from forkd.lifecycle import Lifecycle, Phase
+from forkd.pool import Pool
+
+SERVICES = ("chargen", "daytime", "echo")
+STOP_TIMEOUT = 7.0
+PATIENCE = 2000  # events until all must be quiet again
+STATIONS = (Announce, BeginStop, Exit)
+
+T = TypeVar("T")
+Place = tuple[str, int]
+Seat = tuple[str, int, int]
+
+
+@dataclass
+class Process:
+    """A worker of the fake kernel."""
+
+    row: int
+    ready: bool = False
+    order: Order | None = None
+    busy: bool = False
+    request: float | None = None
+    killed: bool = False
+
+
+@dataclass
+class Template:
+    """A fork server of the fake kernel."""
+
+    ready: bool = False
+    ending: bool = False
+    killed: bool = False
+
+
+@dataclass
+class Kernel:
+    """The processes that live, and what was said to the world."""
+
+    servers: dict[Place, Template] = field(default_factory=dict)
+    workers: dict[Seat, Process] = field(default_factory=dict)
+    said: list[Action] = field(default_factory=list)
+
+    def perform(self, action: Action) -> None:
+        match action:
+            case StartForkServer(service, generation):
+                assert (service, generation) not in self.servers
+                assert not self.said_any(BeginStop)
+                self.servers[service, generation] = Template()
+            case EndForkServer(service, generation, kill):
+                server = self.servers[service, generation]
+                assert not any(seat[:2] == (service, generation) for seat in self.workers)
+                assert kill or server.ready
+                server.ending, server.killed = True, kill
+            case Fork(service, generation, slot, row):
+                assert self.servers[service, generation] == Template(ready=True)
+                assert (service, generation, slot) not in self.workers
+                assert row >= 1
+                assert row not in {process.row for seat, process in self.workers.items() if seat[0] == service}
+                assert not self.said_any(BeginStop)
+                self.workers[service, generation, slot] = Process(row)
+            case Tell(service, generation, slot, order):
+                process = self.workers[service, generation, slot]
+                assert not process.killed
+                assert (process.order, order) != (Order.FINISH, Order.DRAIN)
+                process.order = order
+            case Abort(service, generation, slot, reason) | Kill(service, generation, slot, reason):
+                assert reason
+                self.workers[service, generation, slot].killed = isinstance(action, Kill)
+            case Forgotten(service):
+                assert not any(place[0] == service for place in self.servers)
+                assert not any(seat[0] == service for seat in self.workers)
+                self.said.append(action)
+            case _:
+                assert not self.said_any(type(action)) or not isinstance(action, STATIONS)
+                self.said.append(action)
+
+    def said_any(self, *kinds: type) -> int:
+        return sum(isinstance(action, kinds) for action in self.said)
+
+    def observed(self, service: str) -> Observed:
+        mine = {seat[1:]: process for seat, process in self.workers.items() if seat[0] == service}
+        return Observed(
+            service,
+            frozenset(key for key, process in mine.items() if process.busy),
+            {key: process.request for key, process in mine.items() if process.request is not None},
+        )
+
+    def next_fact(self, *, deaf: bool) -> Event | None:
+        """What sound processes do next by themselves; deaf ones do as they are told only when killed."""
+        for (service, number), server in self.servers.items():
+            if server.killed or (server.ending and not deaf):
+                return ForkServerGone(service, number)
+            if not server.ready and not server.ending:
+                return ForkServerReady(service, number)
+        for (service, number, slot), process in self.workers.items():
+            if process.killed or (process.order is not None and not deaf):
+                return WorkerGone(service, number, slot, Departure.CRASHED if process.killed else Departure.LEFT)
+            if not process.ready and process.order is None:
+                return WorkerReady(service, number, slot)
+        return None
+
+    def note(self, event: Event) -> None:
+        """Makes a fact true."""
+        match event:
+            case ForkServerReady(service, number) if (service, number) in self.servers:
+                self.servers[service, number].ready = True
+            case ForkServerGone(service, number):
+                self.servers.pop((service, number), None)
+            case WorkerReady(service, number, slot) if (service, number, slot) in self.workers:
+                self.workers[service, number, slot].ready = True
+            case WorkerGone(service, number, slot):
+                self.workers.pop((service, number, slot), None)
+
+
+def plans(service: str) -> st.SearchStrategy[Plan]:
+    return st.builds(
+        lambda least, more, spare, boot, request, drain: Plan(
+            service, least, least + more, spare, boot, request, drain
+        ),
+        st.integers(1, 3),
+        st.sampled_from([0, 0, 1, 5, 40]),
+        st.integers(0, 2),
+        st.sampled_from([0.7, 30.0]),
+        st.sampled_from([0.0, 4.1]),
+        st.sampled_from([0.0, 3.3, 300.0]),
+    )
+
+
+sets_of_plans = st.sets(st.sampled_from(SERVICES), min_size=1).flatmap(
+    lambda services: st.tuples(*(plans(service) for service in sorted(services)))
+)
+picks = st.integers(0, 10_000)
+
+
+class Machine(RuleBasedStateMachine):
+    """Stories of a server: rules are what may happen, `tell` checks what must hold after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = Kernel()
+        self.now = 1000.1
+        self.reloads = 0
+        self.life: Lifecycle
+        self.deaf = False
+
+    @initialize(wanted=sets_of_plans, seed=st.integers(0, 5), deaf=st.booleans())
+    def start(self, wanted: tuple[Plan, ...], seed: int, deaf: bool) -> None:
+        self.life = Lifecycle(wanted, stop_timeout=STOP_TIMEOUT, jitter=random.Random(seed))
+        self.deaf = deaf
+        self.tell(Started())
+
+    # What may happen.
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 0.3, 1.0, 2.7, 10.0, 61.3]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.tell(TimePassed())
+
+    @rule()
+    def what_is_due_comes(self) -> None:
+        if isfinite(self.life.due()):
+            self.now = self.life.due()
+        self.tell(TimePassed())
+
+    @precondition(lambda self: self.kernel.next_fact(deaf=self.deaf) is not None)
+    @rule(times=st.integers(1, 12))
+    def all_goes_well(self, times: int) -> None:
+        for _ in range(times):
+            fact = self.kernel.next_fact(deaf=self.deaf)
+            if fact is not None:
+                self.tell(fact)
+
+    @precondition(lambda self: self.kernel.servers)
+    @rule(pick=picks, status=st.sampled_from([1, 78]))
+    def a_fork_server_goes(self, pick: int, status: int) -> None:
+        self.tell(ForkServerGone(*chosen(self.kernel.servers, pick), f"status {status}", status))
+
+    @precondition(lambda self: self.kernel.servers)
+    @rule(pick=picks)
+    def a_fork_server_is_ready(self, pick: int) -> None:
+        self.tell(ForkServerReady(*chosen(self.kernel.servers, pick)))
+
+    @precondition(lambda self: self.kernel.workers)
+    @rule(pick=picks)
+    def a_worker_is_ready(self, pick: int) -> None:
+        self.tell(WorkerReady(*chosen(self.kernel.workers, pick)))
+
+    @precondition(lambda self: self.kernel.workers)
+    @rule(pick=picks, departure=st.sampled_from(Departure))
+    def a_worker_goes(self, pick: int, departure: Departure) -> None:
+        self.tell(WorkerGone(*chosen(self.kernel.workers, pick), departure, departure.value))
+
+    @precondition(lambda self: self.kernel.workers)
+    @rule(pick=picks, count=st.integers(1, 40), handling=st.booleans())
+    def workers_get_busy(self, pick: int, count: int, handling: bool) -> None:
+        for number in range(count):
+            process = self.kernel.workers[chosen(self.kernel.workers, pick + number)]
+            if process.ready:
+                process.busy = True
+                process.request = self.now if handling else None
+        self.observe()
+
+    @precondition(lambda self: self.kernel.workers)
+    @rule(pick=picks, count=st.integers(1, 40))
+    def workers_get_idle(self, pick: int, count: int) -> None:
+        for number in range(count):
+            process = self.kernel.workers[chosen(self.kernel.workers, pick + number)]
+            process.busy, process.request = False, None
+        self.observe()
+
+    @rule()
+    def observe(self) -> None:
+        for service in SERVICES:
+            self.tell(self.kernel.observed(service))
+
+    @rule(wanted=sets_of_plans)
+    def a_reload_is_asked(self, wanted: tuple[Plan, ...]) -> None:
+        self.tell(ReloadAsked(wanted))
+
+    @rule(wanted=sets_of_plans)
+    def a_reload_is_asked_and_goes_well(self, wanted: tuple[Plan, ...]) -> None:
+        self.tell(ReloadAsked(wanted))
+        for _ in range(PATIENCE):
+            fact = self.kernel.next_fact(deaf=True)
+            if fact is None:
+                break
+            self.tell(fact)
+
+    @rule(service=st.sampled_from(["", *SERVICES]), size=st.none() | st.integers(-1, 8), by=st.integers(-3, 3))
+    def a_size_is_asked(self, service: str, size: int | None, by: int) -> None:
+        self.tell(ScaleAsked(service, size, by))
+
+    @rule(service=st.sampled_from(["ghost", *SERVICES]), generation=st.sampled_from([0, 1, 99]))
+    def something_unknown_is_told(self, service: str, generation: int) -> None:
+        nobody = (service, generation, 999)
+        for late in (WorkerReady(*nobody), WorkerGone(*nobody, Departure.CRASHED), ForkServerReady(service, 99)):
+            assert self.life.handle(late, self.now) == []
+        assert self.life.handle(ForkServerGone(service, 0), self.now) == []
+        self.tell(Observed(service, frozenset({(99, 0)}), {(99, 0): 0.0}))
+
+    @precondition(lambda self: self.kernel.said_any(Announce) or self.now > 1010)
+    @rule(quick=st.booleans(), often=st.sampled_from([False, False, False, True]))
+    def a_stop_is_asked(self, quick: bool, often: bool) -> None:
+        if often:
+            self.tell(StopAsked(quick))
+
+    # What must hold.
+
+    def tell(self, event: Event) -> None:
+        if isinstance(event, ReloadAsked) and self.life.phase is not Phase.ENDED:
+            self.reloads += 1
+        before = {service: (pool.serving, pool.target) for service, pool in self.life.pools.items()}
+        self.kernel.note(event)
+        for action in self.life.handle(event, self.now):
+            self.kernel.perform(action)
+        assert self.life.handle(TimePassed(), self.now) == [], "all that was to be done has been done"
+        assert self.life.due() > self.now, "waiting for what is due makes progress"
+        self.check_known()
+        self.check_told()
+        for service, pool in self.life.pools.items():
+            self.check_pool(pool, *before.get(service, (None, 0)))
+
+    def check_known(self) -> None:
+        """What lives is known, and what is known lives."""
+        servers: dict[Place, ForkServerState] = {}
+        workers: dict[Seat, WorkerState] = {}
+        for service, pool in self.life.pools.items():
+            for generation in pool.generations():
+                assert not generation.over or generation is pool.serving
+                if generation.state is not ForkServerState.GONE:
+                    servers[service, generation.number] = generation.state
+                for slot, worker in generation.workers.items():
+                    assert worker.slot == slot
+                    assert worker.row == self.kernel.workers[service, generation.number, slot].row
+                    workers[service, generation.number, slot] = worker.state
+        assert servers.keys() == self.kernel.servers.keys()
+        assert workers.keys() == self.kernel.workers.keys()
+        waiting = any(state is not ForkServerState.READY for state in servers.values())
+        waiting = waiting or any(state is not WorkerState.SERVING for state in workers.values())
+        if waiting or (self.kernel.said_any(BeginStop) and not self.kernel.said_any(Exit)):
+            assert isfinite(self.life.due())
+
+    def check_told(self) -> None:
+        answers = self.kernel.said_any(Committed, Abandoned)
+        assert self.reloads == answers + (self.life.reload is not None)
+        assert (self.life.phase is Phase.ENDED) == (self.kernel.said_any(Exit) == 1)
+        assert (self.life.phase in (Phase.STARTING, Phase.SERVING)) == (not self.kernel.said_any(BeginStop))
+        if self.life.phase is Phase.ENDED:
+            assert not self.kernel.servers
+            assert not self.kernel.workers
+            assert self.life.due() == inf
+
+    def check_pool(self, pool: Pool, served: Generation | None, wanted: int) -> None:
+        assert pool.plan.minimum <= pool.target <= pool.plan.maximum
+        assert len({generation.number for generation in pool.generations()}) == len(list(pool.generations()))
+        if pool.serving is not None:
+            # Only a size asked for by a person makes a pool smaller than it is busy.
+            staying = pool.serving.staying()
+            assert len(staying) <= pool.target or all(worker.busy for worker in staying)
+            if pool.serving is not served:
+                assert pool.serving.serving() >= max(pool.plan.minimum, min(wanted, pool.target))
+        if self.life.phase in (Phase.STARTING, Phase.SERVING):
+            hurried = pool.leaving[:-2]
+            assert all(worker.order is Order.FINISH or worker.state is WorkerState.DOOMED for worker in folk(hurried))
+
+    # How every story ends.
+
+    def settle(self) -> None:
+        """Once nothing bad happens any more, and nobody is busy, all is as it is wanted."""
+        for process in self.kernel.workers.values():
+            process.busy, process.request = False, None
+        self.observe()
+        for _ in range(PATIENCE):
+            fact = self.kernel.next_fact(deaf=False)
+            if fact is not None:
+                self.tell(fact)
+            elif isfinite(self.life.due()):
+                self.now = self.life.due()
+                self.tell(TimePassed())
+            else:
+                break
+        assert self.life.due() == inf
+        assert self.life.reload is None
+
+    def teardown(self) -> None:
+        if not hasattr(self, "life"):
+            return
+        self.settle()
+        if self.life.phase is not Phase.ENDED:
+            assert self.life.phase is Phase.SERVING
+            assert self.life.serving()
+            for pool in self.life.pools.values():
+                assert pool.wanted
+                assert pool.serving is not None
+                assert list(pool.generations()) == [pool.serving]
+                assert pool.serving.serving() == len(pool.serving.workers) == pool.target
+                assert pool.target == max(pool.plan.minimum, min(pool.plan.maximum, max(1, pool.plan.spare)))
+            self.stop()
+        assert self.kernel.said_any(BeginStop) == self.kernel.said_any(Exit) == 1
+
+    def stop(self) -> None:
+        begun = self.now
+        self.tell(StopAsked())
+        for _ in range(PATIENCE):
+            fact = self.kernel.next_fact(deaf=self.deaf)
+            if self.life.phase is Phase.ENDED:
+                break
+            if fact is None:
+                self.now = self.life.due()
+            self.tell(fact or TimePassed())
+        assert self.now <= begun + STOP_TIMEOUT + 2
+        assert self.kernel.said[-1] == Exit(0)
+
+
+def chosen(things: Iterable[T], pick: int) -> T:
+    known = list(things)
+    return known[pick % len(known)]
+
+
+def folk(generations: Iterable[Generation]) -> list[Worker]:
+    return [worker for generation in generations for worker in generation.workers.values()]
+
+
+if __name__ == "__main__":
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=int(sys.argv[1]),
+            stateful_step_count=60,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
