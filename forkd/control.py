@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from forkd.errors import BrokenOffError, ControlError, Exit, TimedOutError, UnreachableError
 from forkd.leaving import Leaving
-from forkd.listener import bind_unix
+from forkd.unixsocket import bind_unix
 
 LINE_BYTES: Final = 65536
 CLIENTS: Final = 32

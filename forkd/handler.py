@@ -112,9 +112,9 @@ def service(framing: Framing[Any]) -> Callable[[Callable[P, R]], Service[P, R]]:
     reply), an iterable of `bytes` (several) or None, may raise `Close`, and may stay ignorant of
     sockets altogether.
     """
-    for method in ("feed", "encode", "end", "copy"):
-        if not callable(getattr(framing, method, None)):
-            raise TypeError(f"service() takes a framing, as in @forkd.service(forkd.Lines()), not {framing!r}")
+    is_made = not isinstance(framing, type)  # a class has the methods too, and () is soon forgotten
+    if not is_made or not all(callable(getattr(framing, each, None)) for each in ("feed", "encode", "end", "copy")):
+        raise TypeError(f"service() takes a framing, as in @forkd.service(forkd.Lines()), not {framing!r}")
 
     def decorate(handler: Callable[P, R]) -> Service[P, R]:
         return Service(handler, framing)
@@ -142,6 +142,8 @@ def load(app: str) -> Service[..., Any]:
         raise BootError(_told("cannot be imported", error)) from None
     except (Exception, SystemExit) as error:
         raise BootError(_told("cannot be imported", error)) from None
+    if not name:
+        raise BootError(f"{app!r} names no service: write {module_name}:NAME{_services_of(target)}")
     for part in name.split("."):
         try:
             target = getattr(target, part)

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import forkd
@@ -137,6 +137,7 @@ def test_requests_before_an_end_of_the_framing_are_given_first() -> None:
             next(requests)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=9), max_size=9), st.lists(st.integers(0, 20), max_size=9))
 def test_nothing_is_lost_or_doubled(pieces: list[bytes], sizes: list[int]) -> None:
     with connected(kind=socket.SOCK_SEQPACKET) as (ours, connection):

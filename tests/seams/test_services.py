@@ -7,7 +7,7 @@ import struct
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkd import services
@@ -18,6 +18,7 @@ from forkd.testing import connect
 PRINTABLE = bytes(range(32, 127))
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=100), max_size=5))
 def test_echo_sends_back_what_it_gets(pieces: list[bytes]) -> None:
     with connect(services.echo) as client:

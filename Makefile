@@ -1,0 +1,52 @@
+# make run    serves etc/forkd.toml in the foreground
+# make test   lint, types and all tests
+# Both make what they need in $(VENV) and work a second time; nothing outside it is touched.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint types pytest coverage reference clean
+
+run: $(VENV)/installed
+	$(BIN)/forkd run etc/forkd.toml
+
+test: lint types pytest
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/tested
+	$(BIN)/mypy
+	$(BIN)/mypy --strict examples/keyvalue.py
+	$(BIN)/mypy --strict examples/policy.py
+
+pytest: $(VENV)/tested
+	$(BIN)/pytest
+
+coverage: $(VENV)/tested
+	$(BIN)/coverage run -m pytest tests/rooms
+	$(BIN)/coverage report -m --include='forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py'
+
+# The pages that are made from the code.
+reference: $(VENV)/installed
+	$(BIN)/python -m forkd.reference > docs/settings.md
+
+clean:
+	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "forkd needs Python 3.11 or newer; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' \
+	    || { echo "this Python cannot make virtual environments (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/tested: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $(VENV)/installed $@

@@ -1,0 +1,62 @@
+"""A unix socket at its path: its rights first, a stale one replaced, a live one refused (unix(7))."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+
+def bind_unix(path: str, mode: int | None, own: Callable[[str], None] = lambda path: None) -> socket.socket:
+    """A bound unix socket whose file appears at `path` with its rights already set.
+
+    It is bound beside its place and renamed there, so that nobody ever meets it with wider
+    rights or not yet listening. A stale socket at `path` is replaced, anything else refused.
+    """
+    _refuse_occupied(path)
+    beside = f"{path}.{os.getpid()}"
+    if len(beside.encode()) > 107:  # sun_path of unix(7)
+        beside = str(Path(path).parent / f".{os.getpid()}")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        umask = os.umask(0o177)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(beside)  # noqa: PTH108  # a leaving of an earlier process of our number
+            sock.bind(beside)
+        finally:
+            os.umask(umask)
+        os.chmod(beside, 0o777 & ~umask if mode is None else mode)  # noqa: PTH101
+        own(beside)
+        sock.listen(socket.SOMAXCONN)
+        os.rename(beside, path)  # noqa: PTH104
+    except BaseException:
+        sock.close()
+        with suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108
+        raise
+    return sock
+
+
+def _refuse_occupied(path: str) -> None:
+    """Raises when `path` is taken by anything but a socket that nobody listens on."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FileExistsError(
+            errno.EEXIST, "something that is no socket stands there; remove it or choose another path"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return
+        except BlockingIOError:
+            pass  # its queue is full, so it is very much alive
+    raise OSError(errno.EADDRINUSE, "another server listens there")

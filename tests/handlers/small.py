@@ -1,0 +1,55 @@
+"""Tiny services, one for each behaviour that a live test needs to see."""
+
+import os
+import signal
+import time
+
+import forkd
+
+
+@forkd.service(forkd.Lines())
+def shout(request: bytes) -> bytes:
+    return request.upper()
+
+
+@forkd.service(forkd.Lines())
+def pid(request: bytes) -> bytes:
+    return str(os.getpid()).encode()
+
+
+@forkd.service(forkd.Lines())
+def ends(request: bytes, connection: forkd.Connection) -> bytes:
+    return f"{connection.local} {connection.peer}".encode()
+
+
+@forkd.service(forkd.Lines())
+def die(request: bytes) -> bytes:
+    """`die SIGNAL` kills the worker, `exit N` ends it; anything else is echoed."""
+    word, _, number = request.partition(b" ")
+    if word == b"die":
+        os.kill(os.getpid(), int(number))
+        time.sleep(60)
+    if word == b"exit":
+        os._exit(int(number))
+    return request
+
+
+@forkd.service(forkd.Lines())
+def nap(request: bytes) -> bytes:
+    """Takes as many seconds as it is told."""
+    time.sleep(float(request))
+    return b"slept " + request
+
+
+@forkd.stream
+def session(connection: forkd.Connection) -> None:
+    while data := connection.recv(100):
+        connection.send(data)
+
+
+@forkd.service(forkd.Lines())
+def stubborn(request: bytes) -> bytes:
+    """Ignores TERM and never returns."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(60)

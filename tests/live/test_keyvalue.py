@@ -1,0 +1,110 @@
+"""The key-value example as it is shipped, driven by Redis' own programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import ROOT, Server, exchange, running
+
+EXAMPLES = ROOT / "examples"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("redis-cli") and shutil.which("redis-benchmark")),
+        reason="redis-cli and redis-benchmark are not installed (Debian: redis-tools)",
+    ),
+]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """The shipped file, save for ports that the kernel picks and a store of the test's own."""
+    text = (EXAMPLES / "keyvalue.toml").read_text()
+    text = text.replace("127.0.0.1:6380", "127.0.0.1:0").replace("127.0.0.1:6381", "127.0.0.1:0")
+    text = text.replace("\napp =", f'\npath = "{EXAMPLES}"\napp =')
+    (tmp_path / "keyvalue.toml").write_text(f'[master]\ncontrol = "{tmp_path}/control.sock"\n{text}')
+    program = ["env", f"FORKD_KEYVALUE={tmp_path}/values", sys.executable, "-m", "forkd"]
+    with running(["keyvalue.toml"], tmp_path, program=program) as server:
+        yield server.serving(2)
+
+
+services = pytest.mark.parametrize("service", ["memory", "shared"])
+
+
+def port(server: Server, service: str) -> str:
+    return dict(server.addresses)[service].rpartition(":")[2]
+
+
+def redis_cli(server: Server, service: str, *arguments: str, stdin: str = "") -> str:
+    command = ["redis-cli", "-p", port(server, service), *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+@services
+def test_redis_cli(server: Server, service: str) -> None:
+    script = {
+        "PING": "PONG",
+        'SET greeting "hello you" EX 100': "OK",
+        "GET greeting": "hello you",
+        "TTL greeting": "100",
+        "SET greeting x NX": "",
+        "INCRBY n 41": "41",
+        "INCR n": "42",
+        "EXISTS greeting n m": "2",
+        "DEL greeting": "1",
+        "DBSIZE": "1",
+        "HELLO 3": "NOPROTO unsupported protocol version\n",
+        "FOO bar": "ERR unknown command 'FOO', with args beginning with: 'bar' \n",
+        "SELECT 0": "OK",
+        "FLUSHALL": "OK",
+    }
+    said = redis_cli(server, service, stdin="".join(line + "\n" for line in script))
+    assert said == "".join(reply + "\n" for reply in script.values())
+
+
+@services
+def test_redis_cli_pipes_bytes_of_any_kind(server: Server, service: str) -> None:
+    every = bytes(range(256))
+    requests = b"".join(b"*3\r\n$3\r\nSET\r\n$4\r\n%04d\r\n$256\r\n%b\r\n" % (n, every) for n in range(1000))
+    command = ["redis-cli", "-p", port(server, service), "--pipe"]
+    result = subprocess.run(command, input=requests, capture_output=True, timeout=30, check=True)
+    assert b"errors: 0, replies: 1000" in result.stdout
+    got = exchange(server.connect(service), b"GET 0999\r\nDBSIZE\r\n")
+    assert got == b"$256\r\n" + every + b"\r\n:1000\r\n"
+
+
+@services
+@pytest.mark.parametrize("depth", ["1", "16"])
+def test_redis_benchmark(server: Server, service: str, depth: str) -> None:
+    command = ["redis-benchmark", "-p", port(server, service), "-t", "ping,set,get,incr"]
+    command += ["-c", "50", "-n", "50000", "-P", depth, "--csv"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    rates = {row["test"]: float(row["rps"]) for row in csv.DictReader(io.StringIO(result.stdout))}
+    assert set(rates) == {"PING_INLINE", "PING_MBULK", "SET", "GET", "INCR"}
+    print(service, depth, rates)
+
+    # Each request was counted once; redis-benchmark finishes what it has begun and may send some more.
+    assert 50_000 <= int(redis_cli(server, service, "GET", "counter:__rand_int__")) <= 50_000 + 50 * int(depth)
+    assert redis_cli(server, service, "GET", "key:__rand_int__") == "VXK\n"
+    status = server.status(service)
+    assert status["errors"] == 0
+    assert status["exits"] == {"recycled": 0, "crashed": 0, "timed_out": 0}
+    assert status["requests"] >= 250_000
+
+
+def test_the_values_of_shared_outlive_their_workers(server: Server) -> None:
+    assert redis_cli(server, "shared", "SET", "a", "1") == "OK\n"
+    before = set(server.workers("shared"))
+    server.ask(command="reload")
+    assert redis_cli(server, "shared", "GET", "a") == "1\n"
+    assert before.isdisjoint(server.workers("shared"))

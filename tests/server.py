@@ -1,0 +1,217 @@
+"""A real forkd for the tests: started as a program, waited for by what it says, ended by pid."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from forkd import control
+
+HANDLERS = Path(__file__).parent / "handlers"
+ROOT = Path(__file__).parent.parent
+LIMIT = 20.0
+
+_SERVING = re.compile(r"serving (?P<service>\S+) on (?P<address>\S+)")
+
+
+def until(condition: Callable[[], Any], what: str = "", limit: float = LIMIT) -> Any:
+    """Waits until `condition` gives something true, and gives that; fails after `limit` seconds."""
+    pause = threading.Event()
+    deadline = time.monotonic() + limit
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {limit:g} s: {what or condition}")
+        pause.wait(0.005)
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Running, and not a zombie, which still answers kill(pid, 0)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def family(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    return [pid, *(each for child in children(pid) for each in family(child))]
+
+
+def title(pid: int) -> str:
+    """What ps(1) shows of the process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+class Server:
+    """One `forkd run`, its log line by line, and the processes it has had.
+
+    `lines` is what it has said on standard error; `addresses` where its services listen.
+    """
+
+    def __init__(self, arguments: list[str], cwd: Path, *, program: list[str] | None = None) -> None:
+        self.control_path = cwd / "control.sock"
+        self.lines: list[str] = []
+        self._said = threading.Condition()
+        self._process = subprocess.Popen(
+            [*(program or [sys.executable, "-m", "forkd"]), "run", *arguments],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self._known = {self.pid}
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._said:
+                self.lines.append(line.decode().rstrip("\n"))
+                self._said.notify_all()
+        with self._said:
+            self.lines.append("(end of standard error)")
+            self._said.notify_all()
+
+    def said(self, pattern: str, count: int = 1, limit: float = LIMIT) -> list[re.Match[str]]:
+        """Waits until `count` lines match; gives their matches."""
+
+        def found() -> list[re.Match[str]]:
+            return [match for line in self.lines if (match := re.search(pattern, line))]
+
+        with self._said:
+            if not self._said.wait_for(lambda: len(found()) >= count or self._ended(), limit) or len(found()) < count:
+                raise AssertionError(f"forkd did not say {pattern!r} {count} times:\n" + "\n".join(self.lines))
+            return found()
+
+    def _ended(self) -> bool:
+        return bool(self.lines) and self.lines[-1] == "(end of standard error)"
+
+    def serving(self, listeners: int = 1) -> Server:
+        """Waits until that many listeners are announced."""
+        self.said(_SERVING.pattern, listeners)
+        self.family()
+        return self
+
+    @property
+    def addresses(self) -> list[tuple[str, str]]:
+        """Service and address of each listener announced."""
+        return [(found["service"], found["address"]) for line in self.lines if (found := _SERVING.fullmatch(line))]
+
+    def connect(self, service: str = "", *, timeout: float = 10.0) -> socket.socket:
+        """A client's connection to the first listener of a service (of any, when empty)."""
+        address = next(address for name, address in self.addresses if service in ("", name))
+        return connect(address, timeout=timeout)
+
+    def ask(self, **command: Any) -> Any:
+        """A command over the control socket."""
+        return control.ask(self.control_path, command, timeout=LIMIT)
+
+    def status(self, service: str = "") -> Any:
+        """The status document, or one service's part of it."""
+        document = self.ask(command="status")
+        return document["services"][service] if service else document
+
+    def family(self) -> list[int]:
+        """The master's and all its descendants' pids now; every pid seen is remembered for `gone`."""
+        found = family(self.pid)
+        self._known.update(found)
+        return found
+
+    def titled(self, pattern: str) -> list[int]:
+        """The pids of this server's processes whose title matches."""
+        return [pid for pid in self.family() if re.fullmatch(pattern, title(pid))]
+
+    def workers(self, service: str = "") -> list[int]:
+        return [each["pid"] for each in self.status()["workers"] if service in ("", each["service"])]
+
+    def kill(self, number: signal.Signals) -> None:
+        self.family()
+        os.kill(self.pid, number)
+
+    def exited(self, limit: float = LIMIT) -> int:
+        """Waits for the master's end; gives its exit status (negative: the signal that ended it)."""
+        status = self._process.wait(limit)
+        self._reader.join(limit)
+        return status
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ends it by a signal; gives its exit status."""
+        self.kill(number)
+        return self.exited()
+
+    def gone(self, limit: float = LIMIT) -> None:
+        """Waits until no process that this server has had is there."""
+        until(lambda: not any(alive(pid) for pid in self._known), f"all of {self._known} gone", limit)
+
+    def close(self) -> None:
+        """Ends whatever is left, by pid."""
+        known = set(self.family()) | self._known
+        for pid in known:
+            if pid == self.pid or "forkd" in title(pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        self._process.wait(LIMIT)
+        self._reader.join(LIMIT)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+
+def connect(address: str, *, timeout: float = 10.0, source: str = "") -> socket.socket:
+    """A plain client's socket to an address as forkd writes it."""
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(timeout)
+        path = address.removeprefix("unix:")
+        sock.connect("\0" + path[1:] if path.startswith("@") else path)
+        return sock
+    host, _, port = address.rpartition(":")
+    host = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))
+    return socket.create_connection((host, int(port)), timeout, (source, 0) if source else None)
+
+
+def exchange(sock: socket.socket, data: bytes) -> bytes:
+    """Sends everything, ends our side, and gives everything that comes back; closes the socket."""
+    with sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        received = bytearray()
+        while piece := sock.recv(65536):
+            received += piece
+        return bytes(received)
+
+
+@contextmanager
+def running(arguments: list[str], cwd: Path, *, program: list[str] | None = None) -> Iterator[Server]:
+    """A server for the length of a block."""
+    server = Server(arguments, cwd, program=program)
+    try:
+        yield server
+    finally:
+        server.close()
