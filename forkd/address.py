@@ -1,6 +1,6 @@
 """Addresses as people write them: text to value and back, for listeners, peers and the client.
 
-Pure: it opens nothing and looks nothing up. `listener` and `client` turn an address into
+Pure: it opens nothing and looks nothing up. `listener` and `dial` turn an address into
 sockets; `config` asks only whether a text is one.
 """
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import click
 
 import forkd
-from forkd import address, check, client, config, control, rundir
+from forkd import address, check, client, config, control, dial, rundir
 from forkd.errors import ConfigError, Exit, ForkdError
 from forkd.settings import Settings
 
@@ -171,7 +171,7 @@ def check_(target: str | None, file: str) -> None:
 def call(target: str, requests: tuple[str, ...], connect_timeout: float, timeout: float | None, source: str) -> None:
     """Sends each REQUEST, or each line of standard input, to ADDRESS and prints each reply."""
     texts = [os.fsencode(request) for request in requests]
-    with client.connect(address.parse(target), timeout=connect_timeout, source=source) as sock:
+    with dial.connect(address.parse(target), timeout=connect_timeout, source=source) as sock:
         stdin = None if sys.stdin is None else sys.stdin.buffer
         stdout = None if sys.stdout is None else sys.stdout.buffer
         client.call(sock, texts or None, stdin, stdout, timeout=timeout)

@@ -279,9 +279,10 @@ class Pool:
         return [generation.fork(slot, next(rows), now) for slot in slots]
 
     def _shrink(self, serving: Generation, now: float) -> list[Action]:
-        """Sends idle workers away, the highest slots first; busy ones are left in peace."""
+        """Sends idle workers away, those first that do not serve yet, then the highest slots; never busy ones."""
         staying = serving.staying()
-        idle = sorted((worker for worker in staying if not worker.busy), key=lambda worker: -worker.slot)
+        idle = [worker for worker in staying if not worker.busy]
+        idle.sort(key=lambda worker: (worker.state is WorkerState.SERVING, -worker.slot))
         return [serving.drain(worker, now) for worker in idle[: max(0, len(staying) - self.target)]]
 
     def _drain(self, now: float) -> list[Action]:

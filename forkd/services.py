@@ -60,7 +60,7 @@ def daytime(connection: Connection) -> None:
     The RFC leaves the form open and suggests this one: weekday, month day, year time-zone.
     """
     # Not strftime: its names follow the locale, and the line is ASCII.
-    now = clock.localtime()
+    now = clock.localtime(clock.time())  # localtime() alone asks a coarser clock, up to a tick behind
     weekday = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")[now.tm_wday]
     month = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
              "November", "December")[now.tm_mon - 1]  # fmt: skip

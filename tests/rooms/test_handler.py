@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,10 @@ def with_both(request: bytes, connection: Connection) -> bytes:
     return request
 
 
+def prefixed(prefix: bytes, request: bytes) -> bytes:
+    return prefix + request
+
+
 @pytest.mark.parametrize(
     ("handler", "takes_connection"),
     [
@@ -179,7 +184,7 @@ def with_both(request: bytes, connection: Connection) -> bytes:
         (lambda request, encoding="ascii": request, False),
         (lambda *both: both[0], True),
         (lambda request, *, flag=False: request, False),
-        (partial(with_both, connection=None), False),
+        (partial(prefixed, b">"), False),
         (bytes.upper, False),
         ({}.get, False),
     ],
@@ -196,9 +201,9 @@ def test_a_handler_that_takes_something_else(handler: Callable[..., bytes]) -> N
 
 
 @pytest.mark.parametrize("framing", [forkd.Lines, "lines", None, lambda request: request])
-def test_what_is_no_framing(framing: object) -> None:
+def test_what_is_no_framing(framing: Any) -> None:
     with pytest.raises(TypeError, match="takes a framing"):
-        forkd.service(framing)(lambda request: request)  # type: ignore[type-var]
+        forkd.service(framing)(lambda request: request)
 
 
 def test_a_service_looks_like_its_function() -> None:

@@ -1,4 +1,4 @@
-"""The client against real sockets: what it sends, prints and says when something fails."""
+"""Dialling and the client against real sockets: what is sent, printed and said when something fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from forkd import client
+from forkd import client, dial
 from forkd.address import Address, from_sockaddr, parse
 from forkd.errors import (
     AddressError,
@@ -109,7 +109,7 @@ def talk(
 ) -> bytes:
     """Call `address` with `requests` or with `said` on a pipe; what was printed, in `printed` too if it fails."""
     reading = piped(said)
-    with client.connect(address) as sock, tempfile.TemporaryFile() as output:
+    with dial.connect(address) as sock, tempfile.TemporaryFile() as output:
         try:
             client.call(sock, requests, reading, output, timeout=timeout, end=end)
         finally:
@@ -158,7 +158,7 @@ def test_a_server_may_speak_first_and_leave() -> None:
 def test_a_regular_file_is_an_input(tmp_path: Path) -> None:
     path = tmp_path / "requests"
     path.write_bytes(b"x" * 300_000)
-    with serving(count) as address, client.connect(address) as sock, path.open("rb") as requests:
+    with serving(count) as address, dial.connect(address) as sock, path.open("rb") as requests:
         reading, writing = os.pipe()
         client.call(sock, None, requests, writing)
         assert os.read(reading, 100) == b"300000 bytes\n"
@@ -167,25 +167,25 @@ def test_a_regular_file_is_an_input(tmp_path: Path) -> None:
 
 
 def test_dev_null_is_an_input() -> None:
-    with serving(count) as address, client.connect(address) as sock, Path(os.devnull).open("rb") as nothing:
+    with serving(count) as address, dial.connect(address) as sock, Path(os.devnull).open("rb") as nothing:
         client.call(sock, None, nothing, None)
 
 
 def test_a_closed_input_is_an_empty_one() -> None:
-    with serving(count) as address, client.connect(address) as sock:
+    with serving(count) as address, dial.connect(address) as sock:
         closed = os.dup(0)
         os.close(closed)
         client.call(sock, None, closed, None)
 
 
 def test_no_input_at_all_is_an_empty_one() -> None:
-    with serving(count) as address, client.connect(address) as sock:
+    with serving(count) as address, dial.connect(address) as sock:
         client.call(sock, None, None, None)
 
 
 def test_a_socket_may_be_input_and_output_at_once() -> None:
     ours, theirs = socket.socketpair()
-    with serving(echo) as address, client.connect(address) as sock, ours, theirs:
+    with serving(echo) as address, dial.connect(address) as sock, ours, theirs:
         theirs.sendall(b"hello\n")
         theirs.shutdown(socket.SHUT_WR)
         client.call(sock, None, ours.fileno(), ours.fileno())
@@ -211,7 +211,7 @@ def test_much_flows_both_ways_through_pipes_at_the_same_time() -> None:
                 received.update(data)
 
     threads = [threading.Thread(target=say, daemon=True), threading.Thread(target=hear, daemon=True)]
-    with serving(echo) as address, client.connect(address) as sock:
+    with serving(echo) as address, dial.connect(address) as sock:
         for thread in threads:
             thread.start()
         client.call(sock, None, in_reading, out_writing, timeout=10)
@@ -242,7 +242,7 @@ def test_on_a_terminal_nothing_is_added_to_a_whole_line() -> None:
 def shown_on_a_terminal(address: Address) -> bytes:
     screen, terminal = pty.openpty()
     tty.setraw(terminal)  # else the terminal makes \r\n of \n
-    with client.connect(address) as sock:
+    with dial.connect(address) as sock:
         client.call(sock, None, None, terminal)
     os.close(terminal)
     with os.fdopen(screen, "rb", buffering=0) as rest:
@@ -257,21 +257,21 @@ def test_an_output_that_nobody_reads_ends_the_call_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     never_written, open_end = os.pipe()
-    with serving(greet) as address, client.connect(address) as sock:
+    with serving(greet) as address, dial.connect(address) as sock:
         client.call(sock, None, never_written, writing)
     for descriptor in (writing, never_written, open_end):
         os.close(descriptor)
 
 
 def test_an_output_that_cannot_be_written_is_told() -> None:
-    with serving(echo) as address, client.connect(address) as sock, Path("/dev/full").open("wb") as full:  # noqa: SIM117
+    with serving(echo) as address, dial.connect(address) as sock, Path("/dev/full").open("wb") as full:  # noqa: SIM117
         with pytest.raises(ForkdError, match=r"standard output cannot be written: .*ENOSPC"):
             client.call(sock, [b"hello"], None, full)
 
 
 def test_an_input_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
-    with serving(echo) as address, client.connect(address) as sock:  # noqa: SIM117
+    with serving(echo) as address, dial.connect(address) as sock:  # noqa: SIM117
         with pytest.raises(ForkdError, match=r"standard input cannot be read: .*EISDIR"):
             client.call(sock, None, folder, None)
     os.close(folder)
@@ -338,13 +338,13 @@ def test_a_server_that_leaves_before_all_was_sent_broke_off(tmp_path: Path) -> N
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1, socket.MSG_PEEK)
 
-    with serving(leave) as address, client.connect(address) as sock, path.open("rb") as requests:  # noqa: SIM117
+    with serving(leave) as address, dial.connect(address) as sock, path.open("rb") as requests:  # noqa: SIM117
         with pytest.raises(BrokenOffError, match=r"requests were still to be sent|ECONNRESET|EPIPE"):
             client.call(sock, None, requests, None)
 
 
 def test_a_server_that_says_goodbye_while_a_request_is_readable_broke_off() -> None:
-    with serving(lambda connection: connection.shutdown(socket.SHUT_WR)) as address, client.connect(address) as sock:
+    with serving(lambda connection: connection.shutdown(socket.SHUT_WR)) as address, dial.connect(address) as sock:
         assert sock.recv(1, socket.MSG_PEEK) == b""  # the goodbye is here before the call begins
         reading = piped(b"hello\n")
         with pytest.raises(BrokenOffError, match="requests were still to be sent"):
@@ -375,7 +375,7 @@ def test_a_server_that_does_not_read_is_silent_too(tmp_path: Path) -> None:
     path = tmp_path / "requests"
     path.touch()
     os.truncate(path, 64 << 20)
-    with silence() as address, client.connect(address) as sock, path.open("rb") as requests:  # noqa: SIM117
+    with silence() as address, dial.connect(address) as sock, path.open("rb") as requests:  # noqa: SIM117
         with pytest.raises(TimedOutError):
             client.call(sock, None, requests, None, timeout=SOON)
 
@@ -399,7 +399,7 @@ def typing(behaviour: Behaviour, timeout: float | None = 10) -> Iterator[tuple[i
 
     def calling() -> None:
         try:
-            with client.connect(address) as sock:
+            with dial.connect(address) as sock:
                 client.call(sock, None, keyboard, screen, timeout=timeout)
         except ForkdError as error:
             failures.append(error)
@@ -430,7 +430,7 @@ def refusing() -> tuple[socket.socket, Address]:
 def test_a_closed_port_is_refused() -> None:
     sock, address = refusing()
     with sock, pytest.raises(UnreachableError) as caught:
-        client.connect(address)
+        dial.connect(address)
     assert int(caught.value.exit_status) == 69
     assert str(caught.value).startswith(f"cannot connect to {address}: no process listens there (ECONNREFUSED); ")
 
@@ -438,7 +438,7 @@ def test_a_closed_port_is_refused() -> None:
 def test_every_address_tried_is_told() -> None:
     sock, address = refusing()
     with sock, pytest.raises(UnreachableError) as caught:
-        client.connect(parse(f"*:{address.port}"))
+        dial.connect(parse(f"*:{address.port}"))
     lines = str(caught.value).splitlines()
     assert any(line.startswith(f"cannot connect to 127.0.0.1:{address.port} (*:{address.port}): ") for line in lines)
     assert len(lines) == len(socket.getaddrinfo(None, address.port, type=socket.SOCK_STREAM))
@@ -452,7 +452,7 @@ def test_the_next_address_is_tried_where_the_first_refuses() -> None:
 def fill(address: Address, held: contextlib.ExitStack) -> None:
     """Connect to a listener that accepts nobody, until its queue is full and a connect fails."""
     while True:
-        held.enter_context(client.connect(address, timeout=SOON))
+        held.enter_context(dial.connect(address, timeout=SOON))
 
 
 def test_a_full_queue_is_a_time_out() -> None:
@@ -467,7 +467,7 @@ def test_a_time_out_outweighs_a_refusal() -> None:
         with pytest.raises(TimedOutError):
             fill(address, held)
         with pytest.raises(TimedOutError, match=r"(?s)ECONNREFUSED.*ETIMEDOUT"):
-            client.connect(Address("*", address.port), timeout=SOON)
+            dial.connect(Address("*", address.port), timeout=SOON)
 
 
 def test_a_full_queue_of_a_unix_socket_is_a_time_out(tmp_path: Path) -> None:
@@ -513,12 +513,12 @@ def test_a_unix_socket_of_another_type(tmp_path: Path) -> None:
 
 def test_an_abstract_socket_that_is_not_there() -> None:
     with pytest.raises(UnreachableError, match=r"cannot connect to unix:@forkd-test-nobody: .*\(ECONNREFUSED\)"):
-        client.connect(parse("unix:@forkd-test-nobody"))
+        dial.connect(parse("unix:@forkd-test-nobody"))
 
 
 def check_unix(path: Path, words: str) -> None:
     with pytest.raises(UnreachableError) as caught:
-        client.connect(Address(str(path), 0, "unix"))
+        dial.connect(Address(str(path), 0, "unix"))
     assert str(caught.value).startswith(f"cannot connect to unix:{path}: {words}; ")
 
 
@@ -526,13 +526,13 @@ def check_unix(path: Path, words: str) -> None:
 def test_a_name_that_is_not_found(host: str) -> None:
     # Without a network, no name server may be there to say so (RFC 6761, 6.4 makes .invalid fail everywhere).
     with pytest.raises(UnreachableError, match=rf"cannot connect to {host}:7: no such host.* \(EAI_\w+\); check"):
-        client.connect(Address(host, 7))
+        dial.connect(Address(host, 7))
 
 
 @pytest.mark.parametrize("text", ["systemd:echo", "127.0.0.1:0"])
 def test_addresses_that_cannot_be_called(text: str) -> None:
     with pytest.raises(UsageError, match=f"{text} cannot be called"):
-        client.connect(parse(text))
+        dial.connect(parse(text))
 
 
 # The local end.
@@ -542,7 +542,7 @@ def seen_peer(source: str | Address | None, target: str = "127.0.0.1") -> tuple[
     """Whom the server sees calling, when the client calls `target` from `source`."""
     peers: list[tuple[str, int]] = []
     with serving(lambda connection: peers.append(connection.getpeername())) as address:
-        client.connect(Address(target, address.port), source=source).close()
+        dial.connect(Address(target, address.port), source=source).close()
     return peers[0]
 
 
@@ -576,32 +576,32 @@ def test_the_server_sees_the_source_port_again_and_again(host: str) -> None:
     ],
 )
 def test_ways_to_write_a_source(text: str, address: Address) -> None:
-    assert client.parse_source(text) == address
+    assert dial.parse_source(text) == address
 
 
 @pytest.mark.parametrize("text", ["", "1.2.3.4.5", "[::1", "host:port"])
 def test_what_is_no_source(text: str) -> None:
     with pytest.raises(AddressError):
-        client.parse_source(text)
+        dial.parse_source(text)
 
 
 def test_a_source_that_is_not_ours() -> None:
     with pytest.raises(
         UnreachableError, match=r"cannot call from 198\.18\.0\.1:0: .*no such address \(EADDRNOTAVAIL\)"
     ):
-        client.connect(Address("127.0.0.1", 7), source="198.18.0.1")
+        dial.connect(Address("127.0.0.1", 7), source="198.18.0.1")
 
 
 def test_a_source_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken = from_sockaddr(listener.family, listener.getsockname())
         with pytest.raises(UnreachableError, match=f"cannot call from {taken}: .*taken already .EADDRINUSE"):
-            client.connect(Address("127.0.0.1", 7), source=taken)
+            dial.connect(Address("127.0.0.1", 7), source=taken)
 
 
 def test_a_source_name_that_is_not_found() -> None:
     with pytest.raises(UnreachableError, match=r"cannot call from no-such-host\.invalid:0: no such host"):
-        client.connect(Address("127.0.0.1", 7), source="no-such-host.invalid")
+        dial.connect(Address("127.0.0.1", 7), source="no-such-host.invalid")
 
 
 @pytest.mark.parametrize(
@@ -609,14 +609,14 @@ def test_a_source_name_that_is_not_found() -> None:
 )
 def test_a_source_of_another_kind(target: str, source: str) -> None:
     with pytest.raises(UsageError, match="cannot be called from"):
-        client.connect(parse(target), source=source)
+        dial.connect(parse(target), source=source)
 
 
 def test_a_socket_connected_to_itself_is_no_server() -> None:
     sock, address = refusing()
     sock.close()
     with pytest.raises(UnreachableError, match="ECONNREFUSED"):
-        client.connect(address, source=address)
+        dial.connect(address, source=address)
 
 
 # What an errno means.
@@ -664,7 +664,7 @@ PATH = Address("/run/forkd/echo.sock", 0, "unix")
     ],
 )
 def test_an_errno_in_words(number: int, address: Address, kind: type[ForkdError], words: str) -> None:
-    found = client.explain(OSError(number, os.strerror(number)), address, timeout=2)
+    found = dial.explain(OSError(number, os.strerror(number)), address, timeout=2)
     assert type(found) is kind
     assert str(found).startswith(f"cannot connect to {address}: {words}")
 
@@ -682,7 +682,7 @@ def test_an_errno_in_words(number: int, address: Address, kind: type[ForkdError]
     ],
 )
 def test_a_failed_lookup_in_words(number: int, name: str, words: str) -> None:
-    for explain, what in ((client.explain, "connect to"), (client.explain_source, "call from")):
+    for explain, what in ((dial.explain, "connect to"), (dial.explain_source, "call from")):
         found = explain(socket.gaierror(number, words), Address("host.example", 7))
         assert type(found) is UnreachableError
         assert str(found).startswith(f"cannot {what} host.example:7: {words} ({name})")
@@ -699,13 +699,13 @@ def test_a_failed_lookup_in_words(number: int, name: str, words: str) -> None:
     ],
 )
 def test_a_failed_source_in_words(number: int, words: str) -> None:
-    found = client.explain_source(OSError(number, os.strerror(number)), HERE)
+    found = dial.explain_source(OSError(number, os.strerror(number)), HERE)
     assert type(found) is UnreachableError
     assert str(found).startswith(f"cannot call from {HERE}: {words}")
 
 
 def test_our_own_limit_is_told_from_the_kernels() -> None:
-    found = client.explain(TimeoutError("timed out"), HERE, name="host.example:7", timeout=2.5)
+    found = dial.explain(TimeoutError("timed out"), HERE, name="host.example:7", timeout=2.5)
     assert type(found) is TimedOutError
     assert str(found).startswith(
         f"cannot connect to {HERE} (host.example:7): nobody answered within 2.5 s (ETIMEDOUT); "

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -277,7 +278,7 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 @contextmanager
-def accepted(listener: socket.socket, client: socket.socket, to: object) -> Iterator[Connection]:
+def accepted(listener: socket.socket, client: socket.socket, to: Any) -> Iterator[Connection]:
     with listener, client:
         client.connect(to)
         theirs, peer = listener.accept()

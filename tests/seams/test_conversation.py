@@ -212,6 +212,11 @@ def copy_all(connection: forkd.Connection) -> None:
 
 
 @forkd.stream
+def ends_at_once(connection: forkd.Connection) -> None:
+    pass
+
+
+@forkd.stream
 def until_end(connection: forkd.Connection) -> None:
     while True:
         connection.send(connection.read_until(b"\n", 8))
@@ -340,7 +345,7 @@ CASES = [
     Case("stream fails", forkd.stream(raising(ValueError())), b"a", b"", End.ERROR, 1, 1, ValueError),
     Case("stream exits", forkd.stream(raising(SystemExit())), b"a", b"", End.EXIT, 1, 1, SystemExit),
     Case("end of file of its own", forkd.stream(raising(EOFError())), b"a", b"", End.ERROR, 1, 1, EOFError),
-    Case("stream ends at once", forkd.stream(lambda c: None), b"a", b"", End.CLOSED),
+    Case("stream ends at once", ends_at_once, b"a", b"", End.CLOSED),
 ]
 
 

@@ -1,0 +1,224 @@
+"""Dial: an address to a connected socket, and a failure to words.
+
+`connect` tries every address that a name has; `explain` says what an errno means, from a table, so
+that every one is tested without a network. What is said over the socket is `client`'s affair.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from typing import Any, Final, TypeAlias
+
+from forkd.address import WILDCARD, Address, from_sockaddr, parse
+from forkd.errors import BrokenOffError, ForkdError, TimedOutError, UnreachableError, UsageError
+
+_Meanings: TypeAlias = dict[int, str]
+
+# What an errno means at each step. EAI_ numbers are negative, so getaddrinfo(3)'s share a table with errno(3)'s.
+_LOOKUP: Final[_Meanings] = dict.fromkeys(
+    (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY), "no such host; check the name (getent ahosts HOST)"
+) | dict.fromkeys(
+    (socket.EAI_AGAIN, socket.EAI_FAIL), "no such host is known, for no name server answers; check /etc/resolv.conf"
+)
+
+_TCP: Final[_Meanings] = _LOOKUP | {
+    errno.ECONNREFUSED: "no process listens there; is the server up (ss -ltn), is the port right?",
+    errno.ETIMEDOUT: "nobody answered {within}; is it the right host, and does a firewall drop the packets?",
+    errno.EHOSTUNREACH: "no way there: the host is down or a router refuses; look at ip neigh",
+    errno.ENETUNREACH: "no way there: no route to its network; look at ip route get",
+    errno.ENETDOWN: "no way there: the network interface is down; look at ip link",
+    errno.EACCES: "a route or a firewall prohibits it; look at ip route get and nft list ruleset",
+    errno.EPERM: "a firewall or a security policy prohibits it; look at nft list ruleset",
+    errno.EINVAL: "the route is a black hole, or a link-local address lacks its %interface; look at ip route get",
+    errno.EADDRNOTAVAIL: "no local address or port is free to call from; look at ss -tan and ip addr",
+    errno.EADDRINUSE: "the local port is taken by another connection; look at ss -tan",
+    errno.EAFNOSUPPORT: "this machine does not speak that kind of address; is IPv6 switched off?",
+    errno.ENOPROTOOPT: "the host refuses TCP itself; look at its firewall",
+    errno.ECONNRESET: "the server broke the connection off at once; look at its log",
+}
+
+_UNIX: Final[_Meanings] = {
+    errno.ECONNREFUSED: "no process listens there, a file would be a left-over; is the server up (ss -lx)?",
+    errno.ENOENT: "no such socket; is the server up (ss -lx), is the path right?",
+    errno.ENOTDIR: "no such socket, for its folder is a file; is the path right?",
+    errno.ENOTSOCK: "the file is no socket; is the path right?",
+    errno.EPROTOTYPE: "the socket is no stream socket; is the path right?",
+    errno.EACCES: "you may not write to the socket or not enter its folder; look at namei -l",
+    errno.EPERM: "a security policy prohibits it; look at the kernel's log",
+    # A full queue of a unix listener blocks connect(2), and the socket's send timeout ends that.
+    errno.EAGAIN: "the server's queue is full and nobody was accepted {within}; is the server stuck?",
+}
+
+_SOURCE: Final[_Meanings] = _LOOKUP | {
+    errno.EADDRNOTAVAIL: "this machine has no such address; look at ip addr",
+    errno.EADDRINUSE: "the port is taken already; look at ss -tan, or leave the port to the kernel",
+    errno.EACCES: "only root may call from a port below 1024; leave the port to the kernel",
+    errno.EPERM: "a security policy prohibits it; look at the kernel's log",
+}
+
+# What is not here is UnreachableError.
+_CLASSES: Final[dict[int, type[ForkdError]]] = {
+    errno.ETIMEDOUT: TimedOutError,
+    errno.EAGAIN: TimedOutError,
+    errno.ECONNRESET: BrokenOffError,
+}
+
+
+def connect(address: Address, *, timeout: float | None = 5.0, source: Address | str | None = None) -> socket.socket:
+    """A blocking stream socket connected to `address`; a host of `*` means this machine.
+
+    Every address that the host's name has (getaddrinfo(3), which keeps its own time) is tried in
+    turn, each for at most `timeout` seconds (None: as long as tcp(7) tries). `source`, for TCP,
+    is bound before: "HOST", "HOST:PORT" or "[V6]:PORT"; otherwise the kernel picks, see ip(7).
+
+    Raises what `explain` makes of the errors of getaddrinfo(3), bind(2) and connect(2), one line
+    for each address tried, TimedOutError if any of them did not answer; UsageError if the
+    address cannot be called at all; AddressError if the source is no address.
+    """
+    if address.kind == "systemd" or (address.kind == "tcp" and not address.port):
+        raise UsageError(f"{address} cannot be called: write HOST:PORT or unix:/PATH")
+    if isinstance(source, str):
+        source = parse_source(source)
+    failures: list[ForkdError] = []
+    for family, target, local in _routes(address, source):
+        try:
+            return _open(family, target, local, timeout)
+        except OSError as error:
+            tried = address if family == socket.AF_UNIX else from_sockaddr(family, target)
+            failures.append(explain(error, tried, name=str(address), timeout=timeout))
+    worst = next((failure for failure in failures if isinstance(failure, TimedOutError)), failures[0])
+    raise type(worst)("\n".join(str(failure) for failure in failures))
+
+
+def parse_source(text: str) -> Address:
+    """The local address that `text` writes as HOST, HOST:PORT or [V6]:PORT; port 0 is the kernel's choice."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if _is_ipv6(bare):
+        return parse(f"[{bare}]:0")
+    return parse(text if ":" in text else f"{text}:0")
+
+
+def explain(error: OSError, address: Address, *, name: str = "", timeout: float | None = None) -> ForkdError:
+    """What a failed getaddrinfo(3) or connect(2) to `address` means, as an error to raise.
+
+    `name` is what the user wrote, told where it differs; `timeout`, in seconds, is the limit that
+    was set. Pure: the errno alone decides the class, and an errno unknown here is told by its name.
+    """
+    shown = f"{address} ({name})" if name not in ("", str(address)) else str(address)
+    return _explained(error, f"cannot connect to {shown}", _UNIX if address.kind == "unix" else _TCP, timeout)
+
+
+def explain_source(error: OSError, source: Address) -> ForkdError:
+    """The same for a failed bind(2) to the local address `source`."""
+    return _explained(error, f"cannot call from {source}", _SOURCE, None)
+
+
+def _routes(address: Address, source: Address | None) -> list[tuple[int, Any, Any]]:
+    """Family, remote and local socket address of each way to try; the local one is None for the kernel's choice."""
+    if address.kind == "unix" and source is None:
+        path = "\0" + address.host[1:] if address.host.startswith("@") else address.host
+        return [(socket.AF_UNIX, path, None)]
+    if address.kind != "tcp" or (source and source.kind != "tcp"):
+        raise UsageError(f"{address} cannot be called from {source}: a source is for TCP, on both ends")
+    try:
+        targets = _resolve(address)
+    except OSError as error:
+        raise explain(error, address) from None
+    if source is None:
+        return [(family, target, None) for family, target in targets]
+    try:
+        sources = dict(reversed(_resolve(source, socket.AI_PASSIVE)))
+    except OSError as error:
+        raise explain_source(error, source) from None
+    routes = [(family, target, sources[family]) for family, target in targets if family in sources]
+    if not routes:
+        raise UsageError(f"{address} cannot be called from {source}: one is IPv4, the other IPv6")
+    return routes
+
+
+def _resolve(address: Address, flags: int = 0) -> list[tuple[int, Any]]:
+    # No host is the loopback of both families or, with AI_PASSIVE, every address: getaddrinfo(3).
+    # Bytes keep Python's IDNA codec out, which ends in UnicodeError for a label that is too long.
+    host = None if address.host == WILDCARD else address.host.encode()
+    found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=flags)
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def _open(family: int, target: Any, local: Any, timeout: float | None) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if local:
+            _bind(sock, local)
+        if family == socket.AF_UNIX:
+            _connect_unix(sock, target, timeout)
+        else:
+            _connect_tcp(sock, target, timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, local: Any) -> None:
+    # A port we chose is in TIME_WAIT after the last call from it: only SO_REUSEADDR allows the next one.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(local)
+    except OSError as error:
+        raise explain_source(error, from_sockaddr(sock.family, local)) from None
+
+
+def _connect_unix(sock: socket.socket, target: Any, timeout: float | None) -> None:
+    # A non-blocking connect would fail at once where a server's queue is full: unix(7) waits only
+    # while the socket blocks, and SO_SNDTIMEO is the limit of that (socket(7)).
+    if timeout is not None:
+        _set_send_timeout(sock, timeout)
+    sock.connect(target)
+    _set_send_timeout(sock, 0)
+
+
+def _set_send_timeout(sock: socket.socket, seconds: float) -> None:
+    whole = int(seconds)
+    timeval = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
+def _connect_tcp(sock: socket.socket, target: Any, timeout: float | None) -> None:
+    # Lines are sent when they are typed, not when the last one is acknowledged (Nagle, RFC 896).
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.settimeout(timeout)
+    sock.connect(target)
+    sock.settimeout(None)
+    # Where nobody listens on a port of the kernel's own range, the kernel may pick it for our end,
+    # and the socket is connected to itself (simultaneous open, RFC 9293, 3.5).
+    if sock.getsockname() == sock.getpeername():
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+def _explained(error: OSError, what: str, meanings: _Meanings, timeout: float | None) -> ForkdError:
+    number, name = error.errno or 0, _errno_name(error)
+    if isinstance(error, TimeoutError):  # without an errno, it is our own limit that ended the wait
+        number, name = errno.ETIMEDOUT, "ETIMEDOUT"
+    kernel_gave_up = timeout is None or error.errno == errno.ETIMEDOUT
+    within = "until the kernel gave up" if kernel_gave_up else f"within {timeout:g} s"
+    words = meanings.get(number, str(error.strerror or error)).replace("{within}", within)
+    why, semicolon, hint = words.partition(";")
+    return _CLASSES.get(number, UnreachableError)(f"{what}: {why} ({name}){semicolon}{hint}")
+
+
+def _errno_name(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        names = (name for name in dir(socket) if name.startswith("EAI_") and getattr(socket, name) == error.errno)
+        return next(names, f"EAI {error.errno}")
+    return errno.errorcode.get(error.errno or 0, f"errno {error.errno}")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except OSError:
+        return False
+    return True
