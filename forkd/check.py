@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -21,13 +22,17 @@ from forkd.brief import Brief
 from forkd.errors import ConfigError, ForkdError, Problem
 from forkd.scoreboard import Board
 from forkd.settings import Settings
-from forkd.site import limits
+from forkd.site import limits, not_yet
 
 _SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
+
+_END_SECONDS: Final = 2.0  # how long a process may take to end after its import
 
 
 def problems(settings: Settings) -> list[Problem]:
     """What keeps these settings from being served: applications that do not import, unknown users."""
+    if missing := not_yet(settings):
+        return missing
     trials = [_Trial(settings, name) for name in settings.services]
     return [problem for trial in trials for problem in trial.verdict()]
 
@@ -97,7 +102,8 @@ class _Trial:
         self._pid = process.spawn("forkserver", theirs.fileno(), [told.board, told.log])
         theirs.close()
         board.close()
-        self._sock.send(told.encode())
+        with suppress(ConnectionError):  # it may have ended already, which its silence will tell
+            self._sock.send(told.encode())
 
     def verdict(self) -> list[Problem]:
         """Waits for the end of the import; gives what is wrong with it."""
@@ -107,7 +113,7 @@ class _Trial:
             failure = self._answer()
         finally:
             self._sock.close()
-            os.waitpid(self._pid, 0)
+            self._end()
         return [self._settings.problem(f"service.{self._name}.app", failure)] if failure else []
 
     def _answer(self) -> str:
@@ -115,11 +121,23 @@ class _Trial:
         if not readable:
             os.kill(self._pid, signal.SIGKILL)
             return f"was not imported within its boot_timeout of {self._service.boot_timeout:g} s"
-        received = brief.receive(self._sock)
+        try:
+            received = brief.receive(self._sock)
+        except ConnectionError:
+            received = None
         if received is None:
             return "ended its process while it was imported"
         message, _ = received
         return str(message.get("failed", ""))
+
+    def _end(self) -> None:
+        """Sees the process off, which an application may keep alive with a thread of its own."""
+        pidfd = os.pidfd_open(self._pid)
+        readable, _, _ = select.select([pidfd], [], [], _END_SECONDS)
+        if not readable:
+            os.kill(self._pid, signal.SIGKILL)
+        os.close(pidfd)
+        os.waitpid(self._pid, 0)
 
 
 def refuse(found: list[Problem]) -> None:

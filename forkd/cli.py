@@ -13,8 +13,8 @@ import click
 
 import forkd
 from forkd import address, check, client, config, control, dial, rundir
-from forkd.errors import ConfigError, Exit, ForkdError
-from forkd.settings import Settings
+from forkd.errors import Exit, ForkdError
+from forkd.settings import MAX_SECONDS, Settings
 
 DEFAULT_FILE: Final = "/etc/forkd.toml"
 _ASK_SECONDS: Final = 10.0
@@ -33,6 +33,13 @@ def control_option(command: Any) -> Any:
     return config_option(command)
 
 
+def _seconds(context: click.Context, parameter: click.Parameter, seconds: float | None) -> float | None:
+    """Lets through what a setting may be, and no nan, to which a clock has no answer."""
+    if seconds is not None and not 0 < seconds <= MAX_SECONDS:
+        raise click.BadParameter(f"{seconds:g} is no number of seconds above 0 and up to {MAX_SECONDS}")
+    return seconds
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The program `forkd`."""
     try:
@@ -43,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except ForkdError as error:
-        prefix = "" if isinstance(error, ConfigError) else "forkd: "
+        prefix = "" if error.exit_status == Exit.CONFIG else "forkd: "
         click.echo(f"{prefix}{error}", err=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
@@ -88,7 +95,7 @@ def run(
                 target, name=name, listen=listen, workers=workers, worker=worker, sets=sets, folder=Path.cwd(),
                 cores=_CORES,
             )  # fmt: skip
-        if listen or workers or worker or name or sets:
+        if listen or sets or any(each is not None for each in (workers, worker, name)):
             raise click.UsageError("options go with an application (module:name); a file says all itself")
         return config.load(target or DEFAULT_FILE, cores=_CORES)
 
@@ -165,16 +172,27 @@ def check_(target: str | None, file: str) -> None:
 @cli.command()
 @click.argument("target", metavar="ADDRESS")
 @click.argument("requests", nargs=-1, metavar="[REQUEST]...")
-@click.option("--connect-timeout", type=float, default=5.0, show_default=True, metavar="S", help="Seconds to connect.")
-@click.option("--timeout", type=float, metavar="S", help="Seconds of silence to bear.  [default: for ever]")
+@click.option(
+    "--connect-timeout",
+    type=float,
+    callback=_seconds,
+    default=5.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds to connect.",
+)
+@click.option(
+    "--timeout", type=float, callback=_seconds, metavar="S", help="Seconds of silence to bear.  [default: for ever]"
+)
 @click.option("--source", metavar="ADDRESS", help="Where to call from; otherwise the kernel picks.")
 def call(target: str, requests: tuple[str, ...], connect_timeout: float, timeout: float | None, source: str) -> None:
     """Sends each REQUEST, or each line of standard input, to ADDRESS and prints each reply."""
     texts = [os.fsencode(request) for request in requests]
-    with dial.connect(address.parse(target), timeout=connect_timeout, source=source) as sock:
+    whom = address.parse(target)
+    with dial.connect(whom, timeout=connect_timeout, source=source) as sock:
         stdin = None if sys.stdin is None else sys.stdin.buffer
         stdout = None if sys.stdout is None else sys.stdout.buffer
-        client.call(sock, texts or None, stdin, stdout, timeout=timeout)
+        client.call(sock, texts or None, stdin, stdout, timeout=timeout, name=target if whom.kind == "unix" else "")
 
 
 def _is_application(target: str) -> bool:

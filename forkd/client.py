@@ -34,6 +34,7 @@ def call(
     *,
     timeout: float | None = None,
     end: bytes = b"\n",
+    name: str = "",
 ) -> None:
     """Send each of `requests` with `end` after it or, without any, copy `input`; print the answer to `output`.
 
@@ -50,8 +51,10 @@ def call(
     EPIPE) and for a server that ends its side while requests are still to be sent: read already,
     or readable at that moment. One that says goodbye after the last request so far has done well.
     ForkdError if input cannot be read or output not written. KeyboardInterrupt passes through.
+
+    `name` is what errors call the server, if not by its address.
     """
-    exchange = _Exchange(sock, _descriptor(input), _descriptor(output), timeout, _peer_name(sock))
+    exchange = _Exchange(sock, _descriptor(input), _descriptor(output), timeout, name or _peer_name(sock))
     if requests:
         exchange.source = None
         exchange.to_send += b"".join(request + end for request in requests)

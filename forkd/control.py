@@ -116,10 +116,10 @@ class _Client:
             command = json.loads(line)
         except (ValueError, RecursionError):
             command = None
-        if isinstance(command, dict):
+        if isinstance(command, dict) and all(isinstance(value, str | int) for value in command.values()):
             self._obey(command, self._answer)
         else:
-            self._answer(failure("a command is one JSON object a line"))
+            self._answer(failure("a command is one JSON object a line, of texts and numbers", Exit.USAGE))
 
     def _answer(self, answer: dict[str, Any]) -> None:
         if self._open:
@@ -151,14 +151,14 @@ def ask(path: Path, command: dict[str, Any], timeout: float | None = None) -> An
             sock.sendall(json.dumps(command).encode() + b"\n")
             with sock.makefile("rb") as lines:
                 line = lines.readline()
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         raise UnreachableError(f"no forkd is running with the control socket {path}") from None
     except PermissionError:
         raise UnreachableError(f"{path} is another user's: try as that user or as root") from None
     except TimeoutError:
         raise TimedOutError(f"no answer from the forkd at {path} within {timeout:g} s") from None
     except OSError as error:
-        raise BrokenOffError(f"the forkd at {path} broke off: {error.strerror}") from None
+        raise BrokenOffError(f"the forkd at {path} broke off: {error.strerror or error}") from None
     if not line.endswith(b"\n"):
         raise BrokenOffError(f"the forkd at {path} ended before it answered")
     answer = json.loads(line)

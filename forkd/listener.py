@@ -21,6 +21,10 @@ from forkd.settings import Listen
 from forkd.systemd import Passed
 from forkd.unixsocket import bind_unix
 
+# What a machine without IPv6 answers to ::1. Its hosts(5) may still have localhost mean that too, and then
+# the other addresses of the name do.
+_ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
 
 @dataclass(slots=True)
 class Listener:
@@ -57,14 +61,21 @@ def open_listeners(wanted: Listen, backlog: int, passed: Passed) -> list[Listene
     if address.kind == "systemd":
         return [_adopt(wanted, sock) for sock in passed.take(address.host)]
     opened: list[Listener] = []
-    try:
-        for family, sockaddr, both in _resolve(address):
-            sock = _bound_tcp(address, family, sockaddr, both, backlog)
-            opened.append(Listener(wanted, _real_address(address, sock), sock))
-    except ListenError:
-        for listener in opened:
-            listener.close()
-        raise
+    absent: list[str] = []
+    for family, sockaddr, both in _resolve(address):
+        try:
+            sock = _bound_tcp(family, sockaddr, both, backlog)
+        except OSError as error:
+            why = f"cannot listen on {address}: {_why_tcp(error, address)}"
+            if error.errno in _ABSENT:
+                absent.append(why)
+                continue
+            for listener in opened:
+                listener.close()
+            raise ListenError(why) from None
+        opened.append(Listener(wanted, _real_address(address, sock), sock))
+    if not opened:
+        raise ListenError(absent[0])
     return opened
 
 
@@ -98,7 +109,7 @@ def _open_unix(wanted: Listen, backlog: int) -> Listener:
 def _why_unix(error: OSError, path: str) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return f"another server listens there (ss -xlp 'src = unix:{path}' shows which)"
+            return f"another server listens there (ss -xlp | grep {path} shows which)"
         case errno.ENOENT:
             return f"there is no folder {Path(path).parent}; make it, or choose another path"
         case errno.EACCES | errno.EPERM | errno.EROFS:
@@ -113,10 +124,10 @@ def _resolve(address: Address) -> list[tuple[socket.AddressFamily, tuple[object,
         if socket.has_ipv6 and _ipv6_works():
             return [(socket.AF_INET6, ("::", address.port), True)]
         return [(socket.AF_INET, ("0.0.0.0", address.port), False)]
+    # Bytes keep Python's IDNA codec out, which ends in UnicodeError for a label that is too long.
+    host, flags = address.host.encode(), socket.AI_PASSIVE | socket.AI_NUMERICSERV
     try:
-        found = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-        )
+        found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=flags)
     except socket.gaierror as error:
         raise ListenError(f"cannot listen on {address}: the name has no address: {error.strerror}") from None
     return list(dict.fromkeys((family, tuple(sockaddr), False) for family, _, _, _, sockaddr in found))
@@ -130,13 +141,8 @@ def _ipv6_works() -> bool:
     return True
 
 
-def _bound_tcp(
-    address: Address, family: socket.AddressFamily, sockaddr: tuple[object, ...], both: bool, backlog: int
-) -> socket.socket:
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+def _bound_tcp(family: socket.AddressFamily, sockaddr: tuple[object, ...], both: bool, backlog: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -145,9 +151,9 @@ def _bound_tcp(
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         sock.bind(sockaddr)
         sock.listen(backlog)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise ListenError(f"cannot listen on {address}: {_why_tcp(error, address)}") from None
+        raise
     return sock
 
 
@@ -169,6 +175,7 @@ def _real_address(address: Address, sock: socket.socket) -> Address:
     return address._replace(port=real.port) if address.host == WILDCARD else real
 
 
-def _adopt(wanted: Listen, sock: socket.socket) -> Listener:
+def _adopt(wanted: Listen, passed: socket.socket) -> Listener:
+    sock = passed.dup()  # what was passed stays, to be taken again after a reload that did without it
     sock.setblocking(False)
     return Listener(wanted, from_sockaddr(sock.family, sock.getsockname()), sock)

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -76,6 +77,7 @@ class Master:
         self.callers: list[control.Reply] = []
         self.waiting: list[control.Reply] = []
         self.collections: list[Collection] = []
+        self.events: deque[Event] = deque()
         self.ended: Ended | None = None
         self.pidfile: Leaving | None = None
         self.log_fd = log.standard_error()
@@ -117,6 +119,8 @@ class Master:
         if now >= self.next_tick or self.roster.woken:
             self.roster.woken = False
             self.next_tick = now + _TICK
+            for service, pool in self.lifecycle.pools.items():
+                self.roster.spare(service, pool.plan)
             for event in self.roster.look():
                 self.handle(event)
         if now >= self.lifecycle.due():
@@ -175,12 +179,20 @@ class Master:
                 reply(failure(f"forkd {forkd.__version__} does not know how to do {command}", Exit.USAGE))
 
     def handle(self, event: Event) -> None:
-        """Every event and action passes here: this is the whole life of the server."""
-        if not isinstance(event, Observed | TimePassed):
-            log.say("debug", f"event: {event}")
-        for action in self.lifecycle.handle(event, monotonic()):
-            log.say("debug", f"action: {action}")
-            self.perform(action)
+        """Every event and action passes here: this is the whole life of the server.
+
+        An event that comes of an action waits until those before it are done, in the order decided.
+        """
+        self.events.append(event)
+        if len(self.events) > 1:
+            return
+        while self.events:
+            if not isinstance(self.events[0], Observed | TimePassed):
+                log.say("debug", f"event: {self.events[0]}")
+            for action in self.lifecycle.handle(self.events[0], monotonic()):
+                log.say("debug", f"action: {action}")
+                self.perform(action)
+            self.events.popleft()
 
     # What is done.
 
@@ -192,7 +204,6 @@ class Master:
                 self.roster.end(service, generation, kill=kill)
             case Fork(service, generation, slot, row):
                 self.roster.fork(service, generation, slot, row)
-                self.roster.spare(service, self.lifecycle.pools[service].plan)
             case Tell(service, generation, slot, order):
                 self.roster.tell(service, generation, slot, order)
             case Abort(service, generation, slot, reason):

@@ -94,7 +94,7 @@ class Roster:
 
     def look(self) -> Iterator[Event]:
         """What the scoreboards say: who is ready, who is busy, and since when."""
-        for service in self._boards:
+        for service in list(self._boards):  # an event may be the last of a service
             workers = self.workers_of(service)
             for worker in workers:
                 if not worker.ready and worker.row[STATE] in (IDLE, BUSY):
@@ -243,6 +243,7 @@ class Roster:
         board, _ = self.board(server.service)
         pidfd, leash, stack = fds
         row = board.row(self._rows.pop(key))
+        self.woken = True  # it may have been ready, and said so, before we knew of it
         self._workers[key] = WorkerHandle(*key, pid, pidfd, socket.socket(fileno=leash), stack, row, monotonic())
 
     def _fork_server_gone(self, server: ForkServerHandle, status: int) -> None:

@@ -7,9 +7,12 @@ import stat
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from forkd.errors import ControlError
 from forkd.settings import Settings
+
+_STEM: Final = 16  # characters of a file's name; unix(7) has no room for long paths
 
 
 def control_path(settings: Settings) -> Path:
@@ -21,8 +24,8 @@ def control_path(settings: Settings) -> Path:
         return settings.master.control
     file = Path(settings.file)
     if settings.places:
-        absolute = str(file.absolute())
-        name = f"{file.stem}-{zlib.crc32(os.fsencode(absolute)):08x}.sock"
+        path = os.path.abspath(file)  # noqa: PTH100  # as written, but for "..": a link may point elsewhere tomorrow
+        name = f"{file.stem[:_STEM]}-{zlib.crc32(os.fsencode(path)):08x}.sock"
     else:
         name = f"{next(iter(settings.services))}.sock"
     return _folder() / name
@@ -33,9 +36,12 @@ def make_folder(path: Path) -> None:
     folder = path.parent
     if folder != _folder():
         return
-    with suppress(FileExistsError):
+    with suppress(OSError):
         folder.mkdir(mode=0o700, parents=True)
-    found = folder.lstat()
+    try:
+        found = folder.lstat()
+    except OSError:
+        return  # there can be no control socket then, which the master will warn of
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise ControlError(f"{folder} is not a folder of this user alone: remove it, or set master.control")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from time import monotonic_ns
 from typing import Final
 
@@ -109,10 +110,12 @@ class Board:
         return self._words[number * WORDS : (number + 1) * WORDS]
 
     def close(self) -> None:
-        self.header.release()
-        self._words.release()
-        self._map.close()
+        """Lets go of the memory as soon as the last row that somebody still holds has gone."""
         os.close(self.fd)
+        with suppress(BufferError):
+            self.header.release()
+            self._words.release()
+            self._map.close()
 
     def idle(self) -> int:
         """How many workers wait for a connection now."""

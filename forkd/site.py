@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from forkd.address import Address
 from forkd.connection import Limits
-from forkd.errors import ForkdError, ListenError
+from forkd.errors import ConfigError, ForkdError, ListenError, Problem
 from forkd.events import Plan
 from forkd.leaving import Leaving
 from forkd.listener import Listener, open_listeners
@@ -71,8 +71,10 @@ class Site:
 def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Site:
     """Opens all that the settings ask for, taking from `old` what it has already.
 
-    Raises ListenError, or ForkdError for an unknown user, and then leaves `old` as it was.
+    Raises ListenError, ConfigError, or ForkdError for an unknown user, and then leaves `old` as it was.
     """
+    if missing := not_yet(settings):
+        raise ConfigError(missing)
     have = [] if old is None else [(name, each) for name, found in old.listeners.items() for each in found]
     site = Site(settings, {}, {})
     try:
@@ -80,11 +82,22 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
             site.identities[name] = _identity(settings, name)
             opened = site.listeners[name] = []
             for wanted in service.listen:
-                opened += _taken(name, wanted, service.backlog, have) or _opened(settings, name, wanted, passed)
+                opened += _taken(name, wanted, service.backlog, have) or _opened(site, name, wanted, passed, old)
     except ForkdError:
         site.close_but(old)
         raise
     return site
+
+
+def not_yet(settings: Settings) -> list[Problem]:
+    """What the settings may say but this version does not do: better refused than quietly passed over."""
+    found = []
+    for name, service in settings.services.items():
+        if service.worker != "sync":
+            found.append(settings.problem(f"service.{name}.worker", 'this version has "sync" workers only'))
+        if service.rpcbind is not None:
+            found.append(settings.problem(f"service.{name}.rpcbind", "this version does not speak to a port mapper"))
+    return found
 
 
 def limits(service: Service) -> Limits:
@@ -105,11 +118,21 @@ def _taken(name: str, wanted: Listen, backlog: int, have: list[tuple[str, Listen
     return found
 
 
-def _opened(settings: Settings, name: str, wanted: Listen, passed: Passed) -> list[Listener]:
+def _opened(site: Site, name: str, wanted: Listen, passed: Passed, old: Site | None) -> list[Listener]:
     try:
-        return open_listeners(wanted, settings.services[name].backlog, passed)
+        return open_listeners(wanted, site.settings.services[name].backlog, passed)
     except ListenError as error:
-        raise ListenError(f"service {name}: {error}") from None
+        why = f"service {name}: {error}"
+        ours = [each for _, each in old.addresses() if _overlap(each, wanted.address)] if old is not None else []
+        if ours:
+            why += f"; it is this forkd that listens on {ours[0]} already, and such a change takes a restart"
+        raise ListenError(why) from None
+
+
+def _overlap(bound: Address, wanted: Address) -> bool:
+    if bound.kind != wanted.kind:
+        return False
+    return bound.port == wanted.port if bound.kind == "tcp" else bound.host == wanted.host
 
 
 def _identity(settings: Settings, name: str) -> Identity | None:

@@ -23,14 +23,14 @@ class Passed:
             return
         count = os.environ.pop("LISTEN_FDS", "0")
         names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-        for at in range(int(count) if count.isdigit() else 0):
+        for at in range(int(count) if count.isdecimal() else 0):
             name = names[at] if at < len(names) and names[at] else "unknown"
             self._sockets.append((name, _listening(_FIRST_FD + at, name)))
 
     def take(self, name: str) -> list[socket.socket]:
         """The sockets of that name, or the one at that position when the name is a number."""
         found = [sock for each, sock in self._sockets if each == name]
-        if not found and name.isdigit() and int(name) < len(self._sockets):
+        if not found and name.isdecimal() and int(name) < len(self._sockets):
             found = [self._sockets[int(name)][1]]
         if not found:
             names = ", ".join(sorted({each for each, _ in self._sockets})) or "none"

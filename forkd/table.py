@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_PIPE_WIDTH: Final = 1000
+
 
 def show(document: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the document of `forkd status --json` for a person."""
-    console = console if console is not None else Console(highlight=False)
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = _PIPE_WIDTH  # rich would take 80 columns and cut the tables to that
     master = document["master"]
     console.print(
-        f"forkd {master['version']} {master['phase']}, pid {master['pid']}, "
-        f"up {_duration(master['uptime'])}, {master['config']}"
+        Text(
+            f"forkd {master['version']} {master['phase']}, pid {master['pid']}, "
+            f"up {_duration(master['uptime'])}, {master['config']}"
+        )
     )
     services = document["services"]
     for name, each in services.items():

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,20 @@ def children(pid: int) -> list[int]:
 def family(pid: int) -> list[int]:
     """The process and all its descendants."""
     return [pid, *(each for child in children(pid) for each in family(child))]
+
+
+def zombies(pid: int) -> list[int]:
+    """Those of the process and its descendants that have ended and wait to be reaped."""
+    return [each for each in family(pid) if not alive(each)]
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to, as the kernel names it."""
+    found = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(each.readlink()))
+    return found
 
 
 def title(pid: int) -> str:
@@ -148,6 +162,9 @@ class Server:
 
     def workers(self, service: str = "") -> list[int]:
         return [each["pid"] for each in self.status()["workers"] if service in ("", each["service"])]
+
+    def fork_servers(self) -> list[int]:
+        return self.titled(r"forkd: \S+: fork server, generation \d+")
 
     def kill(self, number: signal.Signals) -> None:
         self.family()

@@ -1,5 +1,6 @@
 """Tiny services, one for each behaviour that a live test needs to see."""
 
+import logging
 import os
 import signal
 import time
@@ -53,3 +54,17 @@ def stubborn(request: bytes) -> bytes:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(60)
+
+
+@forkd.service(forkd.Lines())
+def complain(request: bytes) -> bytes:
+    """Puts what the peer sent into an exception."""
+    raise ValueError(f"cannot do {request.decode(errors='surrogateescape')}")
+
+
+@forkd.service(forkd.Lines())
+def remark(request: bytes) -> bytes:
+    """Has the application log what the peer sent, with a level."""
+    level, _, text = request.decode().partition(" ")
+    logging.getLogger("shop").log(logging.getLevelNamesMapping()[level], "remark: %s", text)
+    return b"logged"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, Server, exchange, running
+from tests.server import ROOT, Server, exchange, running, until
 
 EXAMPLES = ROOT / "examples"
 
@@ -37,7 +37,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server.serving(2)
 
 
-services = pytest.mark.parametrize("service", ["memory", "shared"])
+CLIENTS = {"memory": "1", "shared": "50"}
+
+services = pytest.mark.parametrize("service", CLIENTS)
 
 
 def port(server: Server, service: str) -> str:
@@ -82,29 +84,35 @@ def test_redis_cli_pipes_bytes_of_any_kind(server: Server, service: str) -> None
     assert got == b"$256\r\n" + every + b"\r\n:1000\r\n"
 
 
+@pytest.mark.timeout(240)
 @services
 @pytest.mark.parametrize("depth", ["1", "16"])
 def test_redis_benchmark(server: Server, service: str, depth: str) -> None:
-    command = ["redis-benchmark", "-p", port(server, service), "-t", "ping,set,get,incr"]
-    command += ["-c", "50", "-n", "50000", "-P", depth, "--csv"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
-    rates = {row["test"]: float(row["rps"]) for row in csv.DictReader(io.StringIO(result.stdout))}
-    assert set(rates) == {"PING_INLINE", "PING_MBULK", "SET", "GET", "INCR"}
+    rates = redis_benchmark(server, service, "-t", "ping,set,get", "-n", "50000", "-P", depth)
+    assert set(rates) == {"PING_INLINE", "PING_MBULK", "SET", "GET"}
+    rates |= redis_benchmark(server, service, "-t", "incr", "-n", "10000", "-P", depth)
     print(service, depth, rates)
 
-    # Each request was counted once; redis-benchmark finishes what it has begun and may send some more.
-    assert 50_000 <= int(redis_cli(server, service, "GET", "counter:__rand_int__")) <= 50_000 + 50 * int(depth)
+    # Each request was counted once; redis-benchmark may send some more than it was told to.
+    assert 10_000 <= int(redis_cli(server, service, "GET", "counter:__rand_int__")) < 10_000 + 50 * int(depth)
     assert redis_cli(server, service, "GET", "key:__rand_int__") == "VXK\n"
     status = server.status(service)
     assert status["errors"] == 0
     assert status["exits"] == {"recycled": 0, "crashed": 0, "timed_out": 0}
-    assert status["requests"] >= 250_000
+    assert status["requests"] >= 210_000
+
+
+def redis_benchmark(server: Server, service: str, *arguments: str) -> dict[str, float]:
+    """Requests a second of each kind, with as many clients as there may be workers; nothing may be complained of."""
+    command = ["redis-benchmark", "-p", port(server, service), "-c", CLIENTS[service], "--csv", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    return {row["test"]: float(row["rps"]) for row in csv.DictReader(io.StringIO(result.stdout))}
 
 
 def test_the_values_of_shared_outlive_their_workers(server: Server) -> None:
     assert redis_cli(server, "shared", "SET", "a", "1") == "OK\n"
     before = set(server.workers("shared"))
     server.ask(command="reload")
+    until(lambda: before.isdisjoint(server.workers("shared")), "the old generation gone")
     assert redis_cli(server, "shared", "GET", "a") == "1\n"
-    assert before.isdisjoint(server.workers("shared"))

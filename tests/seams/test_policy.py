@@ -184,7 +184,8 @@ def test_what_is_no_question(request_: bytes, told: str) -> None:
 @contextmanager
 def postfix(greylist: Greylist) -> Iterator[Client]:
     """The service with a list of the test's own, which its lifespan would have opened."""
-    service: forkd.Service[..., Any] = forkd.service(policy.policy.framing or forkd.Chunks())(policy.policy.handler)
+    assert policy.policy.framing is not None
+    service: forkd.Service[..., Any] = forkd.service(policy.policy.framing)(policy.policy.handler)
 
     @service.lifespan
     def resources() -> Iterator[Greylist]:

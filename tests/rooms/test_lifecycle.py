@@ -1,0 +1,1032 @@
+"""The lifecycle as scripts: when, what happened, and the actions that must come of it, no others.
+
+After every step the same time comes again and must change nothing, and `due` must lie ahead. A step
+of TIME that asks for actions must stand at the very time that was named as due.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Mapping
+from math import inf
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from docs import states
+from forkd.events import (
+    Abandoned,
+    Abort,
+    Action,
+    Announce,
+    BeginStop,
+    Committed,
+    Departure,
+    EndForkServer,
+    Event,
+    Exit,
+    Forgotten,
+    Fork,
+    ForkServerGone,
+    ForkServerReady,
+    Kill,
+    Observed,
+    Order,
+    Plan,
+    ReloadAsked,
+    ScaleAsked,
+    Started,
+    StartForkServer,
+    StopAsked,
+    Tell,
+    TimePassed,
+    WorkerGone,
+    WorkerReady,
+)
+from forkd.generation import IllegalMoveError
+from forkd.lifecycle import Lifecycle, Phase
+from tests.rooms.lifecycle_machine import Machine
+
+Step = tuple[float, Event, list[Action]]
+
+TIME = TimePassed()
+LATE = "its time to stop is over"
+DEAF = "it did not end by itself"
+
+
+class Steady(random.Random):
+    """Chance that always takes the middle."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return (a + b) / 2
+
+
+def play(plans: Iterable[Plan], script: Iterable[Step], stop_timeout: float = 30) -> Lifecycle:
+    life = Lifecycle(plans, stop_timeout=stop_timeout, jitter=Steady())
+    for number, (now, event, expected) in enumerate(script):
+        if event is TIME and expected:
+            assert life.due() == pytest.approx(now), f"step {number} comes when it is due"
+        assert life.handle(event, now) == expected, f"step {number}: {event} at {now}"
+        assert life.handle(TIME, now) == [], f"after step {number} all is done"
+        assert life.due() > now, f"after step {number} there is something to wait for"
+    return life
+
+
+# Events and actions, in short.
+
+
+def ready(generation: int, service: str = "echo") -> Event:
+    return ForkServerReady(service, generation)
+
+
+def died(generation: int, reason: str = "", status: int = 1, service: str = "echo") -> Event:
+    return ForkServerGone(service, generation, reason, status)
+
+
+def up(generation: int, slot: int, service: str = "echo") -> Event:
+    return WorkerReady(service, generation, slot)
+
+
+def left(generation: int, slot: int, service: str = "echo") -> Event:
+    return WorkerGone(service, generation, slot, Departure.LEFT)
+
+
+def crashed(generation: int, slot: int, service: str = "echo") -> Event:
+    return WorkerGone(service, generation, slot, Departure.CRASHED, "signal 11")
+
+
+def boot_failed(generation: int, slot: int, reason: str = "no database") -> Event:
+    return WorkerGone("echo", generation, slot, Departure.BOOT_FAILED, reason)
+
+
+def seen(busy: Collection[tuple[int, int]] = (), requests: Mapping[tuple[int, int], float] | None = None) -> Event:
+    return Observed("echo", frozenset(busy), requests or {})
+
+
+def start(generation: int, service: str = "echo") -> Action:
+    return StartForkServer(service, generation)
+
+
+def let_go(generation: int, service: str = "echo") -> Action:
+    return EndForkServer(service, generation)
+
+
+def end(generation: int, service: str = "echo") -> Action:
+    return EndForkServer(service, generation, kill=True)
+
+
+def fork(generation: int, slot: int, row: int, service: str = "echo") -> Action:
+    return Fork(service, generation, slot, row)
+
+
+def drain(generation: int, *slots: int, service: str = "echo") -> list[Action]:
+    return [Tell(service, generation, slot, Order.DRAIN) for slot in slots]
+
+
+def finish(generation: int, *slots: int, service: str = "echo") -> list[Action]:
+    return [Tell(service, generation, slot, Order.FINISH) for slot in slots]
+
+
+def abort(generation: int, slot: int, reason: str) -> Action:
+    return Abort("echo", generation, slot, reason)
+
+
+def kill(generation: int, slot: int, reason: str) -> Action:
+    return Kill("echo", generation, slot, reason)
+
+
+def nothing(now: float, *events: Event) -> list[Step]:
+    """Steps from which nothing follows."""
+    return [(now, event, []) for event in events]
+
+
+def again(times: Iterable[float], actions: list[Action]) -> list[Step]:
+    """The same actions, each time it is due."""
+    return [(now, TIME, actions) for now in times]
+
+
+ONE = Plan("echo", 1, 1)
+TWO = Plan("echo", 2, 2)
+CLOCK = Plan("time", 1, 1)
+ELASTIC = Plan("echo", 1, 64, spare=1)
+
+ONE_UP: list[Step] = [(0, Started(), [start(1)]), (0, ready(1), [fork(1, 0, 1)]), (0, up(1, 0), [Announce()])]
+TWO_UP: list[Step] = [
+    (0, Started(), [start(1)]),
+    (0, ready(1), [fork(1, 0, 1), fork(1, 1, 2)]),
+    (0, up(1, 0), []),
+    (0, up(1, 1), [Announce()]),
+]
+BOTH_UP: list[Step] = [
+    (0, Started(), [start(1), start(1, "time")]),
+    (0, ready(1), [fork(1, 0, 1)]),
+    (0, up(1, 0), []),
+    (0, ready(1, "time"), [fork(1, 0, 1, "time")]),
+    (0, up(1, 0, "time"), [Announce()]),
+]
+FORK_SERVER_LATE = "service echo: not ready within its boot_timeout of 30 s"
+BOOT_OVER = "not ready within its boot_timeout of 30 s"
+
+STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
+    "all services are announced together": ([ONE, CLOCK], BOTH_UP),
+    "nothing to serve": ([], [(0, Started(), [Announce()]), (1, StopAsked(), [BeginStop(), Exit(0)])]),
+    "a crash after it served is no failure to start": (
+        [TWO],
+        [*TWO_UP[:3], (1, crashed(1, 0), [fork(1, 0, 1)]), *nothing(2, up(1, 1)), (2, up(1, 0), [Announce()])],
+    ),
+    "a fork server fails": (
+        [ONE],
+        [(0, Started(), [start(1)]), (1, died(1, "no module", 78), [BeginStop(), Exit(78, "no module")])],
+    ),
+    "a fork server fails, another service has to go": (
+        [ONE, CLOCK],
+        [
+            *BOTH_UP[:3],
+            (1, died(1, "no module", 78, "time"), [BeginStop(), *finish(1, 0)]),
+            *nothing(1, ready(1, "time"), up(1, 0, "time"), died(1, service="time")),
+            (2, TIME, finish(1, 0)),
+            (2.5, left(1, 0), [let_go(1)]),
+            (2.6, died(1), [Exit(78, "no module")]),
+        ],
+    ),
+    "two fork servers fail": (
+        [ONE, CLOCK],
+        [
+            BOTH_UP[0],
+            (1, died(1, "no module", 78), [BeginStop(), end(1, "time")]),
+            (2, died(1, "not this one", 70, "time"), [Exit(78, "no module")]),
+        ],
+    ),
+    "a fork server hangs, and is killed until it is gone": (
+        [ONE],
+        [
+            (0, Started(), [start(1)]),
+            (30, TIME, [end(1), BeginStop()]),
+            (32, TIME, [end(1)]),
+            (34, TIME, [end(1)]),
+            *nothing(35, ready(1)),
+            (35, died(1, "signal 9"), [Exit(1, FORK_SERVER_LATE)]),
+        ],
+    ),
+    "a fork server dies after it was ready": (
+        [TWO],
+        [
+            *TWO_UP[:3],
+            (1, died(1, "signal 9"), [BeginStop(), *finish(1, 0, 1)]),
+            *nothing(1, left(1, 0)),
+            (1, left(1, 1), [Exit(1, "signal 9")]),
+        ],
+    ),
+    "a worker can't boot": (
+        [TWO],
+        [
+            *TWO_UP[:3],
+            (1, boot_failed(1, 1), [BeginStop(), *finish(1, 0)]),
+            (1, left(1, 0), [let_go(1)]),
+            (1, died(1), [Exit(1, "no database")]),
+        ],
+    ),
+    "a worker leaves while it boots": (
+        [ONE],
+        [*ONE_UP[:2], (1, left(1, 0), [BeginStop(), let_go(1)]), (1, died(1), [Exit(1, "")])],
+    ),
+    "a worker hangs while it boots": (
+        [TWO],
+        [
+            *TWO_UP[:3],
+            (30, TIME, [abort(1, 1, BOOT_OVER), BeginStop(), *finish(1, 0)]),
+            *nothing(30.5, left(1, 0)),
+            (32, TIME, [kill(1, 1, DEAF)]),
+            (34, TIME, [kill(1, 1, DEAF)]),
+            (34.5, crashed(1, 1), [let_go(1)]),
+            (36.5, TIME, [end(1)]),
+            (37, died(1), [Exit(1, "service echo: worker 1: " + BOOT_OVER)]),
+        ],
+    ),
+    "a stop while starting": (
+        [ONE, CLOCK],
+        [
+            *BOTH_UP[:2],
+            (1, StopAsked(), [BeginStop(), *finish(1, 0), end(1, "time")]),
+            *nothing(1, up(1, 0), died(1, service="time")),
+            (1, left(1, 0), [let_go(1)]),
+            (1, died(1), [Exit(0)]),
+        ],
+    ),
+    "a reload while starting": ([ONE], [ONE_UP[0], (1, ReloadAsked((ONE,)), [Abandoned("forkd is starting")])]),
+}
+
+RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
+    "new ones first, then the old ones leave": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, ReloadAsked((TWO,)), [start(2)]),
+            (2, ready(2), [fork(2, 0, 3), fork(2, 1, 4)]),
+            (3, up(2, 1), []),
+            (4, up(2, 0), [Committed(), *drain(1, 0, 1)]),
+            *nothing(4.1, left(1, 0)),
+            (4.2, left(1, 1), [let_go(1)]),
+            *nothing(4.3, died(1)),
+            (5, crashed(2, 0), [fork(2, 0, 1)]),
+        ],
+    ),
+    "who does not leave is told each second, told to finish, killed": (
+        [Plan("echo", 1, 1, drain_timeout=2.5)],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (1, ready(2), [fork(2, 0, 2)]),
+            (2, up(2, 0), [Committed(), *drain(1, 0)]),
+            *again([3, 4], drain(1, 0)),
+            *again([4.5, 5.5, 6.5, 7.5, 8.5, 9.5, 10.5, 11.5, 12.5, 13.5], finish(1, 0)),
+            (14.5, TIME, [kill(1, 0, "drain_timeout is over")]),
+            (16.5, TIME, [kill(1, 0, DEAF)]),
+            (17, crashed(1, 0), [let_go(1)]),
+            (19, TIME, [end(1)]),
+            *nothing(20, died(1)),
+        ],
+    ),
+    "without a drain_timeout they may stay": (
+        [Plan("echo", 1, 1, drain_timeout=0)],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (1, ready(2), [fork(2, 0, 2)]),
+            (2, up(2, 0), [Committed(), *drain(1, 0)]),
+            *again(range(3, 400), drain(1, 0)),
+        ],
+    ),
+    "a fork server of the new one fails": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, ReloadAsked((TWO,)), [start(2)]),
+            (2, died(2, "SyntaxError"), [Abandoned("SyntaxError")]),
+            (3, crashed(1, 1), [fork(1, 1, 2)]),
+            (4, ReloadAsked((TWO,)), [start(3)]),
+        ],
+    ),
+    "a worker of the new one can't boot, another has accepted": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, ReloadAsked((TWO,)), [start(2)]),
+            (2, ready(2), [fork(2, 0, 3), fork(2, 1, 4)]),
+            (3, up(2, 0), []),
+            (4, boot_failed(2, 1), [Abandoned("no database"), *drain(2, 0)]),
+            (5, TIME, drain(2, 0)),
+            (5.5, left(2, 0), [let_go(2)]),
+            *nothing(6, died(2)),
+        ],
+    ),
+    "a fork server of the new one hangs": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (31, TIME, [end(2), Abandoned(FORK_SERVER_LATE)]),
+            *nothing(31, ready(2), died(2)),
+        ],
+    ),
+    "a worker of the new one hangs": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (2, ready(2), [fork(2, 0, 2)]),
+            (32, TIME, [abort(2, 0, BOOT_OVER), Abandoned("service echo: worker 0: " + BOOT_OVER)]),
+            (34, TIME, [kill(2, 0, DEAF)]),
+            (34, crashed(2, 0), [let_go(2)]),
+        ],
+    ),
+    "a worker of the new one crashes after it served: another one": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, ReloadAsked((TWO,)), [start(2)]),
+            (2, ready(2), [fork(2, 0, 3), fork(2, 1, 4)]),
+            *nothing(3, up(2, 0)),
+            (3, crashed(2, 0), [fork(2, 0, 3)]),
+            *nothing(4, up(2, 1)),
+            (4, up(2, 0), [Committed(), *drain(1, 0, 1)]),
+        ],
+    ),
+    "a handler of the new one hangs: another one": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, ReloadAsked((TWO,)), [start(2)]),
+            (2, ready(2), [fork(2, 0, 3), fork(2, 1, 4)]),
+            *nothing(3, up(2, 0)),
+            (
+                33,
+                seen([(2, 0)], {(2, 0): 3}),
+                [
+                    abort(2, 0, "request_timeout of 30 s is over"),
+                    abort(2, 1, BOOT_OVER),
+                    Abandoned("service echo: worker 1: " + BOOT_OVER),
+                ],
+            ),
+        ],
+    ),
+    "all services together or none": (
+        [ONE, CLOCK],
+        [
+            *BOTH_UP,
+            (1, ReloadAsked((ONE, CLOCK)), [start(2), start(2, "time")]),
+            (1, ready(2), [fork(2, 0, 2)]),
+            *nothing(1, up(2, 0)),
+            (2, died(2, "SyntaxError", service="time"), [Abandoned("SyntaxError"), *drain(2, 0)]),
+            (2, ReloadAsked((CLOCK, ONE)), [start(3, "time"), start(3)]),
+            (2, ready(3), [fork(3, 0, 3)]),
+            *nothing(2, up(3, 0)),
+            (2, ready(3, "time"), [fork(3, 0, 2, "time")]),
+            (2, up(3, 0, "time"), [Committed(), *drain(1, 0), *drain(1, 0, service="time")]),
+        ],
+    ),
+    "a service more, a service fewer": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((CLOCK,)), [start(1, "time")]),
+            (1, ready(1, "time"), [fork(1, 0, 1, "time")]),
+            (2, up(1, 0, "time"), [Committed(), *drain(1, 0)]),
+            *nothing(2, ScaleAsked("echo", 3), seen()),
+            (3, TIME, drain(1, 0)),
+            (3, left(1, 0), [let_go(1)]),
+            (3, died(1), [Forgotten("echo")]),
+            *nothing(3, ready(1), died(1), up(1, 0), left(1, 0), seen([(1, 0)])),
+        ],
+    ),
+    "a service more that fails is forgotten": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE, CLOCK)), [start(2), start(1, "time")]),
+            (2, died(2, "SyntaxError"), [Abandoned("SyntaxError"), end(1, "time")]),
+            (2, died(1, service="time"), [Forgotten("time")]),
+        ],
+    ),
+    "a service that fails by itself is forgotten at once": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE, CLOCK)), [start(2), start(1, "time")]),
+            (2, died(1, "oh", service="time"), [Abandoned("oh"), end(2), Forgotten("time")]),
+        ],
+    ),
+    "a service that leaves comes back": (
+        [ONE, CLOCK],
+        [
+            *BOTH_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (1, ready(2), [fork(2, 0, 2)]),
+            (1, up(2, 0), [Committed(), *drain(1, 0), *drain(1, 0, service="time")]),
+            (1, left(1, 0), [let_go(1)]),
+            *nothing(1, died(1)),
+            (2, TIME, drain(1, 0, service="time")),
+            (2, ReloadAsked((CLOCK,)), [start(2, "time")]),
+            (2, ready(2, "time"), [fork(2, 0, 2, "time")]),
+            (2, up(2, 0, "time"), [Committed(), *drain(2, 0)]),
+            (2, crashed(2, 0, "time"), [fork(2, 0, 2, "time")]),
+        ],
+    ),
+    "nothing is wanted any more": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked(()), [Committed(), *drain(1, 0)]),
+            (1, left(1, 0), [let_go(1)]),
+            (1, died(1), [Forgotten("echo")]),
+            (1, StopAsked(), [BeginStop(), Exit(0)]),
+        ],
+    ),
+    "another reload ends the one before": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (2, ReloadAsked((ONE,)), [Abandoned("another reload came"), start(3), end(2)]),
+            *nothing(2, died(2, "signal 9")),
+            (3, ready(3), [fork(3, 0, 2)]),
+            (3, up(3, 0), [Committed(), *drain(1, 0)]),
+        ],
+    ),
+    "a stop ends a reload": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (2, StopAsked(), [Abandoned("forkd was told to stop"), BeginStop(), end(2), *finish(1, 0)]),
+            (2, ReloadAsked((ONE,)), [Abandoned("forkd is stopping")]),
+            (2, left(1, 0), [let_go(1)]),
+            *nothing(2, died(2)),
+            (2, died(1), [Exit(0)]),
+            *nothing(3, ReloadAsked((ONE,)), StopAsked(), died(1), TIME),
+        ],
+    ),
+    "of many leaving generations the oldest are hurried": (
+        [ONE],
+        [
+            *ONE_UP,
+            (0.1, ReloadAsked((ONE,)), [start(2)]),
+            (0.1, ready(2), [fork(2, 0, 2)]),
+            (0.1, up(2, 0), [Committed(), *drain(1, 0)]),
+            (0.2, ReloadAsked((ONE,)), [start(3)]),
+            (0.2, ready(3), [fork(3, 0, 3)]),
+            (0.2, up(3, 0), [Committed(), *drain(2, 0)]),
+            (0.3, ReloadAsked((ONE,)), [start(4)]),
+            (0.3, ready(4), [fork(4, 0, 4)]),
+            (0.3, up(4, 0), [Committed(), *finish(1, 0), *drain(3, 0)]),
+            (1.2, TIME, drain(2, 0)),
+            (1.3, TIME, [*finish(1, 0), *drain(3, 0)]),
+        ],
+    ),
+    "a larger number": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((TWO,)), [start(2)]),
+            (1, ready(2), [fork(2, 0, 2), fork(2, 1, 3)]),
+            *nothing(1, up(2, 0)),
+            (1, up(2, 1), [Committed(), *drain(1, 0)]),
+        ],
+    ),
+    "a size asked for meanwhile holds for the new one, too": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((Plan("echo", 3, 3),)), [start(2)]),
+            (1, ScaleAsked(by=-1), []),
+            (1, ready(2), [fork(2, 0, 2), fork(2, 1, 3)]),
+            *nothing(1, up(2, 0)),
+            (1, up(2, 1), [Committed(), *drain(1, 0)]),
+        ],
+    ),
+}
+
+FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
+    "its workers go on until the next one is prepared": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, died(1, "signal 9"), [start(2)]),
+            *nothing(1, died(1)),
+            *nothing(2, crashed(1, 0)),
+            (2, ready(2), [fork(2, 0, 1), fork(2, 1, 3)]),
+            *nothing(2, up(2, 0)),
+            (3, up(2, 1), drain(1, 1)),
+            *nothing(4 - 0.5, left(1, 1)),
+        ],
+    ),
+    "it backs off when it keeps failing": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, died(1), [start(2)]),
+            *nothing(2, died(2)),
+            (2.5, TIME, [start(3)]),
+            *nothing(3, died(3)),
+            (4, TIME, [start(4)]),
+            (34, TIME, [end(4)]),
+            *nothing(34.5, died(4)),
+            (36, TIME, [start(5)]),
+            (36, ready(5), [fork(5, 0, 2)]),
+            (36, up(5, 0), drain(1, 0)),
+            (36, left(1, 0), []),
+            *nothing(95.9, died(5)),
+            (99.9, TIME, [start(6)]),
+            (99.9, ready(6), [fork(6, 0, 1)]),
+            (99.9, up(6, 0), drain(5, 0)),
+            *nothing(99.9, left(5, 0)),
+            (159.9, died(6), [start(7)]),
+        ],
+    ),
+    "it dies after all its workers": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, died(1), [start(2)]),
+            *nothing(2, died(2), crashed(1, 0)),
+            (2.1, ReloadAsked((ONE,)), [start(3)]),
+            (2.2, died(3, "SyntaxError"), [Abandoned("SyntaxError")]),
+            (2.5, TIME, [start(4)]),
+            (2.5, ready(4), [fork(4, 0, 1)]),
+            *nothing(3, up(4, 0)),
+        ],
+    ),
+    "a replacement's workers that can't boot back off, each by itself": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, died(1), [start(2)]),
+            (2, ready(2), [fork(2, 0, 2)]),
+            (3, boot_failed(2, 0), [fork(2, 0, 2)]),
+            *nothing(4, boot_failed(2, 0)),
+            (4.5, TIME, [fork(2, 0, 2)]),
+            (5, up(2, 0), drain(1, 0)),
+        ],
+    ),
+    "a reload takes the place of a replacement": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, died(1), [start(2)]),
+            (2, ReloadAsked((TWO,)), [start(3), end(2)]),
+            *nothing(2, died(2)),
+            (3, ready(3), [fork(3, 0, 2), fork(3, 1, 3)]),
+            *nothing(3, up(3, 0)),
+            (4, up(3, 1), [Committed(), *drain(1, 0)]),
+        ],
+    ),
+    "a service that is to go has lost it": (
+        [ONE, CLOCK],
+        [
+            *BOTH_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (1, died(1, service="time"), [start(2, "time")]),
+            (1, ready(2, "time"), [fork(2, 0, 2, "time")]),
+            (1, up(2, 0, "time"), drain(1, 0, service="time")),
+            *nothing(1, left(1, 0, "time")),
+            (1, died(2, service="time"), [start(3, "time")]),
+            (1, ready(2), [fork(2, 0, 2)]),
+            (1, up(2, 0), [Committed(), *drain(1, 0), end(3, "time"), *drain(2, 0, service="time")]),
+        ],
+    ),
+    "one that was let go dies without a replacement": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (1, ready(2), [fork(2, 0, 2)]),
+            (1, up(2, 0), [Committed(), *drain(1, 0)]),
+            *nothing(1, died(1), left(1, 0)),
+        ],
+    ),
+}
+
+WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
+    "one that leaves is replaced at once, always": (
+        [ONE],
+        [
+            *ONE_UP,
+            *[
+                (now, event, actions)
+                for now in range(1, 9)
+                for event, actions in ((left(1, 0), [fork(1, 0, 1)]), (up(1, 0), []))
+            ],
+        ],
+    ),
+    "a crash loop backs off, each slot by itself": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, crashed(1, 0), [fork(1, 0, 1)]),
+            *nothing(1, up(1, 0), crashed(1, 0)),
+            (1.5, TIME, [fork(1, 0, 1)]),
+            (1.5, crashed(1, 1), [fork(1, 1, 2)]),
+            *nothing(1.5, up(1, 0), crashed(1, 0), up(1, 1)),
+            (2.5, TIME, [fork(1, 0, 1)]),
+            *nothing(3, boot_failed(1, 0)),
+            (5, TIME, [fork(1, 0, 1)]),
+            *nothing(5, left(1, 0)),
+            (9, TIME, [fork(1, 0, 1)]),
+            *nothing(9, boot_failed(1, 0)),
+            (17, TIME, [fork(1, 0, 1)]),
+            *nothing(17, boot_failed(1, 0)),
+            (33, TIME, [fork(1, 0, 1)]),
+            *nothing(33, boot_failed(1, 0)),
+            (63, TIME, [fork(1, 0, 1)]),
+            *nothing(63, boot_failed(1, 0)),
+            (93, TIME, [fork(1, 0, 1)]),
+            *nothing(93, up(1, 0)),
+            (153, crashed(1, 0), [fork(1, 0, 1)]),
+        ],
+    ),
+    "a long life is remembered, however it ends": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, crashed(1, 0), [fork(1, 0, 1)]),
+            *nothing(1, up(1, 0)),
+            (61, left(1, 0), [fork(1, 0, 1)]),
+            *nothing(62, up(1, 0)),
+            (63, crashed(1, 0), [fork(1, 0, 1)]),
+        ],
+    ),
+    "a new generation starts without a past": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, crashed(1, 0), [fork(1, 0, 1)]),
+            *nothing(1, up(1, 0), crashed(1, 0)),
+            (1.1, ReloadAsked((ONE,)), [start(2)]),
+            (1.1, ready(2), [fork(2, 0, 1)]),
+            (1.2, up(2, 0), [Committed(), let_go(1)]),
+            *nothing(1.3, died(1)),
+            (1.4, crashed(2, 0), [fork(2, 0, 1)]),
+        ],
+    ),
+    "a handler over its time: abort, kill, and a new one meanwhile": (
+        [ONE],
+        [
+            *ONE_UP,
+            *nothing(10, seen([(1, 0)], {(1, 0): 1})),
+            *nothing(30.9, seen([(1, 0)], {(1, 0): 1})),
+            (31, seen([(1, 0)], {(1, 0): 1}), [abort(1, 0, "request_timeout of 30 s is over"), fork(1, 1, 2)]),
+            *nothing(32, seen([(1, 0)], {(1, 0): 1}), up(1, 1)),
+            (33, TIME, [kill(1, 0, DEAF)]),
+            (35, TIME, [kill(1, 0, DEAF)]),
+            *nothing(36, crashed(1, 0)),
+            (36, crashed(1, 1), [fork(1, 0, 1)]),
+        ],
+    ),
+    "a handler over its time in one that leaves": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (1, ready(2), [fork(2, 0, 2)]),
+            (1, up(2, 0), [Committed(), *drain(1, 0)]),
+            (2, seen([(1, 0)], {(1, 0): -28}), [abort(1, 0, "request_timeout of 30 s is over")]),
+            (3, crashed(1, 0), [let_go(1)]),
+        ],
+    ),
+    "a handler without a limit": (
+        [Plan("echo", 1, 1, request_timeout=0)],
+        [*ONE_UP, *nothing(1e6, seen([(1, 0)], {(1, 0): 1}))],
+    ),
+    "one that hangs while it boots is replaced": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, crashed(1, 0), [fork(1, 0, 1)]),
+            (31, TIME, [abort(1, 0, BOOT_OVER), fork(1, 2, 3)]),
+            *nothing(31, up(1, 0), crashed(1, 0), up(1, 2)),
+        ],
+    ),
+    "what is late or unknown is ignored": (
+        [ONE],
+        [
+            *ONE_UP,
+            *nothing(1, Started(), ready(1), up(1, 0), up(1, 7), left(1, 7), up(9, 0), left(9, 0), ready(9), died(9)),
+            *nothing(1, seen([(9, 9)], {(9, 9): 0}), ready(1, "ghost"), died(1, service="ghost"), up(1, 0, "ghost")),
+            *nothing(1, crashed(1, 0, "ghost"), Observed("ghost", frozenset(), {}), ScaleAsked("ghost", 3)),
+        ],
+    ),
+}
+
+SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
+    "a fixed pool keeps its number": (
+        [TWO],
+        [*TWO_UP, *nothing(1, seen([(1, 0), (1, 1)])), *nothing(2, seen()), *nothing(99, TIME)],
+    ),
+    "an elastic pool keeps spare ones": (
+        [Plan("echo", 1, 4, spare=2)],
+        [
+            *ONE_UP[:2],
+            (0, up(1, 0), [Announce(), fork(1, 1, 2)]),
+            *nothing(0, up(1, 1)),
+            (5, seen([(1, 0)]), [fork(1, 2, 3)]),
+            *nothing(5, seen([(1, 0)]), up(1, 2)),
+            (10, seen([(1, 0), (1, 1), (1, 2)]), [fork(1, 3, 4)]),
+            *nothing(10, up(1, 3)),
+            *nothing(11, seen([(1, 0), (1, 1), (1, 2), (1, 3)])),
+        ],
+    ),
+    "it grows by 1, 2, 4 .. 32": (
+        [ELASTIC],
+        [
+            *ONE_UP,
+            (1, seen([(1, 0)]), [fork(1, 1, 2)]),
+            (2, seen([(1, slot) for slot in range(2)]), [fork(1, slot, slot + 1) for slot in range(2, 4)]),
+            (3, seen([(1, slot) for slot in range(4)]), [fork(1, slot, slot + 1) for slot in range(4, 8)]),
+            (4, seen([(1, slot) for slot in range(8)]), [fork(1, slot, slot + 1) for slot in range(8, 16)]),
+            *nothing(5, seen([(1, slot) for slot in range(15)])),
+            (9, seen([(1, slot) for slot in range(16)]), [fork(1, 16, 17)]),
+            (9, seen([(1, slot) for slot in range(17)]), [fork(1, slot, slot + 1) for slot in range(17, 19)]),
+        ],
+    ),
+    "it shrinks by half of what is too many, idle ones only": (
+        [ELASTIC],
+        [
+            *ONE_UP,
+            (1, seen([(1, 0)]), [fork(1, 1, 2)]),
+            (1, seen([(1, slot) for slot in range(2)]), [fork(1, slot, slot + 1) for slot in range(2, 4)]),
+            (1, seen([(1, slot) for slot in range(4)]), [fork(1, slot, slot + 1) for slot in range(4, 8)]),
+            *nothing(2, *(up(1, slot) for slot in range(1, 8))),
+            *nothing(2, seen([(1, 7)])),
+            *nothing(9, seen([(1, 7)])),
+            (12, TIME, drain(1, 6, 5, 4)),
+            *nothing(12, *(left(1, slot) for slot in (4, 5, 6))),
+            (22, TIME, drain(1, 3, 2)),
+            *nothing(22, left(1, 2), left(1, 3)),
+            (32, TIME, drain(1, 1)),
+            *nothing(32, left(1, 1)),
+        ],
+    ),
+    "a surplus that does not last": (
+        [ELASTIC],
+        [
+            *ONE_UP,
+            (1, seen([(1, 0)]), [fork(1, 1, 2)]),
+            *nothing(2, up(1, 1), seen()),
+            *nothing(11, seen([(1, 0)])),
+            *nothing(12, seen()),
+            (22, TIME, drain(1, 1)),
+        ],
+    ),
+    "those that boot go first": (
+        [ELASTIC],
+        [
+            *ONE_UP,
+            (1, seen([(1, 0)]), [fork(1, 1, 2)]),
+            (1, seen([(1, 0), (1, 1)]), [fork(1, 2, 3), fork(1, 3, 4)]),
+            *nothing(1, up(1, 1), up(1, 3)),
+            *nothing(2, seen([(1, 0), (1, 1)])),
+            (3, ScaleAsked("echo", by=-1), drain(1, 2)),
+        ],
+    ),
+    "one that is sent away and stays is hurried and killed, too": (
+        [Plan("echo", 2, 2, drain_timeout=0.5)],
+        [
+            *TWO_UP,
+            (1, ScaleAsked("echo", 1), drain(1, 1)),
+            *again([1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5, 10.5], finish(1, 1)),
+            (11.5, TIME, [kill(1, 1, "drain_timeout is over")]),
+            *nothing(12, crashed(1, 1)),
+            (12, ScaleAsked("echo", 2), [fork(1, 1, 2)]),
+        ],
+    ),
+    "scale: more, fewer when they are idle, one at least": (
+        [ONE, CLOCK],
+        [
+            *BOTH_UP,
+            (1, ScaleAsked("echo", 3), [fork(1, 1, 2), fork(1, 2, 3)]),
+            *nothing(1, up(1, 1), up(1, 2), seen([(1, 1), (1, 2)])),
+            (2, ScaleAsked("echo", 0), drain(1, 0)),
+            (2, seen([(1, 1)]), drain(1, 2)),
+            (2, left(1, 0), []),
+        ],
+    ),
+    "scale: an elastic pool's least": (
+        [Plan("echo", 1, 3, spare=1)],
+        [
+            *ONE_UP,
+            (1, ScaleAsked("echo", 2), [fork(1, 1, 2)]),
+            (1, ScaleAsked("echo", 5), [fork(1, 2, 3), fork(1, 3, 4), fork(1, 4, 5)]),
+            *nothing(1, ScaleAsked("echo", 1), TIME),
+            (11, TIME, drain(1, 4, 3)),
+        ],
+    ),
+    "TTIN and TTOU move every pool": (
+        [ONE, CLOCK],
+        [
+            *BOTH_UP,
+            (1, ScaleAsked(by=1), [fork(1, 1, 2), fork(1, 1, 2, "time")]),
+            *nothing(1, up(1, 1), up(1, 1, "time")),
+            (2, ScaleAsked(by=-1), [*drain(1, 1), *drain(1, 1, service="time")]),
+            *nothing(2, left(1, 1), left(1, 1, "time"), ScaleAsked(by=-1), ScaleAsked(by=-9)),
+            (2, ScaleAsked("time", by=1), [fork(1, 1, 2, "time")]),
+        ],
+    ),
+    "a reload brings the file's size back": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ScaleAsked("echo", 2), [fork(1, 1, 2)]),
+            *nothing(1, up(1, 1)),
+            (2, ReloadAsked((ONE,)), [start(2)]),
+            (2, ready(2), [fork(2, 0, 3)]),
+            (2, up(2, 0), [Committed(), *drain(1, 0, 1)]),
+        ],
+    ),
+}
+
+STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
+    "TERM: who has finished goes, the rest is told each second and killed in the end": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, StopAsked(), [BeginStop(), *finish(1, 0, 1)]),
+            *nothing(1, left(1, 1), ScaleAsked(by=3)),
+            *again(range(2, 31), finish(1, 0)),
+            (31, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
+            (33, TIME, [kill(1, 0, DEAF)]),
+            (34, crashed(1, 0), [let_go(1)]),
+            (34, died(1), [Exit(0)]),
+        ],
+    ),
+    "a second TERM is quick": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, StopAsked(), [BeginStop(), *finish(1, 0, 1)]),
+            *nothing(1.5, StopAsked()),
+            (2, TIME, finish(1, 0, 1)),
+            *nothing(2.5, StopAsked(quick=True)),
+            (3, TIME, finish(1, 0, 1)),
+            (3.5, TIME, [kill(1, 0, LATE), kill(1, 1, LATE)]),
+            *nothing(3.5, crashed(1, 0)),
+            (3.5, crashed(1, 1), [let_go(1)]),
+            (3.5, died(1), [Exit(0)]),
+        ],
+    ),
+    "quick at once": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, StopAsked(quick=True), [BeginStop(), *finish(1, 0)]),
+            (2, TIME, finish(1, 0)),
+            (3, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
+        ],
+    ),
+    "a quick one does not make a stop longer": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, StopAsked(), [BeginStop(), *finish(1, 0)]),
+            *[(now, TIME, finish(1, 0)) for now in range(2, 31)],
+            *nothing(30.5, StopAsked(quick=True)),
+            (31, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
+        ],
+    ),
+    "a handler over its time, and what hangs already, is killed all the same": (
+        [TWO],
+        [
+            *TWO_UP,
+            (29, StopAsked(), [BeginStop(), *finish(1, 0, 1)]),
+            (29.5, seen([(1, 0)], {(1, 0): -1}), [abort(1, 0, "request_timeout of 30 s is over")]),
+            *nothing(29.6, StopAsked()),
+            (30, TIME, finish(1, 1)),
+            (31, TIME, finish(1, 1)),
+            (31.5, TIME, [kill(1, 0, DEAF)]),
+            (31.6, TIME, [kill(1, 1, LATE)]),
+        ],
+    ),
+    "those that leave already are told to finish": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (1, ready(2), [fork(2, 0, 2)]),
+            (1, up(2, 0), [Committed(), *drain(1, 0)]),
+            (1.5, StopAsked(), [BeginStop(), *finish(1, 0), *finish(2, 0)]),
+            (1.5, left(1, 0), [let_go(1)]),
+            (1.5, left(2, 0), [let_go(2)]),
+            *nothing(1.5, died(2)),
+            (1.5, died(1), [Exit(0)]),
+        ],
+    ),
+    "without a fork server": (
+        [ONE],
+        [
+            *ONE_UP,
+            *[(1, died(1), [start(2)]), *nothing(1, died(2))],
+            (1.1, StopAsked(), [BeginStop(), *finish(1, 0)]),
+            (1.2, left(1, 0), [Exit(0)]),
+        ],
+    ),
+    "before anything began": ([ONE], [(0, StopAsked(), [BeginStop(), Exit(0)]), *nothing(1, Started(), died(1))]),
+}
+
+SCRIPTS = {
+    f"{title}: {name}": script
+    for title, scripts in {
+        "start": STARTS,
+        "reload": RELOADS,
+        "fork server": FORK_SERVERS,
+        "worker": WORKERS,
+        "size": SIZES,
+        "stop": STOPS,
+    }.items()
+    for name, script in scripts.items()
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script(name: str) -> None:
+    play(*SCRIPTS[name])
+
+
+def test_serving_is_told_of_what_is_wanted_only() -> None:
+    life = play([ONE, CLOCK], BOTH_UP[:-1])
+    assert not life.serving()
+    life = play([ONE, CLOCK], BOTH_UP)
+    assert life.serving()
+    life.handle(ReloadAsked((ONE, Plan("more", 1, 1))), 1)
+    assert life.serving(), "what is not there yet does not count"
+    life.handle(ForkServerGone("more", 1), 1)
+    life.handle(crashed(1, 0, "time"), 1)
+    assert not life.serving()
+    life.handle(up(1, 0, "time"), 1)
+    assert life.serving()
+    for event in (ReloadAsked((ONE,)), ready(3), up(3, 0)):
+        life.handle(event, 2)
+    assert life.phase is Phase.SERVING
+    assert not life.pools["time"].wanted
+    assert life.serving(), "what leaves does not count"
+    life.handle(StopAsked(), 3)
+    assert not life.serving()
+
+
+@pytest.mark.parametrize(
+    ("events", "exits"),
+    [
+        ([left(1, 0)], {"recycled": 1}),
+        ([crashed(1, 0)], {"crashed": 1}),
+        ([crashed(1, 0), boot_failed(1, 0)], {"crashed": 2}),
+        ([crashed(1, 0), left(1, 0)], {"crashed": 2}),
+        ([seen([(1, 0)], {(1, 0): -30}), crashed(1, 0)], {"timed_out": 1}),
+        ([seen([(1, 0)], {(1, 0): -30}), left(1, 0)], {"timed_out": 1}),
+        ([ScaleAsked("echo", 1), left(1, 1)], {}),
+        ([ScaleAsked("echo", 1), crashed(1, 1)], {"crashed": 1}),
+        ([StopAsked(), left(1, 1), left(1, 0)], {}),
+    ],
+)
+def test_exits_are_counted(events: list[Event], exits: dict[str, int]) -> None:
+    life = play([TWO], TWO_UP)
+    for event in events:
+        life.handle(event, 1)
+    assert life.pools["echo"].exits == {"recycled": 0, "crashed": 0, "timed_out": 0} | exits
+
+
+def test_killed_ones_are_not_counted_as_crashed() -> None:
+    life = play([ONE], [*ONE_UP, (1, StopAsked(), [BeginStop(), *finish(1, 0)])], stop_timeout=0.5)
+    assert life.handle(TIME, 1.5) == [kill(1, 0, LATE)]
+    life.handle(crashed(1, 0), 1.5)
+    assert life.pools["echo"].exits == {"recycled": 0, "crashed": 0, "timed_out": 0}
+
+
+def test_nothing_is_due_when_all_is_well_or_over() -> None:
+    life = play([ONE], ONE_UP)
+    assert life.due() == inf
+    for event in (StopAsked(), left(1, 0), died(1)):
+        life.handle(event, 1)
+    assert life.phase is Phase.ENDED
+    assert life.due() == inf
+
+
+def test_an_illegal_move_is_told() -> None:
+    life = play([ONE], ONE_UP)
+    with pytest.raises(IllegalMoveError, match="master: serving to ended"):
+        life._move(Phase.ENDED)
+
+
+def test_the_picture_of_the_states_is_that_of_the_tables() -> None:
+    page = Path(states.__file__).with_name("states.md")
+    assert page.read_text() == states.page(), "write it anew: python docs/states.py > docs/states.md"
+
+
+TestStories = Machine.TestCase
+# The same stories each time; for others see `lifecycle_machine`.
+TestStories.settings = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    stateful_step_count=30,
+    suppress_health_check=list(HealthCheck),
+)
