@@ -17,7 +17,7 @@ State = TypeVar("State", bound=Enum)
 _START = """\
 # States
 
-This page is made from the tables of legal moves in `forkd/lifecycle.py` and `forkd/generation.py`; whatever is not drawn
+This page is made from the tables of legal moves in `forkd/lifecycle.py` and `forkd/generation.py`; what is not drawn
 here is refused. An arrow from a state to itself is an order, or a kill, once more.
 """
 

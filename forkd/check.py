@@ -26,7 +26,7 @@ from forkd.site import limits, not_yet
 
 _SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
 
-_END_SECONDS: Final = 2.0  # how long a process may take to end after its import
+_END_SECONDS: Final = 1.0  # how long a process may take to end after its import
 
 
 def problems(settings: Settings) -> list[Problem]:

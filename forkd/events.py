@@ -81,7 +81,7 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Since when each worker of a service has been busy: a time, None when idle; by generation and slot.
+    """Which workers of a service are busy, by generation and slot.
 
     `requests` holds those of them that have a handler at work, with its start.
     """
@@ -141,7 +141,10 @@ class StartForkServer:
 
 @dataclass(frozen=True, slots=True)
 class EndForkServer:
-    """Let go of a fork server: it leaves by itself when its workers have gone; with `kill`, at once."""
+    """Let go of a fork server, which has no workers left; with `kill`, at once, and whatever it still has.
+
+    One that stays is told again, with `kill`. It is answered by ForkServerGone.
+    """
 
     service: str
     generation: int
@@ -150,7 +153,10 @@ class EndForkServer:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A new worker in `slot`, which writes row `row` of the scoreboard."""
+    """A new worker in `slot`, which writes row `row` of the scoreboard.
+
+    It is answered by WorkerReady or WorkerGone; by the latter, too, when the fork server ended before it forked.
+    """
 
     service: str
     generation: int

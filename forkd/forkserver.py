@@ -15,7 +15,7 @@ import select
 import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import Enum
 from time import monotonic
 from typing import Any, Final, NoReturn
@@ -147,23 +147,23 @@ class _ForkServer:
     def fork(self, slot: int, row: int) -> None:
         """A new worker, with its own leash to the master and its own place for its stack."""
         _flush()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stack = os.memfd_create(f"forkd-stack-{slot}")
-        try:
-            with process.signals_blocked():
-                pid = os.fork()
-                if pid == 0:
-                    self.become_worker(slot, row, ours, theirs, stack)
-            self.slots[pid] = slot
-            pidfd = os.pidfd_open(pid)
-            self.tell({"forked": slot, "pid": pid}, (pidfd, ours.fileno(), stack))
-            os.close(pidfd)
-        except OSError as error:
-            self.tell({"not_forked": slot, "reason": f"fork: {error.strerror}"})
-        finally:
-            ours.close()
-            theirs.close()
-            os.close(stack)
+        with ExitStack() as opened:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                opened.enter_context(ours)
+                opened.enter_context(theirs)
+                stack = os.memfd_create(f"forkd-stack-{slot}")
+                opened.callback(os.close, stack)
+                with process.signals_blocked():
+                    pid = os.fork()
+                    if pid == 0:
+                        self.become_worker(slot, row, ours, theirs, stack)
+                self.slots[pid] = slot
+                pidfd = os.pidfd_open(pid)
+                opened.callback(os.close, pidfd)
+                self.tell({"forked": slot, "pid": pid}, (pidfd, ours.fileno(), stack))
+            except OSError as error:
+                self.tell({"not_forked": slot, "reason": f"fork: {error.strerror}"})
 
     def become_worker(self, slot: int, row: int, ours: socket.socket, leash: socket.socket, stack: int) -> NoReturn:
         """The child's side of the fork: never returns into the fork server's code."""

@@ -42,7 +42,8 @@ class Framing(Protocol[Request]):
 
         Bytes that break the rules raise FramingError (OverLimit: a request is too long). The
         requests that the same feed completed before the break go into the error's `requests`, so
-        that they are still answered. A framing that raised is not fed again.
+        that they are still answered; a last one may stand for the break itself, for a handler that
+        tells the client why. A framing that raised is not fed again.
         """
 
     def encode(self, reply: bytes) -> bytes:

@@ -8,6 +8,7 @@ Whoever is waited for has a time at which the patience is over: `due` names the 
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,6 +21,7 @@ NEVER: Final = float("inf")
 TELL_AGAIN: Final = 1.0  # an order can miss a worker in the microsecond before recv(2); see `connection`
 KILL_AGAIN: Final = 2.0  # also the time from Abort to Kill, and from an empty fork server's end to its Kill
 FINISH_BEFORE_KILL: Final = 10.0
+KILLS_IN_VAIN: Final = 3  # no process outlives so many: its fork server did not fork it, or does not tell of its end
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_LAST: Final = 30.0
 BACKOFF_JITTER: Final = 0.2
@@ -74,6 +76,7 @@ class Worker:
     order: Order = Order.DRAIN
     busy: bool = False
     overdue: bool = False
+    kills: int = 0
 
     def move(self, state: WorkerState, now: float, until: float = NEVER) -> None:
         if state not in WORKER_MOVES[self.state]:
@@ -97,6 +100,7 @@ class Backoff:
     until: float = 0.0
 
     def lived(self, seconds: float) -> None:
+        """What lasted long has its past forgotten."""
         if seconds >= BACKOFF_MEMORY:
             self.failures = 0
 
@@ -108,7 +112,7 @@ class Backoff:
 
 @dataclass(slots=True)
 class Generation:
-    """A fork server and its workers, by slot; `failure` is why it can't take over, as the end that gives a start."""
+    """A fork server and its workers, by slot; `failure` is why it can't take over, and what a start then ends with."""
 
     number: int
     plan: Plan
@@ -117,13 +121,35 @@ class Generation:
     until: float
     state: ForkServerState = ForkServerState.BOOTING
     workers: dict[int, Worker] = field(default_factory=dict)
-    backoff: dict[int, Backoff] = field(default_factory=dict)
+    backoff: defaultdict[int, Backoff] = field(default_factory=lambda: defaultdict(Backoff))
     failure: Exit | None = None
+    minimum: int = 0
+    maximum: int = 0
+
+    def __post_init__(self) -> None:
+        self.minimum, self.maximum = self.plan.minimum, self.plan.maximum
 
     def move(self, state: ForkServerState, now: float, until: float = NEVER) -> None:
         if state not in FORK_SERVER_MOVES[self.state]:
             raise IllegalMoveError(f"fork server {self.number}: {self.state.value} to {state.value}")
         self.state, self.since, self.until = state, now, until
+
+    # How large it may be: as planned, until a person asks for another size.
+
+    def fit(self, size: int) -> int:
+        return max(self.minimum, min(size, self.maximum))
+
+    def scaled(self, size: int) -> None:
+        """A fixed pool's number, or an elastic one's minimum."""
+        self.minimum = max(1, size)
+        fixed = self.plan.minimum == self.plan.maximum
+        self.maximum = self.minimum if fixed else max(self.minimum, self.plan.maximum)
+
+    def shifted(self, by: int) -> None:
+        """So many more or fewer: minimum and maximum move together, to one at least."""
+        by = max(by, 1 - self.minimum)
+        self.minimum += by
+        self.maximum += by
 
     # What is.
 
@@ -142,7 +168,7 @@ class Generation:
         if self.state is not ForkServerState.READY:
             return {}
         slots = islice(numbers_not_in(self.workers.keys(), 0), max(0, size - len(self.staying())))
-        return {slot: self.backoff[slot].until if slot in self.backoff else 0.0 for slot in slots}
+        return {slot: self.backoff[slot].until for slot in slots}
 
     def due(self) -> float:
         """When to `press` again."""
@@ -157,13 +183,8 @@ class Generation:
 
     def crashed(self, slot: int, lived: float, now: float) -> None:
         """The worker in `slot` has to be replaced, at once unless that happens again and again."""
-        self.lasted(slot, lived)
-        self.backoff.setdefault(slot, Backoff()).failed(now, self.jitter)
-
-    def lasted(self, slot: int, lived: float) -> None:
-        """A worker that lived long clears its slot's past."""
-        if slot in self.backoff:
-            self.backoff[slot].lived(lived)
+        self.backoff[slot].lived(lived)
+        self.backoff[slot].failed(now, self.jitter)
 
     # What to do.
 
@@ -178,8 +199,11 @@ class Generation:
             if self.state is ForkServerState.BOOTING:
                 self.failure = Exit(1, f"service {self.plan.service}: {self._boot_over()}")
             actions.append(self._end(True, now))
-        late = [worker for worker in self.workers.values() if now >= worker.due]
-        return actions + [self._press(worker, now) for worker in late]
+        actions += [self._press(worker, now) for worker in self.workers.values() if now >= worker.due]
+        stuck = any(worker.kills >= KILLS_IN_VAIN for worker in self.workers.values())
+        if stuck and self.state is ForkServerState.READY:
+            actions.append(self._end(True, now))
+        return actions
 
     def send_off(self, order: Order, now: float, until: float) -> list[Action]:
         """Tells every worker to leave; a fork server without any is let go."""
@@ -196,17 +220,20 @@ class Generation:
         return actions
 
     def drain(self, worker: Worker, now: float) -> Tell:
+        """Tells one worker to leave."""
         return self._tell(worker, Order.DRAIN, now, self.drained_by(now))
 
     def drained_by(self, now: float) -> float:
         return now + self.plan.drain_timeout if self.plan.drain_timeout else NEVER
 
     def abort(self, worker: Worker, reason: str, now: float) -> Abort:
+        """Ends a worker that is over its time so that its stack is written."""
         worker.overdue = True
         worker.move(WorkerState.DOOMED, now, now + KILL_AGAIN)
         return Abort(self.plan.service, self.number, worker.slot, reason)
 
     def kill(self, worker: Worker, reason: str, now: float) -> Kill:
+        worker.kills += 1
         worker.move(WorkerState.DOOMED, now, now + KILL_AGAIN)
         return Kill(self.plan.service, self.number, worker.slot, reason)
 
@@ -221,7 +248,7 @@ class Generation:
             return self._tell(worker, worker.order, now, worker.until)
         if worker.order is Order.DRAIN:
             return self._tell(worker, Order.FINISH, now, now + FINISH_BEFORE_KILL)
-        return self.kill(worker, "drain_timeout is over", now)
+        return self.kill(worker, f"still there {FINISH_BEFORE_KILL:g} s after it was told to finish", now)
 
     def _tell(self, worker: Worker, order: Order, now: float, until: float) -> Tell:
         worker.order = order

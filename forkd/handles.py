@@ -19,7 +19,10 @@ from forkd.scoreboard import COUNTS
 
 @dataclass(slots=True)
 class WorkerHandle:
-    """One worker: `row` is its row of the scoreboard, `before` what that row had counted when it was born."""
+    """One worker: `row` is its row of the scoreboard, `before` what that row had counted when it was born.
+
+    It is `closed` when the worker has gone; whoever still holds it then finds nothing open.
+    """
 
     service: str
     generation: int
@@ -32,6 +35,7 @@ class WorkerHandle:
     born: float
     before: dict[str, int] = field(default_factory=dict)
     ready: bool = False
+    closed: bool = False
 
     def __post_init__(self) -> None:
         self.before = {name: self.row[column] for name, column in COUNTS.items()}
@@ -61,6 +65,7 @@ class WorkerHandle:
         return os.pread(self.stack, 65536, start).decode(errors="backslashreplace").rstrip()
 
     def close(self) -> None:
+        self.closed = True
         self.leash.close()
         os.close(self.pidfd)
         os.close(self.stack)

@@ -81,11 +81,11 @@ class Lifecycle:
         return min([self._stop_by, *(pool.due for pool in self.pools.values())])
 
     def serving(self) -> bool:
-        """Every service that is wanted has a worker serving."""
+        """Every service has a worker serving; those that are coming or leaving do not count."""
         return self.phase is Phase.SERVING and all(
             any(generation.serving() for generation in pool.generations())
             for pool in self.pools.values()
-            if pool.wanted
+            if pool.serving is not None
         )
 
     # Absorb.
@@ -98,6 +98,8 @@ class Lifecycle:
                 return self._reload(plans, now)
             case ScaleAsked():
                 self._scale(event)
+            case Started() if self.phase is Phase.STARTING:
+                return [pool.begin(pool.plan, now) for pool in self.pools.values() if pool.empty]
             case Started() | TimePassed():
                 pass
             case _:
@@ -118,7 +120,7 @@ class Lifecycle:
                 pool.worker_ready(event.generation, event.slot, now)
             case WorkerGone():
                 pool.worker_gone(event, now)
-            case Observed():
+            case _:
                 return pool.observed(event, now)
         return []
 
@@ -143,7 +145,7 @@ class Lifecycle:
         actions = self._abandon("another reload came")
         self.reload = frozenset(plan.service for plan in plans)
         for plan in plans:
-            pool = self.pools.setdefault(plan.service, Pool(plan, self._jitter, wanted=False))
+            pool = self.pools.setdefault(plan.service, Pool(plan, self._jitter))
             actions.append(pool.begin(plan, now))
         return actions
 
@@ -158,12 +160,12 @@ class Lifecycle:
 
     def _scale(self, event: ScaleAsked) -> None:
         for service, pool in self.pools.items():
-            if event.service not in ("", service) or not pool.wanted:
+            if event.service not in ("", service):
                 continue
-            if event.size is not None:
-                pool.scaled(event.size)
-            else:
+            if event.size is None:
                 pool.shifted(event.by)
+            else:
+                pool.scaled(event.size)
 
     # Converge.
 
@@ -195,10 +197,7 @@ class Lifecycle:
     def _serve(self, now: float) -> list[Action]:
         # What takes over changes what is wanted: the old leaves.
         actions = [*self._settle(now), *self._take_over(), *self._settle(now)]
-        for service in [service for service, pool in self.pools.items() if not pool.wanted and pool.empty]:
-            del self.pools[service]
-            actions.append(Forgotten(service))
-        return actions
+        return actions + (self._forget() if self.phase is Phase.SERVING else [])
 
     def _settle(self, now: float) -> list[Action]:
         return [action for pool in self.pools.values() for action in pool.converge(now)]
@@ -221,6 +220,12 @@ class Lifecycle:
             self.pools[service].retire()
         self.reload = None
         return [Committed()]
+
+    def _forget(self) -> list[Action]:
+        empty = [service for service, pool in self.pools.items() if pool.empty]
+        for service in empty:
+            del self.pools[service]
+        return [Forgotten(service) for service in empty]
 
     def _leave(self, now: float) -> list[Action]:
         actions: list[Action] = []

@@ -52,7 +52,9 @@ def say(
 
 
 def open_file(path: str) -> int:
-    """A descriptor that appends to the log file at `path`; a link there is not followed."""
+    """A new descriptor for what `master.log.file` names: a file to append to (a link is not followed), or "-"."""
+    if path == "-":
+        return standard_error()
     try:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     except OSError as error:
@@ -121,8 +123,8 @@ def _value(value: object) -> str:
 
 
 def standard_error() -> int:
-    """The descriptor of standard error, which also a daemon without one has: then what is logged is lost."""
+    """A new descriptor for standard error, which also a daemon without one has: then what is logged is lost."""
     try:
-        return sys.stderr.fileno()
+        return os.dup(sys.stderr.fileno())
     except (AttributeError, OSError, ValueError):
         return os.open(os.devnull, os.O_WRONLY)

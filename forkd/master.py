@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -45,6 +46,7 @@ from forkd.events import (
     TimePassed,
 )
 from forkd.events import Exit as Ended
+from forkd.handover import Handover
 from forkd.leaving import Leaving
 from forkd.lifecycle import Lifecycle, Phase
 from forkd.roster import Roster
@@ -57,6 +59,7 @@ from forkd.wait import Wait
 
 _TICK: Final = 1.0  # how often the scoreboard is looked at when nobody has said anything
 _STATUS_EVERY: Final = 10.0
+_SERVES: Final = "reload: the new generation serves"
 
 Read = Callable[[], Settings]
 
@@ -75,12 +78,13 @@ class Master:
         self.site = open_site(settings, self.passed)
         self.coming: Site | None = None
         self.callers: list[control.Reply] = []
-        self.waiting: list[control.Reply] = []
-        self.collections: list[Collection] = []
+        self.waiting: list[control.Reply] | None = None
+        self.lookers: list[Collection | Handover] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
         self.pidfile: Leaving | None = None
         self.log_fd = log.standard_error()
+        self.coming_log: int | None = None
         self.control: ControlServer | None = None
         self.next_tick = 0.0
         self.next_status = 0.0
@@ -93,12 +97,13 @@ class Master:
         """Serves until told to stop; gives the exit status and, where it failed, the reason."""
         process.set_title("forkd: master")
         process.become_subreaper()
-        self.open_log()
-        self.inbox = Inbox(signals.COMMANDS)
-        self.wait.watch(self.inbox.fd, self.take_signals)
-        self.open_control()
-        self.site.hand_down()
         try:
+            self.set_up_log()
+            self.inbox = Inbox(signals.COMMANDS)
+            self.wait.watch(self.inbox.fd, self.take_signals)
+            self.open_control()
+            self.write_pidfile()  # before the fork servers begin, which remove it should the master die
+            self.site.hand_down()
             self.handle(Started())
             while self.ended is None:
                 self.wait.once(max(0.0, self.next_due() - monotonic()))
@@ -110,24 +115,34 @@ class Master:
     # What happens.
 
     def next_due(self) -> float:
-        return min([self.next_tick, self.lifecycle.due(), *(each.due for each in self.collections)])
+        return min([self.next_tick, self.lifecycle.due(), *(each.due for each in self.lookers)])
 
     def pass_time(self) -> None:
         """What has become due, and what the scoreboards say."""
         now = monotonic()
-        self.collections = [each for each in self.collections if each.due > now or not each.look(now)]
+        over = [each for each in self.lookers if now >= each.due and each.look(now)]
+        self.lookers = [each for each in self.lookers if each not in over]
         if now >= self.next_tick or self.roster.woken:
             self.roster.woken = False
             self.next_tick = now + _TICK
             for service, pool in self.lifecycle.pools.items():
                 self.roster.spare(service, pool.plan)
-            for event in self.roster.look():
-                self.handle(event)
+            self.look()
         if now >= self.lifecycle.due():
             self.handle(TimePassed())
         if now >= self.next_status and self.lifecycle.phase is Phase.SERVING:
             self.next_status = now + _STATUS_EVERY
             systemd.notify(f"STATUS={status.summary(self.snapshot()['services'])}")
+
+    def look(self) -> None:
+        """Tells the lifecycle what the scoreboards say."""
+        for event in self.roster.look():
+            self.handle(event)
+
+    def scale(self, asked: ScaleAsked) -> None:
+        """Changes the size of a pool, by what its workers do now: the last look may be a second old."""
+        self.look()
+        self.handle(asked)
 
     def take_signals(self) -> None:
         assert self.inbox is not None
@@ -149,13 +164,13 @@ class Master:
             case Command.DUMP_STOP:
                 self.collect_stacks("", self.log_stacks_and_stop)
             case Command.RELOAD:
-                self.reload(lambda answer: None)
+                self.reload([])
             case Command.REOPEN:
                 self.reopen_log()
             case Command.MORE:
-                self.handle(ScaleAsked(by=1))
+                self.scale(ScaleAsked(by=1))
             case Command.FEWER:
-                self.handle(ScaleAsked(by=-1))
+                self.scale(ScaleAsked(by=-1))
             case Command.UPGRADE:
                 log.say("warning", "this forkd cannot replace its own program; restart it instead")
 
@@ -169,9 +184,9 @@ class Master:
             case {"command": "status"}:
                 reply(success(self.snapshot()))
             case {"command": "reload"}:
-                self.reload(reply)
+                self.reload([reply])
             case {"command": "scale", "service": str(name), "size": int(size)} if 1 <= size <= 1024 and name:
-                self.handle(ScaleAsked(name, size))
+                self.scale(ScaleAsked(name, size))
                 reply(success({"service": name, "size": size}))
             case {"command": "stacks"}:
                 self.collect_stacks(service, lambda stacks: reply(success(_stacks(stacks))))
@@ -246,8 +261,8 @@ class Master:
                 board=board.fd,
                 wake=wake,
                 log=self.log_fd,
-                log_level=self.settings.master.log.level,
-                log_format=self.settings.master.log.format,
+                log_level=site.settings.master.log.level,
+                log_format=site.settings.master.log.format,
                 identity=site.identities[service],
                 exclusive=settings.workers.max >= EXCLUSIVE_FROM,
                 leavings=tuple(leavings),
@@ -257,7 +272,6 @@ class Master:
 
     def announce(self) -> None:
         """Every service serves: says so to whoever waits for it."""
-        self.write_pidfile()
         for name, address in self.site.addresses():
             _tell_person(f"serving {name} on {address}")
         systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
@@ -266,18 +280,20 @@ class Master:
         self.roster.stopping()
         systemd.notify("STOPPING=1")
 
-    def reload(self, reply: control.Reply) -> None:
+    def reload(self, callers: list[control.Reply]) -> None:
         """Reads the settings again and begins new generations; calls that come meanwhile share one more reload."""
         if self.coming is not None:
-            self.waiting.append(reply)
+            self.waiting = [*(self.waiting or []), *callers]
             return
         systemd.reloading()
-        self.callers = [reply]
+        self.callers = callers
         try:
             settings = self.read()
+            if settings.master.log.file != self.settings.master.log.file:
+                self.coming_log = log.open_file(settings.master.log.file)
             self.coming = open_site(settings, self.passed, self.site)
         except ForkdError as error:
-            self.answer(failure(str(error), error.exit_status), f"reload: nothing changed: {error}")
+            self.refuse(str(error), error.exit_status)
             return
         self.handle(ReloadAsked(self.coming.plans()))
 
@@ -292,33 +308,52 @@ class Master:
             log.say("warning", f"reload: a change of {key} takes a restart")
         self.settings = self.site.settings
         self.lifecycle.stop_timeout = self.settings.master.stop_timeout
+        if self.coming_log is not None:
+            self.move_log(self.coming_log)
+            self.coming_log = None
         log.set_up(self.settings.master.log.level, self.settings.master.log.format, self.log_fd)
         for name, address in self.site.addresses():
             if (name, address) not in before:
                 _tell_person(f"serving {name} on {address}")
         generations = {name: pool.serving.number for name, pool in self.lifecycle.pools.items() if pool.serving}
-        self.answer(success({"generations": generations}), "reload: the new generation serves")
+        self.lookers.append(
+            Handover(
+                [each for each in self.roster.all_workers() if each.generation != generations.get(each.service)],
+                monotonic(),
+                partial(self.answer, self.callers, success({"generations": generations}), _SERVES),
+            )
+        )
+        self.reload_once_more()
 
     def abandon(self, reason: str) -> None:
         """The reload came to nothing."""
         if self.coming is not None:
             self.coming.close_but(self.site)
             self.coming = None
-        self.answer(failure(reason), f"reload: nothing changed: {reason}")
+        self.refuse(reason, Exit.FAILED)
 
-    def answer(self, answer: dict[str, Any], line: str) -> None:
-        """Tells everybody who asked for the reload that has just ended; then does the next."""
+    def refuse(self, reason: str, status: Exit) -> None:
+        """Nothing has changed: tells why, and sees to those who asked meanwhile."""
+        if self.coming_log is not None:
+            os.close(self.coming_log)
+            self.coming_log = None
+        self.answer(self.callers, failure(reason, status), f"reload: nothing changed: {reason}")
+        self.reload_once_more()
+
+    def reload_once_more(self) -> None:
+        """One reload for all who asked for one while the last was under way."""
+        if self.waiting is not None:
+            callers, self.waiting = self.waiting, None
+            self.reload(callers)
+
+    def answer(self, callers: list[control.Reply], answer: dict[str, Any], line: str) -> None:
+        """Tells everybody who asked for a reload how it ended."""
         level = "info" if answer["ok"] else "error"
         first, _, rest = line.partition("\n")
         log.say(level, first, block=rest)
         systemd.notify("READY=1", f"STATUS={first}")
-        callers, self.callers = self.callers, []
         for reply in callers:
             reply(answer)
-        if self.waiting and self.lifecycle.phase is Phase.SERVING:
-            self.reload(self.waiting.pop(0))
-            self.callers += self.waiting
-            self.waiting = []
 
     def snapshot(self) -> dict[str, Any]:
         """The status document."""
@@ -345,7 +380,7 @@ class Master:
 
     def collect_stacks(self, service: str, done: Callable[[Stacks], None]) -> None:
         workers = [each for each in self.roster.all_workers() if service in ("", each.service)]
-        self.collections.append(Collection(workers, monotonic(), done))
+        self.lookers.append(Collection(workers, monotonic(), done))
 
     def log_stacks_and_stop(self, stacks: Stacks) -> None:
         for worker, stack in stacks:
@@ -354,11 +389,17 @@ class Master:
 
     # What is opened and put away.
 
-    def open_log(self) -> None:
+    def set_up_log(self) -> None:
         settings = self.settings.master.log
         if settings.file != "-":
-            self.log_fd = log.open_file(settings.file)
+            self.move_log(log.open_file(settings.file))
         log.set_up(settings.level, settings.format, self.log_fd)
+
+    def move_log(self, fd: int) -> None:
+        """Leads the log of every process to what `fd` leads to, and closes it."""
+        os.dup2(fd, self.log_fd, inheritable=False)
+        self.roster.reopened(fd)
+        os.close(fd)
 
     def reopen_log(self) -> None:
         """After logrotate(8) has moved the file away: the same descriptor, a new file, for every process."""
@@ -370,9 +411,7 @@ class Master:
         except ForkdError as error:
             log.say("error", f"{error}; the old one goes on")
             return
-        os.dup2(fd, self.log_fd, inheritable=False)
-        self.roster.reopened(fd)
-        os.close(fd)
+        self.move_log(fd)
 
     def open_control(self) -> None:
         """Opens the control socket; one that nobody asked for may fail with a warning."""

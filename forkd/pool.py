@@ -9,8 +9,8 @@ The states of fork servers and workers, and what they are told, are in `generati
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from forkd.events import Action, Departure, Exit, ForkServerGone, Observed, Order, Plan, StartForkServer, WorkerGone
@@ -35,13 +35,14 @@ LEAVING_LIMIT: Final = 2
 class Size:
     """How many workers are wanted, by how many are busy: more at once, fewer by and by."""
 
-    target: int
+    target: int = 0
     step: int = 1
     grown: float = -NEVER
     surplus_since: float = NEVER
 
-    def follow(self, plan: Plan, busy: int, now: float) -> None:
-        needed = _clamp(busy + max(1, plan.spare), plan)
+    def follow(self, serving: Generation, now: float) -> None:
+        busy = sum(1 for worker in serving.staying() if worker.busy)
+        needed = serving.fit(busy + max(1, serving.plan.spare))
         if needed < self.target:
             self.surplus_since = min(self.surplus_since, now)
             if now >= self.due:
@@ -53,7 +54,7 @@ class Size:
         if needed > self.target:
             self.step = min(GROWTH_LIMIT, self.step * 2) if now < self.grown + GROWTH_MEMORY else 1
             self.grown = now
-            self.target = _clamp(max(needed, self.target + self.step), plan)
+            self.target = serving.fit(max(needed, self.target + self.step))
 
     @property
     def due(self) -> float:
@@ -61,16 +62,15 @@ class Size:
 
 
 class Pool:
-    """The generations of one service, and how large the serving one is to be."""
+    """The generations of one service, and how large the serving one, which has `plan`, is to be."""
 
-    def __init__(self, plan: Plan, jitter: random.Random, *, wanted: bool = True) -> None:
+    def __init__(self, plan: Plan, jitter: random.Random) -> None:
         self.plan = plan
-        self.wanted = wanted
         self.serving: Generation | None = None
         self.coming: Generation | None = None
         self.leaving: list[Generation] = []
         self.exits = {"recycled": 0, "crashed": 0, "timed_out": 0}
-        self._size = Size(plan.minimum)
+        self._size = Size()
         self._jitter = jitter
         self._next_generation = 1
         self._boot_backoff = Backoff()
@@ -94,12 +94,12 @@ class Pool:
     def due(self) -> float:
         """When to press and converge again."""
         times = [generation.due() for generation in self.generations()]
-        if self._orphaned():
-            times.append(self._boot_backoff.until)
         for generation in self._filled():
             times += self._missing(generation).values()
         if self.serving is not None:
             times.append(self._size.due)
+        if self._orphan() is not None:
+            times.append(self._boot_backoff.until)
         return min(times, default=NEVER)
 
     def generations(self) -> Iterator[Generation]:
@@ -117,9 +117,7 @@ class Pool:
         """The coming generation could take over: it has as many workers serving as are wanted."""
         coming = self.coming
         return (
-            coming is not None
-            and coming.state is ForkServerState.READY
-            and coming.serving() >= _clamp(self.target, coming.plan)
+            coming is not None and coming.state is ForkServerState.READY and coming.serving() >= coming.fit(self.target)
         )
 
     # What happened.
@@ -152,12 +150,12 @@ class Pool:
             return
         lived = now - worker.born
         match worker.state, event.departure:
-            case WorkerState.BOOTING, _:
-                self.exits["crashed"] += 1
+            case WorkerState.BOOTING, departure:
+                self.exits["crashed"] += departure is not Departure.LEFT  # it was never forked
                 generation.boot_failed(event.slot, event.reason, now)
             case WorkerState.SERVING, Departure.LEFT:
                 self.exits["recycled"] += 1
-                generation.lasted(event.slot, lived)
+                generation.backoff[event.slot].lived(lived)
             case WorkerState.SERVING, _:
                 self.exits["crashed"] += 1
                 generation.crashed(event.slot, lived, now)
@@ -180,31 +178,36 @@ class Pool:
         return actions
 
     def scaled(self, size: int) -> None:
-        """Another size, until the next reload: a fixed pool's number, or an elastic one's minimum."""
-        size = max(1, size)
-        self._replan(lambda plan: (size, size if plan.minimum == plan.maximum else max(size, plan.maximum)))
+        """Another size, until the next reload."""
+        for generation in self._filled():
+            generation.scaled(size)
+        self._fit(self.target)
 
     def shifted(self, by: int) -> None:
-        """A worker more or fewer, until the next reload: minimum and maximum move together, to one at least."""
-        self._replan(lambda plan: (max(1, plan.minimum + by), max(1, plan.minimum + by) + plan.maximum - plan.minimum))
-        self._size.target = _clamp(self.target + by, self.plan)
+        """A worker more or fewer, until the next reload."""
+        for generation in self._filled():
+            generation.shifted(by)
+        self._fit(self.target + by)
 
     # What to do.
 
-    def begin(self, plan: Plan, now: float) -> Action:
-        """Starts a new generation beside the one that serves."""
+    def begin(self, plan: Plan, now: float, like: Generation | None = None) -> Action:
+        """Starts a new generation beside the one that serves; `like` gives it the size that was asked for."""
         self.dismiss()
-        self.coming = Generation(self._next_generation, plan, self._jitter, now, now + plan.boot_timeout)
+        coming = Generation(self._next_generation, plan, self._jitter, now, now + plan.boot_timeout)
+        if like is not None:
+            coming.minimum, coming.maximum = like.minimum, like.maximum
         self._next_generation += 1
-        return StartForkServer(plan.service, self.coming.number)
+        self.coming = coming
+        return StartForkServer(plan.service, coming.number)
 
     def promote(self) -> None:
         """The coming generation becomes the serving one, the serving one leaves."""
         coming, self.coming = self.coming, None
         assert coming is not None
         self.retire()
-        self.serving, self.plan, self.wanted = coming, coming.plan, True
-        self._size.target = _clamp(self.target, self.plan)
+        self.serving, self.plan = coming, coming.plan
+        self._fit(self.target)
 
     def dismiss(self) -> None:
         """Gives up the coming generation; what it has accepted meanwhile is still served."""
@@ -213,8 +216,7 @@ class Pool:
             self.coming = None
 
     def retire(self) -> None:
-        """The service is no longer wanted; what has been accepted is still served."""
-        self.wanted = False
+        """Wants nothing any more; what has been accepted is still served."""
         self.dismiss()
         if self.serving is not None:
             self.leaving.append(self.serving)
@@ -235,11 +237,11 @@ class Pool:
     def converge(self, now: float) -> list[Action]:
         """The actions that bring the pool nearer to its plan; `due` is when to ask again."""
         actions: list[Action] = []
-        if self._orphaned() and now >= self._boot_backoff.until:
-            actions.append(self.begin(self.plan, now))
+        orphan = self._orphan()
+        if orphan is not None and now >= self._boot_backoff.until:
+            actions.append(self.begin(orphan.plan, now, orphan))
         if self.serving is not None:
-            busy = sum(1 for worker in self.serving.staying() if worker.busy)
-            self._size.follow(self.plan, busy, now)
+            self._size.follow(self.serving, now)
         for generation in self._filled():
             actions += self._fill(generation, now)
         if self.serving is not None:
@@ -261,16 +263,17 @@ class Pool:
             if worker.state is not WorkerState.DOOMED
         ]
 
-    def _orphaned(self) -> bool:
-        """A new generation is wanted, as there is no fork server for the one that serves."""
-        dead = self.serving is None or self.serving.state is ForkServerState.GONE
-        return self.wanted and self.coming is None and dead
+    def _orphan(self) -> Generation | None:
+        """The serving generation when its fork server is dead, and no other one is coming."""
+        serving = self.serving
+        dead = serving is not None and serving.state is ForkServerState.GONE
+        return serving if dead and self.coming is None else None
 
     def _filled(self) -> list[Generation]:
         return [generation for generation in (self.serving, self.coming) if generation is not None]
 
     def _missing(self, generation: Generation) -> dict[int, float]:
-        return generation.missing(_clamp(self.target, generation.plan))
+        return generation.missing(generation.fit(self.target))
 
     def _fill(self, generation: Generation, now: float) -> list[Action]:
         """Forks what is missing, each slot within its back-off."""
@@ -299,16 +302,5 @@ class Pool:
     def _forget(self) -> None:
         self.leaving = [generation for generation in self.leaving if not generation.over]
 
-    def _replan(self, size: Callable[[Plan], tuple[int, int]]) -> None:
-        def replanned(plan: Plan) -> Plan:
-            minimum, maximum = size(plan)
-            return replace(plan, minimum=minimum, maximum=maximum)
-
-        self.plan = replanned(self.plan)
-        for generation in self._filled():
-            generation.plan = replanned(generation.plan)
-        self._size.target = _clamp(self.target, self.plan)
-
-
-def _clamp(size: int, plan: Plan) -> int:
-    return max(plan.minimum, min(size, plan.maximum))
+    def _fit(self, size: int) -> None:
+        self._size.target = size if self.serving is None else self.serving.fit(size)

@@ -207,6 +207,8 @@ class Roster:
                 received = brief.receive(server.sock, 3)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # it ended with an order unread (unix(7)); what it said before that comes next
             except OSError:
                 received = None
             if received is None:
@@ -231,8 +233,7 @@ class Roster:
                 self._forked(server, slot, pid, fds)
             case {"not_forked": int(slot), "reason": str(reason)}:
                 self._rows.pop((*key, slot), None)
-                log.say("error", f"no new worker: {reason}", server.name() | {"worker": slot})
-                self._happened(WorkerGone(*key, slot, Departure.BOOT_FAILED, f"service {key[0]}: {reason}"))
+                self._not_forked(server, slot, reason)
             case {"gone": int(slot), "pid": int(pid), "status": int(status)}:
                 worker = self._workers.get((*key, slot))
                 if worker is not None and worker.pid == pid:
@@ -241,10 +242,21 @@ class Roster:
     def _forked(self, server: ForkServerHandle, slot: int, pid: int, fds: list[int]) -> None:
         key = (server.service, server.generation, slot)
         board, _ = self.board(server.service)
-        pidfd, leash, stack = fds
         row = board.row(self._rows.pop(key))
+        if len(fds) != 3:  # we have no room for them, and a worker whose leash is lost leaves by itself
+            for fd in fds:
+                os.close(fd)
+            reason = "the master has too many descriptors open: raise LimitNOFILE= or ulimit -n"
+            self._not_forked(server, slot, reason)
+            return
+        pidfd, leash, stack = fds
         self.woken = True  # it may have been ready, and said so, before we knew of it
         self._workers[key] = WorkerHandle(*key, pid, pidfd, socket.socket(fileno=leash), stack, row, monotonic())
+
+    def _not_forked(self, server: ForkServerHandle, slot: int, reason: str) -> None:
+        log.say("error", f"no new worker: {reason}", server.name() | {"worker": slot})
+        told = f"service {server.service}: {reason}"
+        self._happened(WorkerGone(server.service, server.generation, slot, Departure.BOOT_FAILED, told))
 
     def _fork_server_gone(self, server: ForkServerHandle, status: int) -> None:
         self._hear(server)

@@ -47,6 +47,7 @@ IGNORED_BELOW_MASTER: Final = (
     signal.SIGINT,
     signal.SIGQUIT,
     signal.SIGUSR1,
+    signal.SIGUSR2,
     signal.SIGTTIN,
     signal.SIGTTOU,
     signal.SIGPIPE,

@@ -32,6 +32,7 @@ class Collection:
 
     def look(self, now: float) -> bool:
         """Looks again; True when it was the last time."""
+        self._begins = {pid: found for pid, found in self._begins.items() if not found[0].closed}  # gone meanwhile
         sizes = {pid: worker.stack_size() for pid, (worker, _) in self._begins.items()}
         whole = all(
             sizes[pid] > begin and sizes[pid] == self._sizes.get(pid) for pid, (_, begin) in self._begins.items()
@@ -42,7 +43,3 @@ class Collection:
             return False
         self._done([(worker, worker.stack_text(begin)) for worker, begin in self._begins.values()])
         return True
-
-    def forget(self, worker: WorkerHandle) -> None:
-        """The worker has gone, and with it its stack."""
-        self._begins.pop(worker.pid, None)

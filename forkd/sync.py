@@ -80,8 +80,7 @@ def serve(seat: Seat) -> None:
     loop = _Loop(seat)
     seat.meter.idle()
     seat.wake()
-    loop.run()
-    loop.leave()
+    loop.leave(loop.run())
 
 
 class _Loop:
@@ -105,27 +104,34 @@ class _Loop:
             for fd in self.doors:
                 self.epoll.unregister(fd)
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Serves until told to leave; True when that was heard while waiting, not in the course of a connection."""
         orders, epoll = self.seat.orders, self.epoll
+        waited = True
         while orders.told is None:
+            waited = True
             for fd, _ in epoll.poll(self.timeout(), 1):
                 if fd in self.doors:
-                    self.accept(*self.doors[fd])
+                    waited = not self.accept(*self.doors[fd])
                 else:
                     self.attend(fd)
             if self.lingering or self.resume_at is not None:
                 self.tidy()
+        return waited
 
-    def leave(self) -> None:
-        """Off the listeners, one more look at each, then what lingers: whoever was let in is served.
+    def leave(self, waited: bool) -> None:
+        """Off the listeners, then what lingers: whoever was let in is served.
 
         A worker that was woken for a connection and left without it would leave its client
-        waiting beside idle colleagues. At a stop the queue is emptied, for nobody else will.
+        waiting beside idle colleagues, so one that was waiting has one more look at each listener;
+        one that was busy accepts no more, which may be long after a reload. At a stop the queue is
+        emptied, for nobody else will.
         """
         self.close_doors()
         for sock, address in self.doors.values():
-            while self.accept(sock, address) and self.seat.board.header[PHASE] == STOPPING:
-                pass
+            more = waited or self.seat.board.header[PHASE] == STOPPING
+            while more and self.accept(sock, address):
+                more = self.seat.board.header[PHASE] == STOPPING
             sock.close()
         while self.lingering:
             for fd, _ in self.epoll.poll(self.lingering.timeout(monotonic())):

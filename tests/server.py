@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pwd
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +24,11 @@ from forkd import control
 HANDLERS = Path(__file__).parent / "handlers"
 ROOT = Path(__file__).parent.parent
 LIMIT = 20.0
+FORKD = [sys.executable, "-m", "forkd"]
+NOBODY = pwd.getpwnam("nobody")
+# The env makes a second exec: the first still has what a drop of privileges takes away.
+AS_NOBODY = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups", "env"]
+POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
 
 _SERVING = re.compile(r"serving (?P<service>\S+) on (?P<address>\S+)")
 
@@ -88,7 +97,7 @@ class Server:
         self.lines: list[str] = []
         self._said = threading.Condition()
         self._process = subprocess.Popen(
-            [*(program or [sys.executable, "-m", "forkd"]), "run", *arguments],
+            [*(program or FORKD), "run", *arguments],
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -222,6 +231,41 @@ def exchange(sock: socket.socket, data: bytes) -> bytes:
         while piece := sock.recv(65536):
             received += piece
         return bytes(received)
+
+
+@functools.cache
+def setpriv_missing() -> str | None:
+    """Why nothing can be run POWERLESS (as root, but without a capability), as the reason to skip with."""
+    if os.geteuid() != 0:
+        return "taking rights away from a program needs root"
+    return None if shutil.which("setpriv") else "taking rights away from a program needs the program setpriv"
+
+
+@functools.cache
+def nobody_missing() -> str | None:
+    """Why nothing can be run AS_NOBODY, as the reason to skip with."""
+    if reason := setpriv_missing():
+        return reason
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        readable = program("--version", cwd=Path(folder), before=AS_NOBODY).returncode == 0
+    return None if readable else "nobody may not read this Python, or this forkd"
+
+
+def program(
+    *arguments: str, cwd: Path, text: str = "", before: list[str] | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `forkd` to its end, with `text` on its standard input; `before` is a command that execs it."""
+    return subprocess.run(
+        [*(before or []), *FORKD, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | variables,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
 
 
 @contextmanager

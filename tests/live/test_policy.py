@@ -98,16 +98,24 @@ def postfix(question: str) -> Iterator[int]:
         (folder / "etc" / "master.cf").write_text(MASTER_CF.format(port=port))
         command = ["postfix", "-c", f"{folder}/etc"]
         started = subprocess.run([*command, "start"], capture_output=True, text=True, timeout=30, check=False)
+        assert started.returncode == 0, started.stderr
+        master = int((folder / "queue/pid/master.pid").read_text())
         try:
-            assert started.returncode == 0, started.stderr + (folder / "log").read_text()
             yield port
         except BaseException:
             print((folder / "log").read_text())
             raise
         finally:
-            pids = (folder / "queue/pid/master.pid").read_text().split()
             subprocess.run([*command, "stop"], capture_output=True, timeout=30, check=False)
-            until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "Postfix' master gone")
+            until(lambda: not group_is_there(master), "every process of Postfix gone")
+
+
+def group_is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def offer(port: int, client: str = "192.0.2.7") -> tuple[int, bytes]:
@@ -132,7 +140,8 @@ def test_postfix_defers_a_new_triplet_and_takes_it_after_the_delay(server: Serve
         assert b"Greylisted, try again in " in words
         time_passes(tmp_path / "greylist", 200)
         code, words = offer(port)
-        assert (code, words[:25]) == (250, b"2.0.0 Ok: queued as ")
+        assert code == 250
+        assert words.startswith(b"2.0.0 Ok: queued as ")
     status = server.status("policy")
     assert status["requests"] == 3
     assert status["errors"] == 0

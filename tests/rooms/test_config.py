@@ -410,7 +410,7 @@ def test_services_come_go_and_change(tmp_path: Path) -> None:
     assert changes(old, new) == Changes(restart=(), added=("comes",), removed=("goes",), changed=("changes",))
 
 
-@pytest.mark.parametrize("key", ["control", "pidfile", "user", "group"])
+@pytest.mark.parametrize("key", ["control", "pidfile"])
 def test_some_keys_want_a_restart(key: str) -> None:
     assert changes(options(), options("shop.web:shout", f"master.{key}=x")).restart == (f"master.{key}",)
 

@@ -52,6 +52,7 @@ Step = tuple[float, Event, list[Action]]
 
 TIME = TimePassed()
 LATE = "its time to stop is over"
+UNFINISHED = "still there 10 s after it was told to finish"
 DEAF = "it did not end by itself"
 
 
@@ -281,7 +282,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, up(2, 0), [Committed(), *drain(1, 0)]),
             *again([3, 4], drain(1, 0)),
             *again([4.5, 5.5, 6.5, 7.5, 8.5, 9.5, 10.5, 11.5, 12.5, 13.5], finish(1, 0)),
-            (14.5, TIME, [kill(1, 0, "drain_timeout is over")]),
+            (14.5, TIME, [kill(1, 0, UNFINISHED)]),
             (16.5, TIME, [kill(1, 0, DEAF)]),
             (17, crashed(1, 0), [let_go(1)]),
             (19, TIME, [end(1)]),
@@ -590,9 +591,50 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1, ready(2, "time"), [fork(2, 0, 2, "time")]),
             (1, up(2, 0, "time"), drain(1, 0, service="time")),
             *nothing(1, left(1, 0, "time")),
-            (1, died(2, service="time"), [start(3, "time")]),
-            (1, ready(2), [fork(2, 0, 2)]),
-            (1, up(2, 0), [Committed(), *drain(1, 0), end(3, "time"), *drain(2, 0, service="time")]),
+            *nothing(1, died(2, service="time")),
+            (1.5, TIME, [start(3, "time")]),
+            (1.5, ready(2), [fork(2, 0, 2)]),
+            (1.5, up(2, 0), [Committed(), *drain(1, 0), end(3, "time"), *drain(2, 0, service="time")]),
+        ],
+    ),
+    "one that does not fork any more is replaced": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, left(1, 0), [fork(1, 0, 1)]),
+            (31, TIME, [abort(1, 0, BOOT_OVER), fork(1, 1, 2)]),
+            (33, TIME, [kill(1, 0, DEAF)]),
+            (35, TIME, [kill(1, 0, DEAF)]),
+            (37, TIME, [kill(1, 0, DEAF), end(1)]),
+            (38, died(1, "signal 9"), [start(2)]),
+            *nothing(38, left(1, 0), left(1, 1)),
+            (38, ready(2), [fork(2, 0, 1)]),
+            *nothing(38, up(2, 0)),
+        ],
+    ),
+    "one that does not fork any more can't hold up a stop": (
+        [ONE],
+        [
+            *ONE_UP[:2],
+            (1, StopAsked(quick=True), [BeginStop(), *finish(1, 0)]),
+            (2, TIME, finish(1, 0)),
+            (3, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
+            (5, TIME, [kill(1, 0, DEAF)]),
+            (7, TIME, [kill(1, 0, DEAF), end(1)]),
+            *nothing(8, died(1, "signal 9")),
+            (8, left(1, 0), [Exit(0)]),
+        ],
+    ),
+    "a replacement has the size that was asked for": (
+        [Plan("echo", 1, 3, spare=1)],
+        [
+            *ONE_UP,
+            (1, ScaleAsked("echo", 4), [fork(1, slot, slot + 1) for slot in range(1, 4)]),
+            (1, died(1), [start(2)]),
+            (1, ready(2), [fork(2, slot, slot + 5) for slot in range(4)]),
+            (1, ScaleAsked("echo", 2), drain(1, 3)),
+            *nothing(1, up(2, 0), up(2, 1)),
+            (1, up(2, 3), [*drain(2, 2), *drain(1, 0, 1, 2)]),
         ],
     ),
     "one that was let go dies without a replacement": (
@@ -759,12 +801,12 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(2, *(up(1, slot) for slot in range(1, 8))),
             *nothing(2, seen([(1, 7)])),
             *nothing(9, seen([(1, 7)])),
-            (12, TIME, drain(1, 6, 5, 4)),
-            *nothing(12, *(left(1, slot) for slot in (4, 5, 6))),
-            (22, TIME, drain(1, 3, 2)),
-            *nothing(22, left(1, 2), left(1, 3)),
-            (32, TIME, drain(1, 1)),
-            *nothing(32, left(1, 1)),
+            (11, TIME, drain(1, 6, 5, 4)),
+            *nothing(11, *(left(1, slot) for slot in (4, 5, 6))),
+            (21, TIME, drain(1, 3, 2)),
+            *nothing(21, left(1, 2), left(1, 3)),
+            (31, TIME, drain(1, 1)),
+            *nothing(31, left(1, 1)),
         ],
     ),
     "a surplus that does not last": (
@@ -795,7 +837,7 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
             *TWO_UP,
             (1, ScaleAsked("echo", 1), drain(1, 1)),
             *again([1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5, 10.5], finish(1, 1)),
-            (11.5, TIME, [kill(1, 1, "drain_timeout is over")]),
+            (11.5, TIME, [kill(1, 1, UNFINISHED)]),
             *nothing(12, crashed(1, 1)),
             (12, ScaleAsked("echo", 2), [fork(1, 1, 2)]),
         ],
@@ -817,8 +859,12 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
             *ONE_UP,
             (1, ScaleAsked("echo", 2), [fork(1, 1, 2)]),
             (1, ScaleAsked("echo", 5), [fork(1, 2, 3), fork(1, 3, 4), fork(1, 4, 5)]),
-            *nothing(1, ScaleAsked("echo", 1), TIME),
-            (11, TIME, drain(1, 4, 3)),
+            (1, ScaleAsked("echo", 1), drain(1, 4, 3)),
+            *nothing(1, left(1, 3), left(1, 4)),
+            (11, TIME, drain(1, 2)),
+            *nothing(11, left(1, 2)),
+            (11, seen([(1, 0), (1, 1)]), [fork(1, 2, 3)]),
+            *nothing(11, seen([(1, 0), (1, 1), (1, 2)])),
         ],
     ),
     "TTIN and TTOU move every pool": (
@@ -966,7 +1012,7 @@ def test_serving_is_told_of_what_is_wanted_only() -> None:
     for event in (ReloadAsked((ONE,)), ready(3), up(3, 0)):
         life.handle(event, 2)
     assert life.phase is Phase.SERVING
-    assert not life.pools["time"].wanted
+    assert life.pools["time"].serving is None
     assert life.serving(), "what leaves does not count"
     life.handle(StopAsked(), 3)
     assert not life.serving()
@@ -978,7 +1024,7 @@ def test_serving_is_told_of_what_is_wanted_only() -> None:
         ([left(1, 0)], {"recycled": 1}),
         ([crashed(1, 0)], {"crashed": 1}),
         ([crashed(1, 0), boot_failed(1, 0)], {"crashed": 2}),
-        ([crashed(1, 0), left(1, 0)], {"crashed": 2}),
+        ([crashed(1, 0), left(1, 0)], {"crashed": 1}),
         ([seen([(1, 0)], {(1, 0): -30}), crashed(1, 0)], {"timed_out": 1}),
         ([seen([(1, 0)], {(1, 0): -30}), left(1, 0)], {"timed_out": 1}),
         ([ScaleAsked("echo", 1), left(1, 1)], {}),
@@ -1026,7 +1072,7 @@ TestStories.settings = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=30,
     suppress_health_check=list(HealthCheck),
 )

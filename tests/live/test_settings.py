@@ -1,0 +1,225 @@
+"""What a person meets whose settings are wrong: exit status 78 and FILE:LINE: key, never forkd's own traceback.
+
+What each broken file must answer stands in its first lines; `tests/rooms/test_config.py` holds the
+same against the room alone.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from forkd import cli
+from tests.server import FORKD, POWERLESS, program, running, setpriv_missing
+
+BROKEN = Path(__file__).parents[1] / "broken"
+PURE = sorted(BROKEN.glob("*.toml"))
+TO_IMPORT = sorted(BROKEN.glob("import/*.toml"))
+AS_PROGRAMS = PURE[::7]
+SECONDS = 5.0  # far above the fraction of one that it takes
+
+pytestmark = pytest.mark.slow
+
+
+def expected(file: Path) -> list[str]:
+    if not file.read_bytes():
+        return ["1: service: is missing: write a table [service.NAME] with app and listen"]
+    return re.findall(r"(?m)^# expect: (.*)$", file.read_bytes().decode("utf-8-sig", errors="replace"))
+
+
+def names_forkd(text: str) -> list[str]:
+    """The frames of a traceback that are forkd's own, or its packages'."""
+    return re.findall(r'File ".*(?:/forkd/\w+\.py|site-packages/.*|<frozen .*)"', text)
+
+
+# Wrong files.
+
+
+@pytest.mark.parametrize("file", PURE, ids=lambda file: file.stem)
+def test_check_tells_every_mistake(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", str(file)])
+    assert ended.value.code == 78
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [f"{file}:{what}" for what in expected(file)]
+    assert said.out == ""
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(PURE) >= 40
+    assert len(AS_PROGRAMS) >= 10
+
+
+@pytest.mark.parametrize("file", AS_PROGRAMS, ids=lambda file: file.stem)
+def test_the_program_tells_the_same_at_once(file: Path) -> None:
+    began = time.monotonic()
+    result = program("check", file.name, cwd=file.parent)
+    took = time.monotonic() - began
+    print(f"{took:.2f} s: forkd check {file.name}")
+    assert result.returncode == 78
+    assert result.stderr.splitlines() == [f"{file.name}:{what}" for what in expected(file)]
+    assert result.stdout == ""
+    assert took < SECONDS
+
+
+@pytest.mark.parametrize("name", ["several", "not_utf8", "key_misspelt", "empty"])
+def test_run_tells_the_same_and_leaves_nothing(name: str) -> None:
+    file = BROKEN / f"{name}.toml"
+    with running([file.name], BROKEN) as server:
+        assert server.exited() == 78
+        assert server.lines[:-1] == [f"{file.name}:{what}" for what in expected(file)]
+        server.gone()
+
+
+# Applications that cannot be imported.
+
+WITH_TRACEBACK = {
+    "cyclic_import": "cyclic_one.py",
+    "exception_at_import": "raises.py",
+    "syntax_error": "syntax_error.py",
+}
+
+
+def check_import(file: Path, status: int, said: list[str]) -> None:
+    text = "\n".join(said)
+    [words] = re.findall(r"(?m)^# says: (.*)$", file.read_text())
+    [told] = [line for line in said if line.startswith(f"{file.name}:")]
+    assert status == 78
+    assert told.startswith(f"{file.name}:{expected(file)[0]}: ")
+    assert words in text
+    assert names_forkd(text) == []
+    if file.stem in WITH_TRACEBACK:
+        assert re.search(rf'(?m)^ *File ".*/apps/{WITH_TRACEBACK[file.stem]}", line \d+', text)
+    else:
+        assert "Traceback" not in text
+
+
+def test_each_import_that_fails_is_here() -> None:
+    assert len(TO_IMPORT) == 6
+    assert WITH_TRACEBACK.keys() <= {file.stem for file in TO_IMPORT}
+
+
+@pytest.mark.parametrize("file", TO_IMPORT, ids=lambda file: file.stem)
+def test_check_imports_and_shows_the_applications_own_traceback(file: Path) -> None:
+    result = program("check", file.name, cwd=file.parent)
+    check_import(file, result.returncode, result.stderr.splitlines())
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("file", TO_IMPORT, ids=lambda file: file.stem)
+def test_run_shows_the_same_and_leaves_nothing(file: Path, tmp_path: Path) -> None:
+    # The folder is where it puts the control socket that the file does not name.
+    with running([file.name], file.parent, program=["env", f"RUNTIME_DIRECTORY={tmp_path}", *FORKD]) as server:
+        check_import(file, server.exited(), server.lines)
+        server.gone()
+    assert list(tmp_path.iterdir()) == []
+
+
+# Files that cannot be read at all.
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    if reason := setpriv_missing():
+        pytest.skip(reason)
+    file = tmp_path / "forkd.toml"
+    file.write_text("secret")
+    file.chmod(0)
+    result = program("check", str(file), cwd=Path("/"), before=POWERLESS)
+    assert result.returncode == 78
+    assert result.stderr == f"{file}: can not be read: Permission denied\n"
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_folder_or_nothing_is_no_file(tmp_path: Path, command: str) -> None:
+    result = program(command, str(tmp_path), cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (78, f"{tmp_path}: can not be read: it is a folder\n")
+    result = program(command, "none.toml", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (78, "none.toml: can not be read: there is no such file\n")
+
+
+def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["status"], ["reload"], ["stacks"], ["scale", "echo", "1"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command[0], "-c", str(BROKEN / "key_misspelt.toml"), *command[1:]])
+        assert ended.value.code == 78
+        assert "key_misspelt.toml:" in capsys.readouterr().err
+
+
+# Wrong options.
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "service.echo.listen: is missing"),
+        (["--listen", "nowhere"], "service.echo.listen[0]: 'nowhere' has no port"),
+        (["--listen", "*:0", "--workers", "0"], "service.echo.workers: must be a whole number from 1 to 1024"),
+        (["--listen", "*:0", "--worker", "thread"], 'service.echo.worker: must be "sync" or "event"'),
+        (["--listen", "*:0", "--set", "idel_timeout=1"], 'unknown key; did you mean "idle_timeout"?'),
+        (["--listen", "*:0", "--name", "a b"], "service.a b: a service's name has"),
+    ],
+)
+def test_wrong_options_are_wrong_settings(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "forkd.services:echo", *options])
+    assert ended.value.code == 78
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("command line: ")
+    assert told in line
+
+
+# What check sees besides.
+
+
+def test_check_ends_with_an_application_that_leaves_a_thread_behind(tmp_path: Path) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading\nfrom forkd.services import echo\nthreading.Thread(target=threading.Event().wait).start()\n"
+    )
+    (tmp_path / "forkd.toml").write_text('[service.a]\napp = "threaded:echo"\nlisten = "127.0.0.1:0"\n')
+    result = program("check", "forkd.toml", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "forkd.toml: good, 1 service\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("import os; os._exit(0)", "ended its process while it was imported"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended its process while it was imported"),
+        ("import sys; sys.exit('no way')", "cannot be imported: SystemExit: no way"),
+        ("import threading; threading.Event().wait()", "was not imported within its boot_timeout of 0.5 s"),
+    ],
+    ids=["exits", "is killed", "raises SystemExit", "never ends"],
+)
+def test_check_tells_of_an_application_that_ends_its_process(tmp_path: Path, code: str, what: str) -> None:
+    (tmp_path / "application.py").write_text(code)
+    (tmp_path / "forkd.toml").write_text(
+        '[service.a]\napp = "application:echo"\nlisten = "127.0.0.1:0"\nboot_timeout = 0.5\n'
+    )
+    result = program("check", "forkd.toml", cwd=tmp_path)
+    assert result.returncode == 78
+    assert result.stderr.splitlines()[0] == f"forkd.toml:2: service.a.app: {what}"
+
+
+def test_check_tells_of_users_whom_nobody_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "forkd.toml"
+    file.write_text('[service.a]\napp = "forkd.services:echo"\nlisten = "127.0.0.1:0"\nuser = "no-such-user"\n')
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", str(file)])
+    assert ended.value.code == 78
+    assert capsys.readouterr().err.startswith(f"{file}:4: service.a.user: there is no user 'no-such-user'")
+
+
+def test_check_warns_of_what_will_bite(tmp_path: Path) -> None:
+    somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    if somaxconn >= 65535:
+        pytest.skip("here the kernel keeps as many connections as can be asked for (net.core.somaxconn)")
+    (tmp_path / "forkd.toml").write_text(
+        f'[service.a]\napp = "forkd.services:echo"\nlisten = "127.0.0.1:0"\nworkers = 50\nbacklog = {somaxconn + 1}\n'
+    )
+    result = program("check", "forkd.toml", cwd=tmp_path, before=["prlimit", "--nofile=150"])
+    assert result.returncode == 0
+    assert f"warning: forkd.toml:5: service.a.backlog: {somaxconn + 1} is cut to {somaxconn}" in result.stderr
+    assert "50 workers take 182 descriptors, but 150 are allowed" in result.stderr
