@@ -31,7 +31,8 @@ class Door:
 class Brief:
     """Everything that a fork server and its workers need to know; descriptors are those they inherit.
 
-    `leavings` are the socket and pid files to be removed should the master die.
+    `leavings` are the socket and pid files to be removed should the master die, and `stop_timeout`
+    is how long the workers may then take to go.
     """
 
     version: str
@@ -49,6 +50,7 @@ class Brief:
     identity: Identity | None
     exclusive: bool
     leavings: tuple[Leaving, ...]
+    stop_timeout: float = 30
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()

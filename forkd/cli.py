@@ -27,9 +27,11 @@ config_option = click.option(
 
 def control_option(command: Any) -> Any:
     """Options by which a command finds a running forkd."""
-    command = click.option(
-        "--control", type=click.Path(path_type=Path), metavar="PATH", help="The control socket, instead of a file's."
-    )(command)
+    # Whether it may be used is told by an attempt, with its own exit status.
+    path = click.Path(path_type=Path, readable=False)
+    command = click.option("--control", type=path, metavar="PATH", help="The control socket, instead of a file's.")(
+        command
+    )
     return config_option(command)
 
 

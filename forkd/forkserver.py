@@ -135,6 +135,8 @@ class _ForkServer:
             case {"reopened": _}:
                 os.dup2(fds[0], self.told.log, inheritable=False)
                 os.close(fds[0])
+            case {"retired": _}:
+                self.close_doors()
             case {"end": _}:
                 return _Life.LET_GO
         return _Life.GOES_ON
@@ -190,22 +192,27 @@ class _ForkServer:
             if slot is not None:
                 self.tell({"gone": slot, "pid": pid, "status": status})
 
+    def close_doors(self) -> None:
+        """No more workers are to be forked, and the addresses may be wanted by somebody else."""
+        for sock, _ in self.doors:
+            sock.close()
+
     def outlive_master(self) -> None:
         """The master has died: free its addresses, remove what it left behind, see the workers off."""
         for leaving in self.told.leavings:
             leaving.remove()
-        for sock, _ in self.doors:
-            sock.close()
+        self.close_doors()
         # Their leashes have told the workers, but one may have missed it in the moment before a
         # recv(2): so they are told until they have gone.
         poll = select.poll()
         poll.register(self.inbox.fd, select.POLLIN)
         next_press = 0.0
+        over = monotonic() + self.told.stop_timeout
         while self.slots:
             if monotonic() >= next_press:
                 next_press = monotonic() + _PRESS_SECONDS
                 for pid in self.slots:
-                    os.kill(pid, signal.SIGTERM)
+                    os.kill(pid, signal.SIGTERM if monotonic() < over else signal.SIGKILL)
             poll.poll(_PRESS_SECONDS * 1000)
             self.inbox.take()
             for pid, _ in process.reap():

@@ -266,6 +266,7 @@ class Master:
                 identity=site.identities[service],
                 exclusive=settings.workers.max >= EXCLUSIVE_FROM,
                 leavings=tuple(leavings),
+                stop_timeout=site.settings.master.stop_timeout,
             ),
             lambda reason: str(site.settings.error(f"service.{service}.app", reason)),
         )
@@ -316,6 +317,7 @@ class Master:
             if (name, address) not in before:
                 _tell_person(f"serving {name} on {address}")
         generations = {name: pool.serving.number for name, pool in self.lifecycle.pools.items() if pool.serving}
+        self.roster.retire(generations)
         self.lookers.append(
             Handover(
                 [each for each in self.roster.all_workers() if each.generation != generations.get(each.service)],

@@ -1,4 +1,4 @@
-"""What a worker has been told, and how it hears of it while it is blocked in recv(2).
+"""What a worker has been told, and how it hears of it while it is blocked in recv(2) or busy in a handler.
 
 Orders come over the leash, a socket whose other end the master holds: the kernel raises SIGIO when
 a message or the end arrives (fcntl(2), O_ASYNC), so that no worker has to look between two requests.
@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 from forkd.connection import Connection
@@ -17,11 +18,17 @@ from forkd.events import Order
 
 
 class Orders:
-    """What the worker has been told, and the connection that has to hear of it."""
+    """What the worker has been told, and the connection that has to hear of it.
 
-    def __init__(self, leash: socket.socket, log_fd: int) -> None:
+    `abandon` is called, in a signal handler, as soon as this worker will accept nothing more,
+    however long its connection or its handler takes: when it is told to drain amid a connection, and
+    when the master has died.
+    """
+
+    def __init__(self, leash: socket.socket, log_fd: int, abandon: Callable[[], None]) -> None:
         self.told: Order | None = None
         self.connection: Connection | None = None
+        self.abandon = abandon
         self._leash = leash
         self._log = log_fd
 
@@ -69,5 +76,7 @@ class Orders:
             if data != b"reopened":
                 # The end of the leash is the end of the master: nothing is left to stay for.
                 self.leave(Order.DRAIN if data == b"drain" else Order.FINISH)
+            if not data or (data == b"drain" and self.connection is not None):
+                self.abandon()
             if not data:
                 return

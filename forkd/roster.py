@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -139,6 +139,12 @@ class Roster:
             handle.kill()
         else:
             handle.tell({"end": True})
+
+    def retire(self, serving: Mapping[str, int]) -> None:
+        """Has the fork servers of all generations but these let go of the listeners, for they fork no more."""
+        for handle in self._fork_servers.values():
+            if handle.generation != serving.get(handle.service):
+                handle.tell({"retired": True})
 
     def fork(self, service: str, generation: int, slot: int, row: int) -> None:
         board, _ = self.board(service)

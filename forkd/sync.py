@@ -11,6 +11,7 @@ import errno
 import select
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -92,17 +93,30 @@ class _Loop:
         self.epoll.register(seat.inbox.fd, select.EPOLLIN)
         self.doors = {sock.fileno(): (sock, address) for sock, address in seat.doors}
         self.resume_at: float | None = None
-        self.open_doors()
+        seat.orders.abandon = self.abandon_doors
+        self.watch_doors()
 
-    def open_doors(self) -> None:
+    def watch_doors(self) -> None:
         self.resume_at = None
-        for fd in self.doors:
-            self.epoll.register(fd, _LISTENER_EVENTS[self.seat.exclusive])
+        for fd, (sock, _) in self.doors.items():
+            if sock.fileno() == fd:  # or else it is abandoned, and somebody else's number by now
+                self.epoll.register(fd, _LISTENER_EVENTS[self.seat.exclusive])
 
-    def close_doors(self) -> None:
+    def unwatch_doors(self) -> None:
         if self.resume_at is None:
-            for fd in self.doors:
-                self.epoll.unregister(fd)
+            for fd, (sock, _) in self.doors.items():
+                with suppress(OSError):  # abandoned just now
+                    if sock.fileno() == fd:
+                        self.epoll.unregister(fd)
+
+    def abandon_doors(self) -> None:
+        """Closes the listeners for good, so that somebody else can have their addresses while we are still busy.
+
+        Called in a signal handler, so at any point of this room's other functions.
+        """
+        self.unwatch_doors()
+        for sock, _ in self.doors.values():
+            sock.close()
 
     def run(self) -> bool:
         """Serves until told to leave; True when that was heard while waiting, not in the course of a connection."""
@@ -127,12 +141,13 @@ class _Loop:
         one that was busy accepts no more, which may be long after a reload. At a stop the queue is
         emptied, for nobody else will.
         """
-        self.close_doors()
+        self.unwatch_doors()
         for sock, address in self.doors.values():
             more = waited or self.seat.board.header[PHASE] == STOPPING
             while more and self.accept(sock, address):
                 more = self.seat.board.header[PHASE] == STOPPING
             sock.close()
+        self.resume_at = None
         while self.lingering:
             for fd, _ in self.epoll.poll(self.lingering.timeout(monotonic())):
                 self.attend(fd)
@@ -145,7 +160,7 @@ class _Loop:
         except BlockingIOError:
             return False  # a colleague was faster, or the client has gone
         except OSError as error:
-            return self.accept_failed(error)
+            return listener.fileno() >= 0 and self.accept_failed(error)
         self.seat.meter.opened()
         if self.seat.board.header[SPARE] and self.seat.board.idle() < self.seat.board.header[SPARE]:
             self.seat.wake()
@@ -159,7 +174,7 @@ class _Loop:
             raise error
         if self.resume_at is None:
             self.seat.report.accept_failed(error)
-            self.close_doors()
+            self.unwatch_doors()
             self.resume_at = monotonic() + _PAUSE
         return False
 
@@ -196,7 +211,7 @@ class _Loop:
     def tidy(self) -> None:
         self.lingering.expire(monotonic())
         if self.resume_at is not None and monotonic() >= self.resume_at:
-            self.open_doors()
+            self.watch_doors()
 
     def timeout(self) -> float | None:
         waits = [self.lingering.timeout(monotonic())]

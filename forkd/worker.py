@@ -18,7 +18,7 @@ from forkd.address import Address
 from forkd.brief import Brief
 from forkd.connection import Connection
 from forkd.conversation import End, Outcome
-from forkd.errors import BootError, ForkdError
+from forkd.errors import BootError, Exit, ForkdError
 from forkd.handler import Service, application_traceback
 from forkd.orders import Orders
 from forkd.scoreboard import Board, Meter
@@ -51,7 +51,7 @@ def live(
     process.set_title(f"forkd: {told.service}: worker {slot}, generation {told.generation}")
     meter = Meter(board.row(row))
     meter.booting()
-    orders = Orders(leash, told.log)
+    orders = Orders(leash, told.log, _end)
     inbox = signals.Inbox([signal.SIGTERM, signal.SIGIO])
     signals.ignore(signals.IGNORED_BELOW_MASTER)
     orders.listen()
@@ -116,6 +116,11 @@ class Reporter:
 
     def accept_failed(self, error: OSError) -> None:
         log.say("warning", "accept failed", self._fields | {"errno": error.errno, "detail": error.strerror})
+
+
+def _end() -> None:
+    """A worker that has not begun to serve ends at once when the master dies: its lifespan may never return."""
+    os._exit(Exit.FAILED)
 
 
 def _tell_boot_error(error: BaseException, stack: int) -> None:

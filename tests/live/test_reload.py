@@ -77,6 +77,14 @@ def settled(server: Server, services: int = 1) -> None:
     until(lambda: len(server.family()) == 1 + 2 * services, "one generation")
 
 
+def refused(address: str) -> bool:
+    try:
+        connect(address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def reason(server: Server) -> ControlError:
     """Why a reload is refused."""
     with pytest.raises(ControlError) as refused:
@@ -103,10 +111,8 @@ def test_new_code_serves_and_old_connections_go_on(reloaded: Reloaded, reload: C
             "forkd: test: worker 0, generation 1",
             "forkd: test: worker 0, generation 2",
         ]
-        assert {(each["generation"], each["state"]) for each in server.status()["workers"]} == {
-            (1, "leaving"),
-            (2, "idle"),
-        }
+        states = {(1, "leaving"), (2, "idle")}
+        until(lambda: {(each["generation"], each["state"]) for each in server.status()["workers"]} == states)
     settled(server)
     assert server.status("test")["requests"] == 3
 
@@ -280,6 +286,22 @@ def test_listeners_come_and_go(reloaded: Reloaded) -> None:
     assert exchange(connect(second), b"\n") == b"one\n"
     with pytest.raises(FileNotFoundError):
         connect(first)
+
+
+def test_a_listener_that_went_can_come_back_while_old_connections_last(reloaded: Reloaded) -> None:
+    server = reloaded.start(service(), service("other"))
+    address = server.status("other")["listen"][0]
+    with server.connect("other") as old:
+        old.sendall(b"\n")
+        assert old.recv(100) == b"one\n"
+        reloaded.settings(service())
+        server.ask(command="reload")
+        until(lambda: refused(address), "nobody listening")
+        reloaded.settings(service(), service("other", listen=address))
+        server.ask(command="reload")
+        assert exchange(connect(address), b"\n") == b"one\n"
+        old.sendall(b"\n")
+        assert old.recv(100) == b"one\n"
 
 
 def test_a_port_that_the_kernel_picked_stays(reloaded: Reloaded) -> None:

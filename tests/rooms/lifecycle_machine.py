@@ -243,10 +243,15 @@ class Machine(RuleBasedStateMachine):
     def a_fork_server_is_ready(self, pick: int) -> None:
         self.tell(ForkServerReady(*chosen(self.kernel.servers, pick)))
 
-    @precondition(lambda self: any(server.ready for server in self.kernel.servers.values()))
+    @precondition(lambda self: self.kernel.servers)
     @rule(pick=picks)
     def a_fork_server_gets_stuck(self, pick: int) -> None:
-        chosen([server for server in self.kernel.servers.values() if server.ready], pick).stuck = True
+        service, number = chosen(self.kernel.servers, pick)
+        generation = self.life.pools[service].generation(number)
+        assert generation is not None
+        # Without a drain_timeout a worker that was never forked, and is to leave, is waited for until a stop.
+        if self.kernel.servers[service, number].ready and generation.plan.drain_timeout:
+            self.kernel.servers[service, number].stuck = True
 
     @precondition(lambda self: self.kernel.workers)
     @rule(pick=picks)

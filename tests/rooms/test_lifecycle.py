@@ -224,8 +224,10 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *TWO_UP[:3],
             (1, boot_failed(1, 1), [BeginStop(), *finish(1, 0)]),
-            (1, left(1, 0), [let_go(1)]),
-            (1, died(1), [Exit(1, "no database")]),
+            (2, TIME, finish(1, 0)),
+            (3, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
+            (4, crashed(1, 0), [let_go(1)]),
+            (4, died(1), [Exit(1, "no database")]),
         ],
     ),
     "a worker leaves while it boots": (
@@ -1044,6 +1046,19 @@ def test_killed_ones_are_not_counted_as_crashed() -> None:
     assert life.handle(TIME, 1.5) == [kill(1, 0, LATE)]
     life.handle(crashed(1, 0), 1.5)
     assert life.pools["echo"].exits == {"recycled": 0, "crashed": 0, "timed_out": 0}
+
+
+def test_phases_of_a_stop() -> None:
+    life = play([ONE], ONE_UP, stop_timeout=5)
+    phases = [life.phase]
+    for now, event in [(1, StopAsked()), (2, StopAsked()), (3, left(1, 0)), (3, died(1))]:
+        life.handle(event, now)
+        phases.append(life.phase)
+    assert phases == [Phase.SERVING, Phase.STOPPING, Phase.QUITTING, Phase.QUITTING, Phase.ENDED]
+    life = play([ONE], ONE_UP, stop_timeout=5)
+    life.handle(StopAsked(), 1)
+    life.handle(TIME, 6)
+    assert life.phase is Phase.QUITTING, "it is, too, when the time is over"
 
 
 def test_nothing_is_due_when_all_is_well_or_over() -> None:

@@ -10,7 +10,18 @@ from itertools import islice
 import pytest
 
 from docs.states import diagram
-from forkd.events import Exit, Fork, Order, Plan, StartForkServer, Tell
+from forkd.events import (
+    Departure,
+    EndForkServer,
+    Exit,
+    Fork,
+    ForkServerGone,
+    Order,
+    Plan,
+    StartForkServer,
+    Tell,
+    WorkerGone,
+)
 from forkd.generation import (
     FORK_SERVER_MOVES,
     NEVER,
@@ -155,9 +166,18 @@ def test_a_pool_from_its_first_generation_to_its_last() -> None:
     assert pool.serving.number == 1
     assert pool.coming is None
     pool.retire()
+    worker = pool.worker(1, 0)
+    assert worker is not None
     tells = [Tell("echo", 1, 0, Order.FINISH), Tell("echo", 1, 1, Order.FINISH)]
     assert pool.finish(3.0) == tells
+    for slot in range(2):
+        pool.worker_gone(WorkerGone("echo", 1, slot, Departure.LEFT), 4.0)
+    assert worker.state is WorkerState.GONE
+    assert pool.finish(4.0) == [EndForkServer("echo", 1)]
+    pool.fork_server_gone(ForkServerGone("echo", 1), 5.0)
     assert not pool.empty
+    assert pool.finish(5.0) == []
+    assert pool.empty
 
 
 def test_a_failure_says_what_a_start_would_end_with() -> None:

@@ -1,0 +1,123 @@
+"""What a running server logs: formats, levels, and what a peer may not do to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Forkd
+from tests.server import Server, exchange, until
+
+NASTY = "\x1b[2J\r\x07\x08 \x85 \u2028\u202e fake=1"
+TEXT_RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (debug|info|warning|error) \S.*")
+
+
+def started(forkd: Forkd, log: Path, app: str, **settings: str) -> Server:
+    table = ", ".join(f'{key} = "{value}"' for key, value in {"file": str(log), **settings}.items())
+    return forkd(app, workers=1, master=f"log = {{ {table} }}").serving()
+
+
+def provoke(server: Server, log: Path) -> str:
+    """Has a peer put what it likes into an exception's message; gives the whole log."""
+    assert exchange(server.connect(), f"{NASTY}\nnever answered\n".encode()) == b""
+    assert server.stop() == 0
+    return log.read_bytes().decode()
+
+
+def test_text_is_one_record_a_line(forkd: Forkd, tmp_path: Path) -> None:
+    server = started(forkd, tmp_path / "log", "small:complain")
+    text = provoke(server, tmp_path / "log")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", text)
+    lines = text.split("\n")
+    assert lines.pop() == ""
+    assert all(TEXT_RECORD.fullmatch(line) or line.startswith("    ") for line in lines)
+    (error,) = (line for line in lines if " error " in line)
+    assert re.search(
+        r" error connection: handler error service=test worker=0 gen=1 connection=1 peer=127\.0\.0\.1:\d+$", error
+    )
+    told = r"    ValueError: cannot do \x1b[2J\r\x07\x08 \x85 \u2028\u202e fake=1"
+    assert lines[lines.index(error) + 1] == "    Traceback (most recent call last):"
+    assert told in lines
+
+
+def test_json_is_one_object_a_line(forkd: Forkd, tmp_path: Path) -> None:
+    server = started(forkd, tmp_path / "log", "small:complain", format="json", level="debug")
+    text = provoke(server, tmp_path / "log")
+    records = [json.loads(line) for line in text.split("\n")[:-1]]
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    assert {record["level"] for record in records} >= {"debug", "info", "error"}
+    (error,) = (record for record in records if record["level"] == "error")
+    assert error["message"] == "connection: handler error"
+    assert error["text"].endswith(f"ValueError: cannot do {NASTY}")
+    assert {key: error[key] for key in ("service", "worker", "gen", "connection")} == {
+        "service": "test",
+        "worker": 0,
+        "gen": 1,
+        "connection": 1,
+    }
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", error["time"])
+
+
+@pytest.mark.parametrize(
+    ("level", "seen"),
+    [("debug", "DEBUG INFO WARNING ERROR"), ("warning", "WARNING ERROR"), ("error", "ERROR")],
+)
+def test_what_is_less_urgent_is_not_written(forkd: Forkd, tmp_path: Path, level: str, seen: str) -> None:
+    log = tmp_path / "log"
+    server = started(forkd, log, "small:remark", level=level)
+    with server.connect() as client:
+        for each in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            client.sendall(f"{each} it is {each}\n".encode())
+            assert client.recv(100) == b"logged\n"
+    assert server.stop() == 0
+    assert re.findall(r"(?:debug|info|warning|error) shop: remark: it is (\w+)", log.read_text()) == seen.split()
+    assert ("signal: stop" in log.read_text()) == (level == "debug")
+
+
+def test_the_log_of_an_application_is_as_safe(forkd: Forkd, tmp_path: Path) -> None:
+    server = started(forkd, tmp_path / "log", "small:remark")
+    assert exchange(server.connect(), f"INFO {NASTY}\n".encode()) == b"logged\n"
+    assert (
+        r"info shop: remark: \x1b[2J\r\x07\x08 \x85 \u2028\u202e fake=1"
+        in (tmp_path / "log").read_text().split("\n")[0][24:]
+    )
+
+
+def test_standard_error_is_the_default(forkd: Forkd) -> None:
+    server = forkd("small:complain", workers=1).serving()
+    exchange(server.connect(), b"this\n")
+    server.said("error connection: handler error service=test worker=0 gen=1 connection=1 peer=")
+    server.said("^    ValueError: cannot do this$")
+
+
+def test_a_log_file_is_not_for_everybody(forkd: Forkd, tmp_path: Path) -> None:
+    server = started(forkd, tmp_path / "log", "small:shout", level="debug")
+    until(lambda: (tmp_path / "log").read_text())
+    assert (tmp_path / "log").stat().st_mode & 0o137 == 0
+    assert not any(TEXT_RECORD.fullmatch(line) for line in server.lines)
+
+
+@pytest.mark.parametrize("where", ["no/such/folder/log", "folder", "link"])
+def test_a_log_that_cannot_be_written_ends_the_start(forkd: Forkd, tmp_path: Path, where: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    server = forkd(
+        "small:shout",
+        listen=f"unix:{tmp_path}/door.sock",
+        master=f'log.file = "{tmp_path}/{where}"\npidfile = "{tmp_path}/forkd.pid"',
+    )
+    assert server.exited() == 1
+    server.said(f"^forkd: cannot open the log file {tmp_path}/{where}: ")
+    server.gone()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "forkd.toml", "link"]
+
+
+def test_a_control_socket_that_cannot_be_made_ends_the_start(forkd: Forkd, tmp_path: Path) -> None:
+    (tmp_path / "control.sock").mkdir()
+    server = forkd("small:shout", listen=f"unix:{tmp_path}/door.sock")
+    assert server.exited() == 1
+    server.said(f"^forkd: cannot open the control socket {tmp_path}/control.sock: ")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["control.sock", "forkd.toml"]

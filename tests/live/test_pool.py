@@ -1,0 +1,106 @@
+"""Pools: elastic ones grow at once and shrink by and by, fixed ones keep their number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from tests.conftest import Forkd
+from tests.live.test_life import call
+from tests.server import Server, exchange, until, zombies
+
+
+def total(server: Server) -> int:
+    return int(server.status("test")["workers"]["total"])
+
+
+def served(server: Server, opened: ExitStack, count: int) -> list[socket.socket]:
+    """So many clients, each of which has a worker to itself, and says no more."""
+    clients = [opened.enter_context(server.connect()) for _ in range(count)]
+    for client in clients:
+        assert call(client, b"hello\n") == b"HELLO\n"
+    return clients
+
+
+def test_an_elastic_pool_grows_at_once(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers="{ min = 2, max = 32, spare = 1 }").serving()
+    assert total(server) == 2
+    with ExitStack() as opened:
+        for _ in range(16):
+            opened.enter_context(server.connect())
+        began = time.monotonic()
+        assert exchange(server.connect(), b"the 17th\n") == b"THE 17TH\n"
+        assert time.monotonic() - began < 1
+        until(lambda: server.status("test")["workers"]["idle"] >= 1, "a spare worker")
+        assert total(server) <= 32
+        assert not zombies(server.pid)
+
+
+def test_spare_workers_are_kept_ready(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers="{ min = 1, max = 20, spare = 4 }").serving()
+    with ExitStack() as opened:
+        served(server, opened, 3)
+        until(lambda: server.status("test")["workers"]["idle"] >= 4, "four spare workers")
+        assert len(server.titled("forkd: test: worker .*")) >= 7
+
+
+def test_who_comes_when_the_pool_is_at_its_maximum_waits(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers="{ min = 1, max = 3, spare = 1 }").serving()
+    with ExitStack() as opened:
+        clients = served(server, opened, 3)
+        with server.connect() as waits:
+            waits.sendall(b"at last\n")
+            until(lambda: total(server) == 3)
+            server.ask(command="stacks")
+            assert server.status("test")["connections"] == {"open": 3, "accepted": 3}
+            clients[1].close()
+            assert waits.recv(100) == b"AT LAST\n"
+        assert total(server) == 3
+
+
+def test_a_fixed_pool_keeps_its_number(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers=3).serving()
+    with ExitStack() as opened:
+        served(server, opened, 3)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        until(lambda: server.status("test")["exits"]["crashed"] == 1)
+        until(lambda: total(server) == 3)
+        assert [each["slot"] for each in sorted(server.status()["workers"], key=lambda each: each["slot"])] == [0, 1, 2]
+
+
+def test_an_elastic_pool_that_crashes_fills_up_again(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers="{ min = 3, max = 6, spare = 1 }").serving()
+    for pid in server.workers():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: server.status("test")["exits"]["crashed"] == 3)
+    until(lambda: total(server) == 3)
+    assert exchange(server.connect(), b"well\n") == b"WELL\n"
+
+
+def test_a_large_pool_serves_everybody(forkd: Forkd) -> None:
+    """More than sixteen workers wait on the listener one by one (EPOLLEXCLUSIVE)."""
+    server = forkd("small:shout", workers=24).serving()
+    with ExitStack() as opened:
+        served(server, opened, 24)
+    for _ in range(30):
+        assert exchange(server.connect(), b"well\n") == b"WELL\n"
+    assert server.stop() == 0
+    server.gone()
+
+
+@pytest.mark.slow
+def test_an_elastic_pool_shrinks_when_all_have_gone(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers="{ min = 1, max = 9, spare = 1 }").serving()
+    with ExitStack() as opened:
+        served(server, opened, 8)
+        until(lambda: total(server) == 9)
+    # After ten seconds without need, half of what is too many goes; it takes idle workers only.
+    until(lambda: total(server) < 9)
+    assert total(server) >= 5
+    assert server.status("test")["exits"]["crashed"] == 0
+    assert exchange(server.connect(), b"well\n") == b"WELL\n"

@@ -1,0 +1,254 @@
+"""Listening sockets in this process: what is set on them, what happens around a unix socket's file, what fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from forkd.address import Address, parse
+from forkd.connection import Limits
+from forkd.errors import ListenError
+from forkd.leaving import Leaving
+from forkd.listener import Listener, open_listeners
+from forkd.settings import Listen
+from forkd.systemd import Passed
+from forkd.unixsocket import bind_unix
+
+Open = Callable[..., list[Listener]]
+
+
+@pytest.fixture
+def listening(request: pytest.FixtureRequest) -> Open:
+    """`open_listeners` of an address, all closed with the test."""
+
+    def opened(text: str, *, backlog: int = 5, **rights: str | int) -> list[Listener]:
+        found = open_listeners(Listen(address=parse(text), **rights), backlog, Passed())  # type: ignore[arg-type]
+        for each in found:
+            request.addfinalizer(each.close)
+        return found
+
+    return opened
+
+
+def option(sock: socket.socket, level: int, name: int) -> int:
+    return sock.getsockopt(level, name)
+
+
+# TCP.
+
+
+def test_a_listener_is_set_up_for_what_it_hands_down(listening: Open) -> None:
+    [listener] = listening("127.0.0.1:0")
+    sock = listener.socket
+    assert not sock.getblocking()
+    assert not sock.get_inheritable()
+    assert option(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+    for level, name in (
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+    ):
+        assert option(sock, level, name) == 1
+
+
+@pytest.mark.parametrize(("limits", "expected"), [(Limits(1.5, 9, 2), (1.5, 2)), (Limits(0, 0, 0), (315360000,) * 2)])
+def test_an_accepted_socket_inherits_its_limits(listening: Open, limits: Limits, expected: tuple[float, float]) -> None:
+    [listener] = listening("127.0.0.1:0")
+    listener.hand_down(limits)
+    with socket.create_connection(listener.socket.getsockname()):
+        accepted, _ = listener.socket.accept()
+        with accepted:
+            for name, seconds in zip((socket.SO_RCVTIMEO, socket.SO_SNDTIMEO), expected, strict=True):
+                whole, micro = struct.unpack("ll", accepted.getsockopt(socket.SOL_SOCKET, name, 16))
+                # The kernel counts in jiffies, and rounds to them.
+                assert whole + micro / 1e6 == pytest.approx(seconds, abs=0.02)
+            assert option(accepted, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            assert option(accepted, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "family", "only"),
+    [
+        ("127.0.0.1:0", socket.AF_INET, None),
+        ("0.0.0.0:0", socket.AF_INET, None),
+        ("[::1]:0", socket.AF_INET6, 1),
+        ("[::]:0", socket.AF_INET6, 1),
+        ("*:0", socket.AF_INET6, 0),
+    ],
+)
+def test_a_family_for_each_form(listening: Open, text: str, family: socket.AddressFamily, only: int | None) -> None:
+    [listener] = listening(text)
+    assert listener.socket.family == family
+    assert listener.bound == parse(text)._replace(port=listener.socket.getsockname()[1])
+    assert listener.bound.port > 0
+    if only is not None:
+        assert option(listener.socket, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == only
+
+
+def test_a_wildcard_takes_the_port_of_both_families(listening: Open) -> None:
+    [listener] = listening("*:0")
+    for text in ("0.0.0.0", "[::]", "127.0.0.1", "[::1]"):
+        with pytest.raises(ListenError, match="another process listens there"):
+            listening(f"{text}:{listener.bound.port}")
+
+
+def test_a_port_is_free_again_when_its_listener_has_closed(listening: Open) -> None:
+    [listener] = listening("127.0.0.1:0")
+    with socket.create_connection(listener.socket.getsockname()):
+        accepted, _ = listener.socket.accept()
+        accepted.close()  # first, so that this port is in TIME_WAIT
+    listener.close()
+    assert listening(str(listener.bound))[0].bound == listener.bound
+
+
+def test_the_backlog_is_what_was_asked_for(listening: Open) -> None:
+    [listener] = listening("127.0.0.1:0", backlog=7)
+    # tcp(7): of a listener, tcpi_sacked in struct tcp_info is the backlog.
+    assert struct.unpack_from("I", listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("192.0.2.1:0", r"cannot listen on 192\.0\.2\.1:0: 192\.0\.2\.1 is no address of this machine"),
+        ("no-such-host.invalid:7", r"cannot listen on no-such-host\.invalid:7: the name has no address: "),
+        ("x" * 64 + ".invalid:7", "the name has no address"),
+        ("unix:/no/such/folder/socket", "there is no folder /no/such/folder; make it"),
+        ("unix:/proc/version/socket", "Not a directory"),
+        ("unix:/proc/version", "something that is no socket stands there"),
+        ("systemd:web", r"no socket named 'web' \(it passed: none\)"),
+    ],
+)
+def test_a_refusal_names_the_address_and_the_reason(listening: Open, text: str, words: str) -> None:
+    with pytest.raises(ListenError, match=words) as refused:
+        listening(text)
+    assert "\n" not in str(refused.value)
+
+
+# Unix sockets.
+
+
+def test_the_file_appears_with_its_rights(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    seen: list[tuple[int, bool]] = []
+
+    def own(beside: str) -> None:
+        seen.append((stat.S_IMODE(Path(beside).stat().st_mode), path.exists()))
+
+    with bind_unix(str(path), 0o640, own) as sock:
+        assert seen == [(0o640, False)]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        assert [each.name for each in tmp_path.iterdir()] == ["socket"]
+        assert not sock.getblocking()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o007, 0o770)])
+def test_without_a_mode_it_is_the_umasks(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with bind_unix(str(tmp_path / "socket"), None):
+            assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == mode
+        assert os.umask(umask) == umask  # binding has left it alone
+    finally:
+        os.umask(before)
+
+
+def test_a_file_that_fails_to_get_its_owner_is_gone(tmp_path: Path) -> None:
+    def fail(beside: str) -> None:
+        raise PermissionError(1, "no")
+
+    before = os.umask(0o022)
+    with pytest.raises(PermissionError):
+        bind_unix(str(tmp_path / "socket"), 0o600, fail)
+    assert list(tmp_path.iterdir()) == []
+    assert os.umask(before) == 0o022
+
+
+def test_a_left_over_beside_the_place_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / f"socket.{os.getpid()}").touch()
+    with bind_unix(str(tmp_path / "socket"), None):
+        assert [each.name for each in tmp_path.iterdir()] == ["socket"]
+
+
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with bind_unix(path, None), pytest.raises(OSError, match="another server listens there"):
+        bind_unix(path, None)
+    with bind_unix(path, None), socket.socket(socket.AF_UNIX) as client:  # now it was stale
+        client.connect(path)
+
+
+def test_a_socket_with_a_full_queue_is_alive(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(path)
+        busy.listen(0)
+        client.connect(path)
+        with pytest.raises(OSError, match="another server listens there"):
+            bind_unix(path, None)
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError, match="no socket"):
+        bind_unix(str(tmp_path / "link"), None)
+
+
+def test_a_path_is_no_longer_than_anybody_can_connect_to(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    path = str(folder) + "/" + "x" * (106 - len(str(folder)))
+    assert len(path) == 107
+    with bind_unix(path, None), socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    with pytest.raises(OSError, match="longer than the 107 bytes"):
+        bind_unix(path + "x", None)
+    assert not Path(path + "x").exists()
+
+
+def test_a_listener_knows_the_address_as_it_was_written(listening: Open, tmp_path: Path) -> None:
+    [listener] = listening(f"unix:{tmp_path}/socket", mode=0o600)
+    assert listener.bound == Address(f"{tmp_path}/socket", 0, "unix")
+    listener.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_abstract_name_is_taken_once(listening: Open) -> None:
+    name = f"unix:@forkd-test-seam-{os.getpid()}"
+    [listener] = listening(name)
+    assert str(listener.bound) == name
+    with pytest.raises(ListenError, match=f"cannot listen on {name}: another server listens there"):
+        listening(name)
+
+
+# Files that are removed only while they are ours.
+
+
+def test_a_file_of_ours_is_removed_and_a_successors_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    ours = Leaving.at(str(path))
+    (tmp_path / "theirs").touch()
+    (tmp_path / "theirs").rename(path)
+    ours.remove()
+    assert path.exists()
+    Leaving.at(str(path)).remove()
+    assert not path.exists()
+    ours.remove()  # what is gone is gone
+
+
+def test_a_listener_leaves_its_successors_socket_alone(listening: Open, tmp_path: Path) -> None:
+    [first] = listening(f"unix:{tmp_path}/socket")
+    (tmp_path / "socket").unlink()
+    [second] = listening(f"unix:{tmp_path}/socket")
+    first.close()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/socket")
+    second.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,225 @@
+"""Processes as the kernel has them: what a started one inherits, what a status means, who one becomes."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from forkd import process
+from forkd.brief import receive
+from forkd.errors import ForkdError
+from forkd.process import Identity
+
+NOBODY = pwd.getpwnam("nobody")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Runs `work` in a forked process; gives its wait status: 0 when `work` returned."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1]
+
+
+def status_of(work: Callable[[], object]) -> str:
+    return process.outcome(in_child(work))
+
+
+# What a status means.
+
+
+@pytest.mark.parametrize("code", [0, 1, 78, 255])
+def test_an_exit_status_in_words(code: int) -> None:
+    assert status_of(lambda: os._exit(code)) == f"exit status {code}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGRTMIN])
+def test_a_deadly_signal_in_words(number: signal.Signals) -> None:
+    assert status_of(lambda: os.kill(os.getpid(), number)) == f"signal {int(number)} ({number.name})"
+
+
+def test_a_signal_without_a_name() -> None:
+    number = signal.SIGRTMIN + 3
+    assert status_of(lambda: os.kill(os.getpid(), number)) == f"signal {number} (unnamed)"
+
+
+def test_every_ended_child_is_reaped_once() -> None:
+    def child() -> None:
+        pids = [os.posix_spawn("/bin/true", ["true"], {}) for _ in range(3)]
+        for pid in pids:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert sorted(process.reap()) == [(pid, 0) for pid in sorted(pids)]
+        assert list(process.reap()) == []
+
+    assert in_child(child) == 0
+
+
+# What a started process has.
+
+
+def test_a_spawned_process_runs_a_main_with_its_descriptor(tmp_path: Path) -> None:
+    """The fork server, as the one there is: it says what is wrong with a brief of another version."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, (tmp_path / "kept").open("w") as kept, (tmp_path / "other").open("w") as other:
+        pid = process.spawn("forkserver", theirs.fileno(), [kept.fileno()])
+        try:
+            fds = Path(f"/proc/{pid}/fd")
+            assert (fds / str(kept.fileno())).readlink() == tmp_path / "kept"
+            assert (fds / str(theirs.fileno())).exists()
+            assert (fds / "0").readlink() == Path(os.devnull)
+            assert not (fds / str(other.fileno())).exists()
+            assert not (fds / str(ours.fileno())).exists()
+            # Blocked, until it has an inbox of its own.
+            blocked = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigBlk" in line)
+            assert int(blocked.split()[1], 16) & 1 << (signal.SIGTERM - 1)
+            theirs.close()
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert receive(ours) is None
+
+
+def test_what_cannot_be_spawned_is_an_oserror() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        process.spawn("forkserver", 9999, [])
+
+
+def test_signals_stay_blocked_in_a_child_born_in_the_block() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+    def child() -> None:
+        pid = os.getpid()
+        with process.signals_blocked():
+            if os.fork() == 0:
+                os.kill(os.getpid(), signal.SIGTERM)  # held back
+        if os.getpid() != pid:
+            assert signal.SIGTERM in signal.sigpending()
+            os._exit(3)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 3
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
+
+    assert in_child(child) == 0
+
+
+def test_unblocked_signals_come() -> None:
+    def child() -> None:
+        with process.signals_blocked():
+            os.kill(os.getpid(), signal.SIGTERM)
+            process.unblock_signals()
+
+    assert status_of(child) == "signal 15 (SIGTERM)"
+
+
+def test_a_subreaper_inherits_its_orphans() -> None:
+    def child() -> None:
+        process.become_subreaper()
+        told, tell = os.pipe()
+        if os.fork() == 0:
+            orphan = os.fork()
+            if orphan == 0:
+                os.read(told, 1)
+                os._exit(5)
+            os._exit(0)
+        os.wait()
+        os.write(tell, b"x")
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 5
+
+    assert in_child(child) == 0
+
+
+def test_the_title_is_what_ps_shows() -> None:
+    def child() -> None:
+        process.set_title("forkd: a title of its own")
+        assert Path("/proc/self/cmdline").read_bytes().rstrip(b"\0") == b"forkd: a title of its own"
+
+    assert in_child(child) == 0
+
+
+def test_resident_memory() -> None:
+    assert 1 << 20 < process.resident(os.getpid()) < 1 << 40
+    assert process.resident(2**22 + 1) == 0
+
+
+# Who a process runs as.
+
+
+def test_nobody_is_asked_for() -> None:
+    assert process.identity(None, None) is None
+
+
+def test_a_user_brings_its_own_groups() -> None:
+    assert process.identity("nobody", None) == Identity(
+        NOBODY.pw_uid, NOBODY.pw_gid, tuple(os.getgrouplist("nobody", NOBODY.pw_gid))
+    )
+
+
+def test_a_group_of_ones_choice() -> None:
+    daemon = grp.getgrnam("daemon").gr_gid
+    found = process.identity("nobody", "daemon")
+    assert found is not None
+    assert (found.uid, found.gid) == (NOBODY.pw_uid, daemon)
+    assert daemon in found.groups
+    assert process.identity(None, "daemon") == Identity(os.getuid(), daemon, (daemon,))
+
+
+def test_numbers_are_as_good_as_names() -> None:
+    assert process.identity(str(NOBODY.pw_uid), str(NOBODY.pw_gid)) == process.identity("nobody", None)
+
+
+@pytest.mark.parametrize(("user", "group", "what"), [("nemo", None, "user 'nemo'"), (None, "nemo", "group 'nemo'")])
+def test_an_unknown_name_is_told(user: str | None, group: str | None, what: str) -> None:
+    with pytest.raises(ForkdError, match=f"there is no {what} on this machine"):
+        process.identity(user, group)
+
+
+@root_only
+def test_privileges_are_dropped_for_good() -> None:
+    who = process.identity("nobody", "daemon")
+    assert who is not None
+
+    def child() -> None:
+        process.become(who)
+        assert os.getresuid() == (who.uid,) * 3
+        assert os.getresgid() == (who.gid,) * 3
+        assert set(os.getgroups()) == set(who.groups)
+        for regain in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0]), lambda: os.seteuid(0)):
+            with pytest.raises(PermissionError):
+                regain()
+
+    assert in_child(child) == 0
+
+
+@root_only
+def test_root_may_stay_root_with_fewer_groups() -> None:
+    def child() -> None:
+        process.become(Identity(0, 0, (0,)))
+        assert os.getresuid() == (0, 0, 0)
+        assert os.getgroups() == [0]
+
+    assert in_child(child) == 0
+
+
+@root_only
+def test_whoever_is_not_root_cannot_become_anybody() -> None:
+    def child() -> None:
+        process.become(Identity(NOBODY.pw_uid, NOBODY.pw_gid, ()))
+        with pytest.raises(PermissionError):
+            process.become(Identity(1, 1, ()))
+
+    assert in_child(child) == 0

@@ -1,0 +1,109 @@
+"""What is shipped beside the code agrees with it: the sample, the units, the tables of the pages, the version."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import forkd
+from forkd import config
+from forkd.errors import Exit
+from tests.server import ROOT
+
+UNITS = sorted((ROOT / "systemd").glob("*.*"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_sample_loads() -> None:
+    assert len(config.load(ROOT / "etc/forkd.toml", cores=2).services) == 6
+
+
+@pytest.mark.parametrize("unit", [pytest.param(unit, id=unit.name) for unit in UNITS])
+def test_systemd_understands_the_unit(unit: Path, tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("needs the program systemd-analyze")
+    # It looks whether the programs exist, which here are not where an installation has them.
+    for each in UNITS:
+        text = re.sub(r"(?m)^(Exec\w+=[-@:+!|]*)(/\S+)", r"\1/bin/true", each.read_text())
+        (tmp_path / each.name).write_text(text)
+    result = subprocess.run(
+        ["systemd-analyze", "--man=no", "--recursive-errors=no", "verify", str(tmp_path / unit.name)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def table(text: str, *header: str) -> list[list[str]]:
+    """The rows of the first table that begins with these columns, without their marks of code."""
+    found: list[list[str]] = []
+    for line in text.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("| ").split("|")]
+        if not found and cells[: len(header)] != list(header):
+            continue
+        if not line.startswith("|"):
+            break
+        if not set(line) <= set("|-: "):
+            found.append(cells)
+    return found[1:]
+
+
+def test_the_exit_statuses_are_those_of_the_readme() -> None:
+    rows = table((ROOT / "README.md").read_text(), "status", "meaning")
+    assert sorted(int(row[0]) for row in rows) == sorted(Exit)
+
+
+def test_the_library_tells_its_types(tmp_path: Path) -> None:
+    assert resources.files("forkd").joinpath("py.typed").is_file()
+    assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["forkd"]
+
+
+def test_there_is_one_version() -> None:
+    assert PROJECT["project"]["version"] == forkd.__version__
+
+
+def test_the_program_is_the_one_of_the_project() -> None:
+    assert PROJECT["project"]["scripts"] == {"forkd": "forkd.cli:main"}
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+    try:
+        installed = metadata.version("forkd-server")
+    except metadata.PackageNotFoundError:
+        pytest.skip("forkd is not installed")
+    assert installed == forkd.__version__
+
+
+def files() -> Iterator[Path]:
+    """The project's own files: not what .gitignore leaves out, nor what stands in a hidden folder of a tool."""
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line]
+    for path in ROOT.rglob("*"):
+        parts = path.relative_to(ROOT).parts
+        left_out = any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in [*ignored, ".git"])
+        if path.is_file() and not left_out:
+            yield path
+
+
+def test_no_file_names_a_place_of_one_machine() -> None:
+    # A folder of somebody's own means nothing to anybody else.
+    private = re.compile(rb"(?<![\w.$}*~-])/(?:" + b"|".join([b"wo" + b"rk", b"ro" + b"ot"]) + rb")(?![\w-])")
+    found = {
+        str(path.relative_to(ROOT)): match[0]
+        for path in files()
+        if (match := private.search(path.read_bytes())) is not None
+    }
+    assert found == {}
+
+
+def test_the_project_is_looked_through() -> None:
+    names = {str(path.relative_to(ROOT)) for path in files()}
+    assert {"pyproject.toml", "forkd/cli.py", "etc/forkd.toml", "tests/test_shipped.py"} <= names
+    assert not any("__pycache__" in name or name.startswith(".venv") for name in names)
