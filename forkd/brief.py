@@ -21,10 +21,14 @@ MESSAGE_BYTES: Final = 65536
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """A listener as a worker sees it: its descriptor and where it listens."""
+    """A listener as a worker sees it: its descriptor, where it listens, and whether it was `passed` to forkd.
+
+    The queue of a passed one is not for us to empty at a stop: whoever passed it keeps it.
+    """
 
     fd: int
     address: Address
+    passed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Brief:
         return replace(
             brief,
             limits=Limits(*brief.limits),
-            doors=tuple(Door(door["fd"], Address(*door["address"])) for door in brief.doors),  # type: ignore[index]
+            doors=tuple(Door(door["fd"], Address(*door["address"]), door["passed"]) for door in brief.doors),  # type: ignore[index]
             identity=None if brief.identity is None else _identity(*brief.identity),
             leavings=tuple(Leaving(*leaving) for leaving in brief.leavings),
         )

@@ -23,6 +23,8 @@ Request = TypeVar("Request")
 RECEIVE_BYTES: Final = 65536
 GRACE: Final = 0.05
 """Seconds for which a leaving worker still reads from a silent client before it ends the connection."""
+STRAGGLERS: Final = 0.01
+"""Seconds for which a leaving worker holds its last replies back, for the rest of what the client is sending."""
 
 # A timeout of 0 means for ever. It is set as ten years, for only a socket with a timeout has its
 # calls interrupted by a signal whatever SA_RESTART says (signal(7)), which is how `hurry` works.
@@ -183,20 +185,7 @@ class Connection:
         """
         if self.unsent:
             self.flush()
-        began = monotonic()
-        try:
-            sent = self._socket.send(data)
-            self.sent += sent
-            if sent < len(data):
-                self._send_rest(memoryview(data)[sent:], began)
-        except BlockingIOError:
-            raise DeadlineError("write", self._limits.write_timeout) from None
-        except DeadlineError:
-            raise
-        except OSError as error:
-            if self.closed:
-                raise ValueError("nothing can be sent after close()") from None
-            raise PeerGone(f"the client broke off: {error.strerror}") from error
+        self._send(data, 0)
 
     def requests(self, framing: Framing[Request]) -> Iterator[Request]:
         """The requests that `framing` cuts out of the rest of the stream, to its end.
@@ -221,7 +210,7 @@ class Connection:
         if self.closed:
             return
         try:
-            self.flush()
+            self.flush(last=True)
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the client was faster
@@ -281,13 +270,17 @@ class Connection:
         self.received += len(data)
         return data
 
-    def flush(self) -> None:
-        """Sends the replies in `unsent`, in one piece."""
+    def flush(self, *, last: bool = False) -> None:
+        """Sends the replies in `unsent`, in one piece; the `last` ones wait in the kernel for the end of our side.
+
+        They leave in one packet with it (MSG_MORE of send(2)), so that a client which asks again as soon as
+        it has its answer has learnt by then that it cannot.
+        """
         unsent = self.unsent
         if unsent:
             data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
             unsent.clear()
-            self.send(data)
+            self._send(data, socket.MSG_MORE if last else 0)
 
     def hurry(self) -> None:
         """The worker leaves: between requests, wait for no more than GRACE; a request begun is still read.
@@ -298,6 +291,10 @@ class Connection:
         self.leaving = True
         if self._deadline is None:
             self._set_receive_timeout(GRACE)
+
+    def last_call(self) -> None:
+        """A leaving worker has answered all that has come: what is still on its way gets STRAGGLERS seconds."""
+        self._set_receive_timeout(STRAGGLERS)
 
     def prepare(self) -> None:
         """Sets the socket's timeouts, where the listener did not hand them down."""
@@ -328,6 +325,22 @@ class Connection:
             if self._deadline is not None:
                 self._stop_clock()
         return self._take(size)
+
+    def _send(self, data: bytes, flags: int) -> None:
+        began = monotonic()
+        try:
+            sent = self._socket.send(data, flags)
+            self.sent += sent
+            if sent < len(data):
+                self._send_rest(memoryview(data)[sent:], began)
+        except BlockingIOError:
+            raise DeadlineError("write", self._limits.write_timeout) from None
+        except DeadlineError:
+            raise
+        except OSError as error:
+            if self.closed:
+                raise ValueError("nothing can be sent after close()") from None
+            raise PeerGone(f"the client broke off: {error.strerror}") from error
 
     def _send_rest(self, rest: memoryview, began: float) -> None:
         """Goes on after a short send(2): the deadline passed, or a signal came in between."""

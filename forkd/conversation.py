@@ -24,8 +24,8 @@ from forkd.scoreboard import ERRORS, MALFORMED, OVER_LIMIT, REQUESTS, RESET, TIM
 _HELD_BYTES: Final = 65536
 _HELD_NS: Final = 2_000_000
 
-# A client that never stops asking cannot keep a leaving worker: after so many seconds the next
-# reply is the last.
+# A client that never stops sending cannot keep a leaving worker: after so many seconds what has been
+# answered by then is the end. All others end with the reply after which they fall silent.
 _LEAVE_SECONDS: Final = 0.5
 
 
@@ -148,13 +148,15 @@ class _RequestLoop:
                 self.answer(request)
                 if connection.closed:
                     break
-            self.flush()
+            if connection.leaving and not getattr(framing, "pending", 0):
+                leave_at = leave_at or monotonic() + _LEAVE_SECONDS
+                if monotonic() > leave_at:
+                    raise Leaving("the worker leaves")
+                connection.last_call()
+            else:
+                self.flush()
             if connection.closed:
                 return
-            if connection.leaving:
-                leave_at = leave_at or monotonic() + _LEAVE_SECONDS
-                if monotonic() > leave_at and not getattr(framing, "pending", 0):
-                    raise Leaving("the worker leaves")
 
     def answer(self, request: Any) -> None:
         began = self.meter.began()
@@ -173,7 +175,7 @@ class _RequestLoop:
             self.recover(error)
         finally:
             now = self.meter.ended(began)
-        if self.held_bytes > _HELD_BYTES or now - self.held_since > _HELD_NS:
+        if self.held_bytes > _HELD_BYTES or (now - self.held_since > _HELD_NS and not self.connection.leaving):
             self.flush()
 
     def recover(self, error: BaseException) -> None:
@@ -218,7 +220,7 @@ class _RequestLoop:
         """Sends the last words of a handler that ends the connection."""
         try:
             self.reply(close.reply)
-            self.flush()
+            self.connection.flush(last=True)
         except (DeadlineError, PeerGone) as error:
             return Outcome(_end_of(error), error)
         except BaseException as error:

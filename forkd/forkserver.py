@@ -101,7 +101,7 @@ class _ForkServer:
         self.master = master
         self.inbox = inbox
         self.board = Board(told.board)
-        self.doors = [(socket.socket(fileno=door.fd), door.address) for door in told.doors]
+        self.doors = [(socket.socket(fileno=door.fd), door) for door in told.doors]
         self.slots: dict[int, int] = {}
 
     def run(self) -> int:

@@ -12,6 +12,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from forkd import tap
 from forkd.address import WILDCARD, Address, from_sockaddr
 from forkd.connection import Limits, timeval
 from forkd.errors import ForkdError, ListenError
@@ -30,13 +31,22 @@ _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 class Listener:
     """A listening socket: what was asked for, and where it really listens.
 
-    `file` is a unix socket's file, ours to remove.
+    `file` is a unix socket's file, ours to remove; a socket `passed` in by systemd stays systemd's.
     """
 
     wanted: Listen
     bound: Address
     socket: socket.socket
     file: Leaving | None = None
+    passed: bool = False
+
+    def close_tap(self) -> None:
+        """Lets nobody else in, while those in the queue are still to be served."""
+        if self.passed:
+            return
+        if self.file is not None:
+            self.file.remove()
+        tap.close(self.socket)
 
     def hand_down(self, limits: Limits) -> None:
         """Sets what accepted TCP sockets inherit from the listener (tcp(7)), at no cost for each of them."""
@@ -178,4 +188,4 @@ def _real_address(address: Address, sock: socket.socket) -> Address:
 def _adopt(wanted: Listen, passed: socket.socket) -> Listener:
     sock = passed.dup()  # what was passed stays, to be taken again after a reload that did without it
     sock.setblocking(False)
-    return Listener(wanted, from_sockaddr(sock.family, sock.getsockname()), sock)
+    return Listener(wanted, from_sockaddr(sock.family, sock.getsockname()), sock, passed=True)

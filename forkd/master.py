@@ -243,7 +243,7 @@ class Master:
         site = self.coming if self.coming is not None and service in self.coming.listeners else self.site
         settings = site.settings.services[service]
         board, wake = self.roster.board(service)
-        doors = tuple(Door(each.socket.fileno(), each.bound) for each in site.listeners[service])
+        doors = tuple(Door(each.socket.fileno(), each.bound, each.passed) for each in site.listeners[service])
         leavings = [*self.site.leavings(), *(site.leavings() if site is not self.site else ())]
         if self.control is not None:
             leavings.append(self.control.leaving)
@@ -279,6 +279,7 @@ class Master:
 
     def begin_stop(self) -> None:
         self.roster.stopping()
+        self.site.close_taps()
         systemd.notify("STOPPING=1")
 
     def reload(self, callers: list[control.Reply]) -> None:
@@ -286,7 +287,8 @@ class Master:
         if self.coming is not None:
             self.waiting = [*(self.waiting or []), *callers]
             return
-        systemd.reloading()
+        if self.lifecycle.phase is Phase.SERVING:
+            systemd.reloading()
         self.callers = callers
         try:
             settings = self.read()
@@ -353,7 +355,8 @@ class Master:
         level = "info" if answer["ok"] else "error"
         first, _, rest = line.partition("\n")
         log.say(level, first, block=rest)
-        systemd.notify("READY=1", f"STATUS={first}")
+        if self.coming is None and self.lifecycle.phase is Phase.SERVING:
+            systemd.notify("READY=1", f"STATUS={first}")
         for reply in callers:
             reply(answer)
 

@@ -59,6 +59,12 @@ class Site:
             for listener in listeners:
                 listener.hand_down(limits(self.settings.services[name]))
 
+    def close_taps(self) -> None:
+        """Lets nobody else in; what waits in the queues is still to be served."""
+        for listeners in self.listeners.values():
+            for listener in listeners:
+                listener.close_tap()
+
     def close_but(self, kept: Site | None) -> None:
         """Closes the listeners that `kept` does not share."""
         shared = set() if kept is None else {id(each) for found in kept.listeners.values() for each in found}

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, Protocol
 
+from forkd import tap
 from forkd.address import Address
+from forkd.brief import Door
 from forkd.connection import Connection, Limits
 from forkd.conversation import End, Outcome, converse
 from forkd.events import Order
@@ -64,7 +66,7 @@ class Seat:
 
     name: str
     service: Service[..., Any]
-    doors: list[tuple[socket.socket, Address]]
+    doors: list[tuple[socket.socket, Door]]
     limits: Limits
     board: Board
     meter: Meter
@@ -91,7 +93,7 @@ class _Loop:
         self.lingering = Lingering()
         self.epoll = select.epoll()
         self.epoll.register(seat.inbox.fd, select.EPOLLIN)
-        self.doors = {sock.fileno(): (sock, address) for sock, address in seat.doors}
+        self.doors = {sock.fileno(): (sock, door) for sock, door in seat.doors}
         self.resume_at: float | None = None
         seat.orders.abandon = self.abandon_doors
         self.watch_doors()
@@ -139,13 +141,13 @@ class _Loop:
         A worker that was woken for a connection and left without it would leave its client
         waiting beside idle colleagues, so one that was waiting has one more look at each listener;
         one that was busy accepts no more, which may be long after a reload. At a stop the queue is
-        emptied, for nobody else will.
+        emptied, for nobody else will, unless whoever passed us the socket keeps it.
         """
         self.unwatch_doors()
-        for sock, address in self.doors.values():
-            more = waited or self.seat.board.header[PHASE] == STOPPING
-            while more and self.accept(sock, address):
-                more = self.seat.board.header[PHASE] == STOPPING
+        for sock, door in self.doors.values():
+            empty_it = self.stopping() and not door.passed
+            while (waited or empty_it) and self.accept(sock, door) and empty_it:
+                pass
             sock.close()
         self.resume_at = None
         while self.lingering:
@@ -153,7 +155,10 @@ class _Loop:
                 self.attend(fd)
             self.tidy()
 
-    def accept(self, listener: socket.socket, address: Address) -> bool:
+    def stopping(self) -> bool:
+        return self.seat.board.header[PHASE] == STOPPING
+
+    def accept(self, listener: socket.socket, door: Door) -> bool:
         """Serves the next connection in the queue; False when there was none to serve."""
         try:
             sock, peer = listener.accept()
@@ -164,7 +169,9 @@ class _Loop:
         self.seat.meter.opened()
         if self.seat.board.header[SPARE] and self.seat.board.idle() < self.seat.board.header[SPARE]:
             self.seat.wake()
-        self.converse(sock, peer, address)
+        if self.stopping():
+            tap.admit(sock)
+        self.converse(sock, peer, door.address)
         return True
 
     def accept_failed(self, error: OSError) -> bool:

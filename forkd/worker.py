@@ -14,8 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from forkd import log, process, signals, sync
-from forkd.address import Address
-from forkd.brief import Brief
+from forkd.brief import Brief, Door
 from forkd.connection import Connection
 from forkd.conversation import End, Outcome
 from forkd.errors import BootError, Exit, ForkdError
@@ -37,7 +36,7 @@ _LEVELS = {
 def live(
     told: Brief,
     service: Service[..., Any],
-    doors: list[tuple[socket.socket, Address]],
+    doors: list[tuple[socket.socket, Door]],
     board: Board,
     slot: int,
     row: int,

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -24,19 +25,17 @@ from tests.server import FORKD, LIMIT, Server, program, until
 
 pytestmark = pytest.mark.slow
 
-SERVICES = ("echo", "discard", "chargen", "qotd", "daytime", "time")
-
 
 def address(server: Server, service: str = "") -> str:
     return next(address for name, address in server.addresses if service in ("", name))
 
 
-def standard(forkd: Forkd) -> Server:
-    """The small standard services, each with a worker."""
+def standard(forkd: Forkd, *names: str) -> Server:
+    """These of the small standard services, each with a worker."""
     tables = [
-        f'[service.{name}]\napp = "forkd.services:{name}"\nworkers = 1\nlisten = "127.0.0.1:0"\n' for name in SERVICES
+        f'[service.{name}]\napp = "forkd.services:{name}"\nworkers = 1\nlisten = "127.0.0.1:0"\n' for name in names
     ]
-    return forkd(file="\n".join(tables)).serving(len(SERVICES))
+    return forkd(file="\n".join(tables)).serving(len(names))
 
 
 def needs(tool: str) -> str:
@@ -64,14 +63,14 @@ def run(*command: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
 
 def test_netcat_is_echoed_and_ends(forkd: Forkd) -> None:
     program = nc()
-    host, _, port = address(standard(forkd), "echo").rpartition(":")
+    host, _, port = address(standard(forkd, "echo")).rpartition(":")
     data = os.urandom(300_000)
     assert run(program, "-N", host, port, data=data).stdout == data
 
 
 def test_netcat_reads_the_time_of_day(forkd: Forkd) -> None:
     program = nc()
-    host, _, port = address(standard(forkd), "daytime").rpartition(":")
+    host, _, port = address(standard(forkd, "daytime")).rpartition(":")
     before = datetime.now().replace(microsecond=0)
     told = run(program, "-d", host, port).stdout.decode()
     found = re.fullmatch(r"(\w+, \w+ \d+, \d{4} \d\d:\d\d:\d\d)-\S+\r\n", told)
@@ -87,7 +86,7 @@ def test_netcat_on_a_unix_socket(forkd: Forkd, tmp_path: Path) -> None:
 
 def test_rdate_agrees_with_the_clock(forkd: Forkd) -> None:
     program = needs("rdate")
-    host, _, port = address(standard(forkd), "time").rpartition(":")
+    host, _, port = address(standard(forkd, "time")).rpartition(":")
     before = int(time.time())
     result = subprocess.run(
         [program, "-p", "-o", port, host],
@@ -116,7 +115,7 @@ def call(*arguments: str, cwd: Path, text: str = "", status: int = 0) -> subproc
 
 
 def test_call_on_every_standard_service(forkd: Forkd, tmp_path: Path) -> None:
-    server = standard(forkd)
+    server = standard(forkd, "echo", "discard", "qotd", "daytime", "time")
     assert call(address(server, "echo"), "one", "two", cwd=tmp_path).stdout == "one\ntwo\n"
     assert call(address(server, "discard"), "one", cwd=tmp_path).stdout == ""
     assert call(address(server, "qotd"), cwd=tmp_path).stdout.startswith('"')
@@ -126,7 +125,7 @@ def test_call_on_every_standard_service(forkd: Forkd, tmp_path: Path) -> None:
 
 
 def test_call_stops_quietly_when_nobody_reads_any_more(forkd: Forkd) -> None:
-    where = address(standard(forkd), "chargen")
+    where = address(standard(forkd, "chargen"))
     with subprocess.Popen([*FORKD, "call", where], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as calling:
         assert calling.stdout is not None
         line = calling.stdout.read(74)
@@ -227,7 +226,9 @@ def terminal(*arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """`forkd call` on a terminal: where to type and read, and the program."""
     screen, theirs = pty.openpty()
     tty.setraw(theirs)  # no echo of what is typed, and \n stays \n
-    calling = subprocess.Popen([*FORKD, "call", *arguments], stdin=theirs, stdout=theirs, stderr=theirs)
+    # A shell's background job, as the tests may be, has it ignored.
+    command = ["env", "--default-signal=INT", *FORKD, "call", *arguments]
+    calling = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     try:
         yield screen, calling
@@ -251,7 +252,7 @@ def test_call_on_a_terminal(forkd: Forkd) -> None:
             os.write(screen, line)
             read(screen, line.upper())
         calling.terminate()
-        assert calling.wait(LIMIT) == -15
+        assert calling.wait(LIMIT) == -signal.SIGTERM
 
 
 def test_the_end_of_input_on_a_terminal_ends_the_call(forkd: Forkd) -> None:
@@ -273,6 +274,6 @@ def test_an_interrupt_on_a_terminal_ends_the_call(forkd: Forkd) -> None:
     with terminal(address(server)) as (screen, calling):
         os.write(screen, b"one\n")
         read(screen, b"ONE\n")
-        calling.send_signal(2)
+        calling.send_signal(signal.SIGINT)
         assert calling.wait(LIMIT) == 130
     until(lambda: server.status("test")["connections"]["open"] == 0)

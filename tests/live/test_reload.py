@@ -197,7 +197,7 @@ BROKEN = [
     (_lifespan, Exit.FAILED, r"the lifespan failed: ConnectionError\('no database today'\)"),
     (_dying_lifespan, Exit.FAILED, r"worker 0 could not boot \(signal 6 \(SIGABRT\)\)"),
     (_exiting_import, Exit.FAILED, r"the fork server ended \(exit status 0\)"),
-    (_boot_timeout, Exit.FAILED, r"service test: worker 0: not ready within its boot_timeout of 0.4 s"),
+    (_boot_timeout, Exit.FAILED, r"service test: (worker 0: )?not ready within its boot_timeout of 0.4 s"),
     (_import_timeout, Exit.FAILED, r"service test: not ready within its boot_timeout of 0.4 s"),
     (_new_service, Exit.FAILED, r"^forkd.toml:10: service.other.app: "),
     (_log_file, Exit.FAILED, r"cannot open the log file /no/such/folder/log"),

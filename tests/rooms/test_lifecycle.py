@@ -1087,7 +1087,7 @@ TestStories.settings = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=40,
+    max_examples=30,
     stateful_step_count=30,
     suppress_health_check=list(HealthCheck),
 )

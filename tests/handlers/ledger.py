@@ -1,0 +1,39 @@
+"""A service whose every request leaves two lines in a file, so that lost and doubled ones can be counted.
+
+A request is `ID PAYLOAD`; the reply is `ID` and a digest of both. LEDGER names the file, NAP how
+long a request takes, in seconds.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+
+import forkd
+
+NAP = float(os.environ.get("NAP", "0"))
+
+
+@forkd.service(forkd.Lines())
+def answer(request: bytes, connection: forkd.Connection) -> bytes:
+    number, _, _ = request.partition(b" ")
+    ledger = connection.resources
+    if ledger is not None:
+        os.write(ledger, b"%s start\n" % number)
+    if NAP:
+        time.sleep(NAP)
+    reply = number + b" " + hashlib.sha256(request).hexdigest().encode()
+    if ledger is not None:
+        os.write(ledger, b"%s end\n" % number)
+    return reply
+
+
+@answer.lifespan
+def ledger() -> Iterator[int | None]:
+    path = os.environ.get("LEDGER")
+    if path is None:
+        yield None
+        return
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    yield fd
+    os.close(fd)
