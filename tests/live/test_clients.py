@@ -194,8 +194,13 @@ def test_call_names_a_unix_socket_as_it_was_given(forkd: Forkd, tmp_path: Path) 
 
 def test_call_when_the_server_breaks_off(forkd: Forkd, tmp_path: Path) -> None:
     where = address(forkd("small:die", workers=1).serving())
-    # A worker that ends with requests unread leaves the kernel no other way than a reset.
-    result = call(where, cwd=tmp_path, text="exit 3\n" + "more\n" * 1_000_000, status=76)
+    # A file, and no pipe: there is always more to be read, so that more was certainly to be sent.
+    (tmp_path / "requests").write_text("exit 3\n" + "more\n" * 1_000_000)
+    with (tmp_path / "requests").open() as requests:
+        result = subprocess.run(
+            [*FORKD, "call", where], stdin=requests, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    assert result.returncode == 76
     assert result.stderr.startswith(f"forkd: {where} ")
 
 

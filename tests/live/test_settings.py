@@ -7,6 +7,7 @@ same against the room alone.
 from __future__ import annotations
 
 import re
+import resource
 import time
 from pathlib import Path
 
@@ -55,14 +56,15 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.parametrize("file", AS_PROGRAMS, ids=lambda file: file.stem)
 def test_the_program_tells_the_same_at_once(file: Path) -> None:
-    began = time.monotonic()
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     result = program("check", file.name, cwd=file.parent)
-    took = time.monotonic() - began
-    print(f"{took:.2f} s: forkd check {file.name}")
+    took, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{took:.2f} s, {worked:.2f} s of a processor: forkd check {file.name}")
     assert result.returncode == 78
     assert result.stderr.splitlines() == [f"{file.name}:{what}" for what in expected(file)]
     assert result.stdout == ""
-    assert took < SECONDS
+    assert worked < SECONDS  # what it took besides is the affair of other processes
 
 
 @pytest.mark.parametrize("name", ["several", "not_utf8", "key_misspelt", "empty"])
@@ -184,19 +186,21 @@ def test_check_ends_with_an_application_that_leaves_a_thread_behind(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("code", "what"),
+    ("code", "seconds", "what"),
     [
-        ("import os; os._exit(0)", "ended its process while it was imported"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended its process while it was imported"),
-        ("import sys; sys.exit('no way')", "cannot be imported: SystemExit: no way"),
-        ("import threading; threading.Event().wait()", "was not imported within its boot_timeout of 0.5 s"),
+        ("import os; os._exit(0)", 30, "ended its process while it was imported"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 30, "ended its process while it was imported"),
+        ("import sys; sys.exit('no way')", 30, "cannot be imported: SystemExit: no way"),
+        ("import threading; threading.Event().wait()", 0.5, "was not imported within its boot_timeout of 0.5 s"),
     ],
     ids=["exits", "is killed", "raises SystemExit", "never ends"],
 )
-def test_check_tells_of_an_application_that_ends_its_process(tmp_path: Path, code: str, what: str) -> None:
+def test_check_tells_of_an_application_that_ends_its_process(
+    tmp_path: Path, code: str, seconds: float, what: str
+) -> None:
     (tmp_path / "application.py").write_text(code)
     (tmp_path / "forkd.toml").write_text(
-        '[service.a]\napp = "application:echo"\nlisten = "127.0.0.1:0"\nboot_timeout = 0.5\n'
+        f'[service.a]\napp = "application:echo"\nlisten = "127.0.0.1:0"\nboot_timeout = {seconds}\n'
     )
     result = program("check", "forkd.toml", cwd=tmp_path)
     assert result.returncode == 78
