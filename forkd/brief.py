@@ -59,6 +59,11 @@ class Brief:
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
+    @staticmethod
+    def version_of(data: bytes) -> str:
+        """Which forkd wrote the brief: what every version can read of every other's."""
+        return str(json.loads(data)["version"])
+
     @classmethod
     def decode(cls, data: bytes) -> Brief:
         """The brief that `encode` wrote."""

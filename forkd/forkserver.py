@@ -44,7 +44,15 @@ def main(fd: int) -> int:
     master = socket.socket(fileno=fd)
     inbox = signals.Inbox([signal.SIGCHLD, signal.SIGTERM])
     signals.ignore(signals.IGNORED_BELOW_MASTER)
-    told = Brief.decode(master.recv(brief.MESSAGE_BYTES))
+    data = master.recv(brief.MESSAGE_BYTES)
+    if not data:
+        return Exit.FAILED  # the master has died
+    version = Brief.version_of(data)
+    if version != forkd.__version__:  # a brief of another version may mean anything
+        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed by now: restart forkd"
+        brief.send(master, {"failed": reason, "status": int(Exit.FAILED)})
+        return Exit.FAILED
+    told = Brief.decode(data)
     for each in (fd, told.board, told.wake, told.log, *(door.fd for door in told.doors)):
         os.set_inheritable(each, False)
     _die_with(master)
@@ -76,10 +84,6 @@ def _die_with(master: socket.socket) -> None:
 def _boot(told: Brief) -> Service[..., Any]:
     """The service, loaded as whom it is to run."""
     process.set_title(f"forkd: {told.service}: fork server, generation {told.generation}")
-    if told.version != forkd.__version__:
-        raise ForkdError(
-            f"the master is forkd {told.version}, but forkd {forkd.__version__} is installed by now: restart forkd"
-        )
     log.set_up(told.log_level, told.log_format, told.log)
     if told.identity is not None:
         process.become(told.identity)

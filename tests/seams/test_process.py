@@ -74,7 +74,7 @@ def test_every_ended_child_is_reaped_once() -> None:
 
 
 def test_a_spawned_process_runs_a_main_with_its_descriptor(tmp_path: Path) -> None:
-    """The fork server, as the one there is: it says what is wrong with a brief of another version."""
+    """The fork server, for one: it says what is wrong with a brief of another version."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, (tmp_path / "kept").open("w") as kept, (tmp_path / "other").open("w") as other:
         pid = process.spawn("forkserver", theirs.fileno(), [kept.fileno()])
@@ -89,10 +89,12 @@ def test_a_spawned_process_runs_a_main_with_its_descriptor(tmp_path: Path) -> No
             blocked = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigBlk" in line)
             assert int(blocked.split()[1], 16) & 1 << (signal.SIGTERM - 1)
             theirs.close()
+            ours.send(b'{"version": "0.0.1", "nothing": "else"}')
+            message, _ = receive(ours) or ({}, [])
+            assert message["failed"].startswith("the master is forkd 0.0.1, but forkd ")
+            assert receive(ours) is None
         finally:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        assert receive(ours) is None
+            assert process.outcome(os.waitpid(pid, 0)[1]) == "exit status 1"
 
 
 def test_what_cannot_be_spawned_is_an_oserror() -> None:
