@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types pytest coverage reference clean
+.PHONY: run test lint types pytest chaos coverage reference clean
 
 run: $(VENV)/installed
 	$(BIN)/forkd run etc/forkd.toml
@@ -24,6 +24,10 @@ types: $(VENV)/tested
 
 pytest: $(VENV)/tested
 	$(BIN)/pytest
+
+# Every promise of reliability under load, whole: some half an hour, as root.
+chaos: $(VENV)/tested
+	$(BIN)/python -m tests.chaos
 
 coverage: $(VENV)/tested
 	$(BIN)/coverage run -m pytest tests/rooms

@@ -185,6 +185,10 @@ class Server:
         self._reader.join(limit)
         return status
 
+    def exited_already(self) -> int | None:
+        """The master's exit status, None while it runs."""
+        return self._process.poll()
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ends it by a signal; gives its exit status."""
         self.kill(number)
