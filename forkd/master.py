@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -22,8 +23,8 @@ from typing import Any, Final
 import forkd
 from forkd import config, control, log, process, signals, status, systemd
 from forkd.brief import Brief, Door
-from forkd.control import ControlServer, failure, success
-from forkd.errors import ControlError, Exit, ForkdError
+from forkd.control import failure, success
+from forkd.errors import Exit, ForkdError
 from forkd.events import (
     Abandoned,
     Abort,
@@ -46,9 +47,11 @@ from forkd.events import (
     TimePassed,
 )
 from forkd.events import Exit as Ended
+from forkd.handles import WorkerHandle
 from forkd.handover import Handover
-from forkd.leaving import Leaving
 from forkd.lifecycle import Lifecycle, Phase
+from forkd.pool import Pool
+from forkd.premises import Premises
 from forkd.roster import Roster
 from forkd.settings import Settings
 from forkd.signals import Command, Inbox
@@ -64,6 +67,15 @@ _SERVES: Final = "reload: the new generation serves"
 Read = Callable[[], Settings]
 
 
+@dataclass(slots=True)
+class Coming:
+    """A reload under way: what it would serve, who waits for its end, and the log if that moves."""
+
+    site: Site
+    callers: list[control.Reply]
+    log_fd: int | None
+
+
 class Master:
     """One running forkd. `read` gives the settings anew, for a reload."""
 
@@ -76,33 +88,28 @@ class Master:
         self.wait = Wait()
         self.inbox: Inbox | None = None
         self.site = open_site(settings, self.passed)
-        self.coming: Site | None = None
-        self.callers: list[control.Reply] = []
+        self.coming: Coming | None = None
         self.waiting: list[control.Reply] | None = None
         self.lookers: list[Collection | Handover] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
-        self.pidfile: Leaving | None = None
-        self.log_fd = log.standard_error()
-        self.coming_log: int | None = None
-        self.control: ControlServer | None = None
         self.next_tick = 0.0
         self.next_status = 0.0
         self.lifecycle = Lifecycle(
             self.site.plans(), stop_timeout=settings.master.stop_timeout, jitter=random.Random(os.urandom(8))
         )
         self.roster = Roster(self.wait, self.handle)
+        self.premises = Premises(self.roster.reopened)
 
     def run(self) -> Ended:
         """Serves until told to stop; gives the exit status and, where it failed, the reason."""
         process.set_title("forkd: master")
         process.become_subreaper()
         try:
-            self.set_up_log()
+            # Before the fork servers begin, which remove what is left should the master die.
+            self.premises.open(self.settings, self.control_path, self.wait, self.obey_control)
             self.inbox = Inbox(signals.COMMANDS)
             self.wait.watch(self.inbox.fd, self.take_signals)
-            self.open_control()
-            self.write_pidfile()  # before the fork servers begin, which remove it should the master die
             self.site.hand_down()
             self.handle(Started())
             while self.ended is None:
@@ -166,7 +173,7 @@ class Master:
             case Command.RELOAD:
                 self.reload([])
             case Command.REOPEN:
-                self.reopen_log()
+                self.premises.reopen_log(self.settings.master.log)
             case Command.MORE:
                 self.scale(ScaleAsked(by=1))
             case Command.FEWER:
@@ -240,15 +247,11 @@ class Master:
 
     def start_fork_server(self, service: str, generation: int) -> None:
         """Starts a fork server with the settings that are on their way, where there are any for it."""
-        site = self.coming if self.coming is not None and service in self.coming.listeners else self.site
+        site = self.site if self.coming is None or service not in self.coming.site.listeners else self.coming.site
         settings = site.settings.services[service]
         board, wake = self.roster.board(service)
         doors = tuple(Door(each.socket.fileno(), each.bound, each.passed) for each in site.listeners[service])
-        leavings = [*self.site.leavings(), *(site.leavings() if site is not self.site else ())]
-        if self.control is not None:
-            leavings.append(self.control.leaving)
-        if self.pidfile is not None:
-            leavings.append(self.pidfile)
+        leavings = dict.fromkeys([*self.premises.leavings(), *self.site.leavings(), *site.leavings()])
         self.roster.start(
             Brief(
                 version=forkd.__version__,
@@ -260,7 +263,7 @@ class Master:
                 doors=doors,
                 board=board.fd,
                 wake=wake,
-                log=self.log_fd,
+                log=self.premises.log_fd,
                 log_level=site.settings.master.log.level,
                 log_format=site.settings.master.log.format,
                 identity=site.identities[service],
@@ -289,32 +292,32 @@ class Master:
             return
         if self.lifecycle.phase is Phase.SERVING:
             systemd.reloading()
-        self.callers = callers
+        log_fd = None
         try:
             settings = self.read()
             if settings.master.log.file != self.settings.master.log.file:
-                self.coming_log = log.open_file(settings.master.log.file)
-            self.coming = open_site(settings, self.passed, self.site)
+                log_fd = log.open_file(settings.master.log.file)
+            self.coming = Coming(open_site(settings, self.passed, self.site), callers, log_fd)
         except ForkdError as error:
-            self.refuse(str(error), error.exit_status)
+            self.refuse(callers, log_fd, str(error), error.exit_status)
             return
-        self.handle(ReloadAsked(self.coming.plans()))
+        self.handle(ReloadAsked(self.coming.site.plans()))
 
     def commit(self) -> None:
         """The new generations serve: their settings are the settings now."""
         assert self.coming is not None
+        coming, self.coming = self.coming, None
         before = set(self.site.addresses())
-        old, self.site, self.coming = self.site, self.coming, None
+        old, self.site = self.site, coming.site
         old.close_but(self.site)
         self.site.hand_down()
         for key in config.changes(self.settings, self.site.settings).restart:
             log.say("warning", f"reload: a change of {key} takes a restart")
         self.settings = self.site.settings
         self.lifecycle.stop_timeout = self.settings.master.stop_timeout
-        if self.coming_log is not None:
-            self.move_log(self.coming_log)
-            self.coming_log = None
-        log.set_up(self.settings.master.log.level, self.settings.master.log.format, self.log_fd)
+        if coming.log_fd is not None:
+            self.premises.lead_log(coming.log_fd)
+        self.premises.set_up_log(self.settings.master.log)
         for name, address in self.site.addresses():
             if (name, address) not in before:
                 _tell_person(f"serving {name} on {address}")
@@ -324,7 +327,7 @@ class Master:
             Handover(
                 [each for each in self.roster.all_workers() if each.generation != generations.get(each.service)],
                 monotonic(),
-                partial(self.answer, self.callers, success({"generations": generations}), _SERVES),
+                partial(self.answer, coming.callers, success({"generations": generations}), _SERVES),
             )
         )
         self.reload_once_more()
@@ -332,16 +335,15 @@ class Master:
     def abandon(self, reason: str) -> None:
         """The reload came to nothing."""
         if self.coming is not None:
-            self.coming.close_but(self.site)
-            self.coming = None
-        self.refuse(reason, Exit.FAILED)
+            coming, self.coming = self.coming, None
+            coming.site.close_but(self.site)
+            self.refuse(coming.callers, coming.log_fd, reason, Exit.FAILED)
 
-    def refuse(self, reason: str, status: Exit) -> None:
+    def refuse(self, callers: list[control.Reply], log_fd: int | None, reason: str, status: Exit) -> None:
         """Nothing has changed: tells why, and sees to those who asked meanwhile."""
-        if self.coming_log is not None:
-            os.close(self.coming_log)
-            self.coming_log = None
-        self.answer(self.callers, failure(reason, status), f"reload: nothing changed: {reason}")
+        if log_fd is not None:
+            os.close(log_fd)
+        self.answer(callers, failure(reason, status), f"reload: nothing changed: {reason}")
         self.reload_once_more()
 
     def reload_once_more(self) -> None:
@@ -365,15 +367,13 @@ class Master:
         now = monotonic()
         services: dict[str, Any] = {}
         workers: list[dict[str, Any]] = []
-        for name, listeners in self.site.listeners.items():
+        for name, settings in self.settings.services.items():
             pool = self.lifecycle.pools[name]
             handles = self.roster.workers_of(name)
             board, _ = self.roster.board(name)
-            listen = [str(each.bound) for each in listeners]
-            services[name] = status.service(self.site.settings.services[name].app, listen, pool, board, handles)
-            for handle in handles:
-                found = pool.worker(handle.generation, handle.slot)
-                workers.append(status.worker(handle, found.state.value if found is not None else "gone", now))
+            listen = [str(address) for service, address in self.site.addresses() if service == name]
+            services[name] = status.service(settings.app, listen, pool, board, handles)
+            workers += [status.worker(handle, _state(pool, handle), now) for handle in handles]
         master = {
             "pid": os.getpid(),
             "version": forkd.__version__,
@@ -394,66 +394,18 @@ class Master:
 
     # What is opened and put away.
 
-    def set_up_log(self) -> None:
-        settings = self.settings.master.log
-        if settings.file != "-":
-            self.move_log(log.open_file(settings.file))
-        log.set_up(settings.level, settings.format, self.log_fd)
-
-    def move_log(self, fd: int) -> None:
-        """Leads the log of every process to what `fd` leads to, and closes it."""
-        os.dup2(fd, self.log_fd, inheritable=False)
-        self.roster.reopened(fd)
-        os.close(fd)
-
-    def reopen_log(self) -> None:
-        """After logrotate(8) has moved the file away: the same descriptor, a new file, for every process."""
-        path = self.settings.master.log.file
-        if path == "-":
-            return
-        try:
-            fd = log.open_file(path)
-        except ForkdError as error:
-            log.say("error", f"{error}; the old one goes on")
-            return
-        self.move_log(fd)
-
-    def open_control(self) -> None:
-        """Opens the control socket; one that nobody asked for may fail with a warning."""
-        if self.control_path is None:
-            return
-        try:
-            self.control = ControlServer(str(self.control_path), self.wait, self.obey_control)
-        except OSError as error:
-            what = f"cannot open the control socket {self.control_path}: {error.strerror}"
-            if self.settings.master.control is not None:
-                raise ControlError(what) from None
-            log.say("warning", f"{what}; status and reload by command will not work")
-
-    def write_pidfile(self) -> None:
-        path = self.settings.master.pidfile
-        if path is None:
-            return
-        beside = f"{path}.{os.getpid()}"
-        try:
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-            os.write(fd, f"{os.getpid()}\n".encode())
-            os.close(fd)
-            self.pidfile = Leaving.at(beside)._replace(path=str(path))
-            os.rename(beside, path)  # noqa: PTH104
-        except OSError as error:
-            log.say("error", f"cannot write the pid file {path}: {error.strerror}")
-
     def clean_up(self) -> None:
         """In the reverse order of opening; also when the master fails, so that nothing stays behind."""
         self.roster.close()
-        if self.pidfile is not None:
-            self.pidfile.remove()
-        if self.control is not None:
-            self.control.close()
+        self.premises.close()
         self.site.close_but(None)
         if self.inbox is not None:
             self.inbox.close()
+
+
+def _state(pool: Pool, handle: WorkerHandle) -> str:
+    found = pool.worker(handle.generation, handle.slot)
+    return found.state.value if found is not None else "gone"
 
 
 def _stacks(stacks: Stacks) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Faults under load, each reply checked: `python -m tests.chaos [--share S] [--seed N] [SCENARIO ...]`.
+"""Faults under load, each reply checked: `python -m tests.chaos [--share S] [--seed N] [--shape X] [SCENARIO ...]`.
 
 Each scenario runs in a network namespace of its own (root needed), so that its TCP counters start
 clean, and prints one row of a table; the exit status is 1 if any broke its promise. `--share 0.1` does a tenth
@@ -244,6 +244,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="how clients ask; all, unless told")
     parser.add_argument("--here", metavar="SHAPE", help=argparse.SUPPRESS)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
     told = parser.parse_args()
@@ -253,7 +254,7 @@ def main() -> int:
     print("| fault | shape | requests | | promise |\n| --- | --- | --- | --- | --- |", flush=True)
     good = True
     for name in told.scenarios or SCENARIOS:
-        for shape in SHAPES:
+        for shape in told.shape or SHAPES:
             inside = [sys.executable, "-m", "tests.chaos", "--here", shape, "--share", str(told.share)]
             inside += ["--seed", str(told.seed), name]
             command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *inside]

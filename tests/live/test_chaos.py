@@ -19,8 +19,19 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("scenario", ["reload", "broken-reload", "stop", "kill-workers", "kill-fork-servers"])
-def test_the_promises_hold_under_load(scenario: str) -> None:
-    program = [sys.executable, "-m", "tests.chaos", "--share", "0.02", scenario]
+@pytest.mark.parametrize(
+    ("scenario", "shape"),
+    [
+        ("reload", "persistent"),
+        ("reload", "pipelined"),
+        ("broken-reload", "single"),
+        ("stop", "single"),
+        ("stop", "pipelined"),
+        ("kill-workers", "single"),
+        ("kill-fork-servers", "persistent"),
+    ],
+)
+def test_the_promises_hold_under_load(scenario: str, shape: str) -> None:
+    program = [sys.executable, "-m", "tests.chaos", "--share", "0.02", "--shape", shape, scenario]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -256,6 +256,7 @@ def test_services_come_and_go(reloaded: Reloaded) -> None:
         assert kept.recv(100) == b"one\n"
         reloaded.settings(service("test"), service("comes", listen=f"unix:{reloaded.folder}/comes.sock"))
         server.ask(command="reload")
+        server.serving(3)
         assert exchange(server.connect("comes"), b"\n") == b"one\n"
         kept.sendall(b"\n")
         assert kept.recv(100) == b"one\n"
