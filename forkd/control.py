@@ -52,6 +52,7 @@ class ControlServer:
         self._wait = wait
         self._obey = obey
         self._clients: set[_Client] = set()
+        self._reserve = os.open(os.devnull, os.O_RDONLY)
         wait.watch(self.socket.fileno(), self._accept)
 
     def close(self) -> None:
@@ -61,14 +62,28 @@ class ControlServer:
         self._wait.unwatch(self.socket.fileno())
         self.leaving.remove()
         self.socket.close()
+        os.close(self._reserve)
 
     def _accept(self) -> None:
+        try:
+            sock, _ = self.socket.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._turn_away()
+            return
+        if len(self._clients) >= CLIENTS or not _trusted(sock):
+            sock.close()
+            return
+        self._clients.add(_Client(sock, self._wait, self._obey, self._clients))
+
+    def _turn_away(self) -> None:
+        """Out of descriptors: the caller is let in with the one held in reserve, and let go, or it would wake us for ever."""
+        os.close(self._reserve)
         with suppress(OSError):
             sock, _ = self.socket.accept()
-            if len(self._clients) >= CLIENTS or not _trusted(sock):
-                sock.close()
-                return
-            self._clients.add(_Client(sock, self._wait, self._obey, self._clients))
+            sock.close()
+        self._reserve = os.open(os.devnull, os.O_RDONLY)
 
 
 class _Client:

@@ -276,6 +276,7 @@ class Master:
 
     def announce(self) -> None:
         """Every service serves: says so to whoever waits for it."""
+        self.roster.quiet = False
         for name, address in self.site.addresses():
             _tell_person(f"serving {name} on {address}")
         systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")

@@ -53,10 +53,15 @@ Explain = Callable[[str], str]
 
 
 class Roster:
-    """The processes of a running master. `happened` is told each event."""
+    """The processes of a running master. `happened` is told each event.
+
+    While `quiet`, the end of a fork server is no error to log: a start that fails ends with its reason
+    anyway, and at a stop they end, by whatever signal their whole group was sent.
+    """
 
     def __init__(self, wait: Wait, happened: Callable[[Event], None]) -> None:
         self.woken = False
+        self.quiet = True
         self._wait = wait
         self._happened = happened
         self._boards: dict[str, tuple[Board, int]] = {}
@@ -82,6 +87,7 @@ class Roster:
 
     def stopping(self) -> None:
         """Has leaving workers empty the accept queues."""
+        self.quiet = True
         for board, _ in self._boards.values():
             board.header[PHASE] = STOPPING
 
@@ -273,7 +279,7 @@ class Roster:
         del self._explain[key]
         if not server.reason:
             server.reason = f"service {server.service}: the fork server ended ({process.outcome(status)})"
-        level = "debug" if server.expected else "error"
+        level = "debug" if server.expected or self.quiet else "error"
         first, _, rest = server.reason.partition("\n")
         log.say(level, first, server.name(), block=rest)
         self._happened(ForkServerGone(*key, server.reason, server.status))
