@@ -78,7 +78,7 @@ class ControlServer:
         self._clients.add(_Client(sock, self._wait, self._obey, self._clients))
 
     def _turn_away(self) -> None:
-        """Out of descriptors: the caller is let in with the one held in reserve, and let go, or it would wake us for ever."""
+        """Lets a caller in by the descriptor held in reserve, and go: without one left, it would wake us for ever."""
         os.close(self._reserve)
         with suppress(OSError):
             sock, _ = self.socket.accept()
