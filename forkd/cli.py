@@ -13,7 +13,7 @@ import click
 
 import forkd
 from forkd import address, check, client, config, control, dial, rundir
-from forkd.errors import Exit, ForkdError
+from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.settings import MAX_SECONDS, Settings
 
 DEFAULT_FILE: Final = "/etc/forkd.toml"
@@ -52,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except ForkdError as error:
-        prefix = "" if error.exit_status == Exit.CONFIG else "forkd: "
-        click.echo(f"{prefix}{error}", err=True)
+        _complain(str(error), error.exit_status)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -110,18 +109,25 @@ def run(
         click.echo(f"forkd: running {', '.join(names)} as root; set master.user to run as somebody else", err=True)
     ended = Master(settings, read, path).run()
     if ended.reason:
-        prefix = "" if ended.status == Exit.CONFIG else "forkd: "
-        click.echo(f"{prefix}{ended.reason}", err=True)
+        _complain(ended.reason, ended.status)
     return ended.status
 
 
 @cli.command()
 @control_option
-def reload(file: str, control: Path | None) -> None:
-    """Starts a new generation, with the file read again; the old one stays if it does not serve."""
-    result = _ask(file, control, {"command": "reload"}, timeout=None)
+def reload(file: str, control: Path | None) -> int:
+    """Starts a new generation, with the file read again; the old one stays if it does not serve.
+
+    Ends when the new one serves, or with the reason and exit status 1.
+    """
+    try:
+        result = _ask(file, control, {"command": "reload"}, timeout=None)
+    except (ConfigError, ControlError) as error:
+        _complain(str(error), error.exit_status)
+        return Exit.FAILED
     for service, generation in result["generations"].items():
         click.echo(f"{service}: generation {generation} serves")
+    return Exit.DONE
 
 
 @cli.command()
@@ -195,6 +201,11 @@ def call(target: str, requests: tuple[str, ...], connect_timeout: float, timeout
         stdin = None if sys.stdin is None else sys.stdin.buffer
         stdout = None if sys.stdout is None else sys.stdout.buffer
         client.call(sock, texts or None, stdin, stdout, timeout=timeout, name=target if whom.kind == "unix" else "")
+
+
+def _complain(message: str, status: int) -> None:
+    """The last word on standard error; mistakes in the settings begin with their place, not with our name."""
+    click.echo(message if status == Exit.CONFIG else f"forkd: {message}", err=True)
 
 
 def _is_application(target: str) -> bool:
