@@ -44,6 +44,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, seconds: float 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The program `forkd`."""
+    _open_standard_three()
     try:
         status = cli.main(arguments, prog_name="forkd", standalone_mode=False)
     except click.exceptions.Abort:
@@ -58,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
+        sys.exit(Exit.FAILED)
+    except OSError as error:  # a working folder that is gone, a full disk behind standard output
+        _complain(
+            f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror or error}", Exit.FAILED
+        )
         sys.exit(Exit.FAILED)
     sys.exit(status if isinstance(status, int) else Exit.DONE)
 
@@ -201,6 +207,16 @@ def call(target: str, requests: tuple[str, ...], connect_timeout: float, timeout
         stdin = None if sys.stdin is None else sys.stdin.buffer
         stdout = None if sys.stdout is None else sys.stdout.buffer
         client.call(sock, texts or None, stdin, stdout, timeout=timeout, name=target if whom.kind == "unix" else "")
+
+
+def _open_standard_three() -> None:
+    """Fills descriptors 0 to 2 where they were closed, or the next sockets would be taken for them."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free one, which is this
+            os.set_inheritable(fd, True)
 
 
 def _complain(message: str, status: int) -> None:

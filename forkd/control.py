@@ -176,11 +176,14 @@ def ask(path: Path, command: dict[str, Any], timeout: float | None = None) -> An
         raise BrokenOffError(f"the forkd at {path} broke off: {error.strerror or error}") from None
     if not line.endswith(b"\n"):
         raise BrokenOffError(f"the forkd at {path} ended before it answered")
-    answer = json.loads(line)
-    if answer["ok"]:
-        return answer["result"]
-    refused = ControlError(answer["error"])
-    refused.exit_status = Exit(answer["status"])
+    try:
+        answer = json.loads(line)
+        if answer["ok"]:
+            return answer["result"]
+        refused = ControlError(answer["error"])
+        refused.exit_status = Exit(answer["status"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ControlError(f"what answers at {path} is no forkd") from None
     raise refused
 
 

@@ -75,7 +75,11 @@ class Service(Generic[P, R]):
         return hook
 
     def on_error(self, hook: ErrorHook) -> ErrorHook:
-        """Decorator: `hook(error, connection)` turns a handler's exception into a reply, or None for no reply."""
+        """Decorator: `hook(error, connection)` turns a handler's exception into a reply, or None for no reply.
+
+        The connection goes on. The error is counted but not logged: what is worth a record, the hook
+        has to log itself. A mistake of the handler's such as a reply that is no bytes comes here, too.
+        """
         self.error_hook = hook
         return hook
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -88,13 +89,39 @@ class ForkServerHandle:
     status: int = 1
     heard: bool = True
     expected: bool = False
+    outbox: deque[tuple[dict[str, object], int | None]] = field(default_factory=deque)
 
     def name(self) -> dict[str, object]:
         return {"service": self.service, "gen": self.generation, "pid": self.pid}
 
-    def tell(self, message: dict[str, object], fds: tuple[int, ...] = ()) -> None:
-        with suppress(OSError):
-            brief.send(self.sock, message, fds)
+    def post(self, message: dict[str, object], fd: int | None) -> bool:
+        """Sends a message, with a copy of `fd`, behind those that still wait; False when not all has gone."""
+        self.outbox.append((message, None if fd is None else os.dup(fd)))
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Sends what waits, as far as it goes; False when the socket is full."""
+        while self.outbox:
+            message, fd = self.outbox[0]
+            try:
+                brief.send(self.sock, message, () if fd is None else (fd,))
+            except BlockingIOError:
+                return False
+            except OSError:  # it has died; its end will be told
+                self.discard()
+                return True
+            self._drop_first()
+        return True
+
+    def discard(self) -> None:
+        """Forgets what was never sent."""
+        while self.outbox:
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        _, fd = self.outbox.popleft()
+        if fd is not None:
+            os.close(fd)
 
     def kill(self) -> None:
         """At once; it is our own child and not yet reaped, so the number is its own."""

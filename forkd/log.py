@@ -6,13 +6,16 @@ place and form. What a peer sent may stand in any of it: no control character re
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
+import stat
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,6 +23,7 @@ from forkd.errors import ForkdError
 
 _LOGGER: Final = logging.getLogger("forkd")
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_NAMED: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PLAIN: Final = re.compile(r"[^\s\"=\\]+")
 
 
@@ -55,15 +59,31 @@ def open_file(path: str) -> int:
     """A new descriptor for what `master.log.file` names: a file to append to (a link is not followed), or "-"."""
     if path == "-":
         return standard_error()
+    # Without O_NONBLOCK, opening a FIFO that somebody put there would wait for its reader, for ever.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        fd = os.open(path, flags, 0o640)
     except OSError as error:
-        raise ForkdError(f"cannot open the log file {path}: {error.strerror}") from None
+        why = error.strerror
+        if error.errno == errno.ELOOP:
+            why = 'it is a symbolic link, and none is followed; write the path it leads to ("-" is standard error)'
+        raise ForkdError(f"cannot open the log file {path}: {why}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ForkdError(f"cannot open the log file {path}: it is no regular file")
+    return fd
 
 
 def escape(text: str) -> str:
     """The text with every control, line-breaking and direction-changing character written out."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNSAFE.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    # Not the unicode_escape codec, which Python loads late: with privileges dropped it may be out of reach.
+    character = found[0]
+    number = ord(character)
+    return _NAMED.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
 
 
 class _Descriptor(logging.Handler):
@@ -75,9 +95,11 @@ class _Descriptor(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            os.write(self._fd, (self.format(record) + "\n").encode(errors="backslashreplace"))
-        except Exception:  # a log that can't be written must not end the service
-            return
+            line = self.format(record)
+        except Exception as error:  # a record that can't be formatted is still told of
+            line = f"{record.levelname.lower()} a record from {record.pathname}:{record.lineno} is lost: {error!r}"
+        with suppress(OSError):  # a log that can't be written must not end the service
+            os.write(self._fd, (line + "\n").encode(errors="backslashreplace"))
 
 
 class _Text(logging.Formatter):

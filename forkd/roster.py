@@ -144,22 +144,24 @@ class Roster:
         if kill:
             handle.kill()
         else:
-            handle.tell({"end": True})
+            self._post(handle, {"end": True})
 
     def retire(self, serving: Mapping[str, int]) -> None:
         """Has the fork servers of all generations but these let go of the listeners, for they fork no more."""
         for handle in self._fork_servers.values():
             if handle.generation != serving.get(handle.service):
-                handle.tell({"retired": True})
+                self._post(handle, {"retired": True})
 
     def fork(self, service: str, generation: int, slot: int, row: int) -> None:
         board, _ = self.board(service)
+        board.heal(0)
+        board.heal(row)
         board.header[HIGHEST] = max(board.header[HIGHEST], row)
         board.row(row)[STATE] = BOOTING
         self._rows[service, generation, slot] = row
         handle = self._fork_servers.get((service, generation))
         if handle is not None:
-            handle.tell({"fork": slot, "row": row})
+            self._post(handle, {"fork": slot, "row": row})
 
     def reap(self) -> None:
         """Sees to every process that has ended: fork servers, their orphaned workers, and strangers."""
@@ -194,7 +196,7 @@ class Roster:
     def reopened(self, fd: int) -> None:
         """Hands the reopened log to everybody."""
         for server in self._fork_servers.values():
-            server.tell({"reopened": True}, (fd,))
+            self._post(server, {"reopened": True}, fd)
         for worker in self._workers.values():
             worker.reopened(fd)
 
@@ -205,7 +207,13 @@ class Roster:
         for server in self._fork_servers.values():
             server.sock.close()
 
-    # What they say, and how they go.
+    # What they are told, what they say, and how they go.
+
+    def _post(self, server: ForkServerHandle, message: dict[str, object], fd: int | None = None) -> None:
+        """Tells a fork server something, later if its socket is full: an order that got lost would be waited for."""
+        if server.heard:
+            whole = server.post(message, fd)
+            self._wait.watch(server.sock.fileno(), lambda: self._hear(server), writing=not whole)
 
     def _woken(self, wake: int) -> None:
         with suppress(BlockingIOError):
@@ -214,6 +222,8 @@ class Roster:
 
     def _hear(self, server: ForkServerHandle) -> None:
         """Takes what a fork server has said; that it has gone is told by its death, not by its silence."""
+        if server.outbox:
+            self._wait.watch(server.sock.fileno(), lambda: self._hear(server), writing=not server.flush())
         while server.heard:
             try:
                 received = brief.receive(server.sock, 3)
@@ -232,6 +242,7 @@ class Roster:
         if server.heard:
             server.heard = False
             self._wait.unwatch(server.sock.fileno())
+            server.discard()
 
     def _heard(self, server: ForkServerHandle, message: dict[str, Any], fds: list[int]) -> None:
         key = (server.service, server.generation)

@@ -10,6 +10,7 @@ them as numbers to show or compare, never as a pid, an index, a descriptor or a 
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import Final
 
 ROW_BYTES: Final = 4096
 WORDS: Final = ROW_BYTES // 8
-ROWS: Final = 4096
+ROWS: Final = 8192
 
 # The header's words.
 PHASE: Final = 0
@@ -67,6 +68,8 @@ LEFT: Final = 4
 SERVING: Final = 0
 STOPPING: Final = 1
 
+_MOST: Final = 1 << 62
+
 # Durations are counted log-linearly: one bucket for all under 1024 ns, then eight to each octave, so
 # that a bucket is at most an eighth (12.5 %) wide; 31 octaves reach 36 minutes.
 _LINEAR_BITS = 10
@@ -101,13 +104,22 @@ class Board:
     @classmethod
     def create(cls, name: str) -> Board:
         """A new board; its descriptor is closed on exec unless it is handed on."""
-        fd = os.memfd_create(f"forkd-{name}")
+        fd = os.memfd_create(f"forkd-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, ROWS * ROW_BYTES)
+        # Or a worker could cut it short, and the next look would end the master by a SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return cls(fd)
 
     def row(self, number: int) -> memoryview:
         """The words of row `number`, 1 to ROWS - 1 for slots, 0 for the header."""
         return self._words[number * WORDS : (number + 1) * WORDS]
+
+    def heal(self, number: int) -> None:
+        """Clears what can't be a count in row `number`: somebody wrote over it, and no worker could add to it."""
+        row = self.row(number)
+        for place, word in enumerate(row):
+            if word > _MOST:
+                row[place] = 0
 
     def close(self) -> None:
         """Lets go of the memory as soon as the last row that somebody still holds has gone."""

@@ -93,7 +93,7 @@ class Service(Struct, frozen=True, kw_only=True):
         Literal["sync", "event"],
         Meta(
             description="`sync`: one connection at a time in a worker; "
-            "`event`: many connections in a worker, requests run to completion"
+            "`event`: many connections in a worker, requests run to completion (not in this version yet)"
         ),
     ] = "sync"
     threads: Annotated[
@@ -130,7 +130,8 @@ class Service(Struct, frozen=True, kw_only=True):
         Rpcbind | None,
         Meta(
             title="a table with program and version",
-            description="tell the machine's port mapper (rpcbind) the listener's port; withdrawn at stop",
+            description="tell the machine's port mapper (rpcbind) the listener's port; withdrawn at stop "
+            "(not in this version yet)",
         ),
     ] = None
     max_requests: Annotated[

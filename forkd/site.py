@@ -142,4 +142,9 @@ def _overlap(bound: Address, wanted: Address) -> bool:
 
 
 def _identity(settings: Settings, name: str) -> Identity | None:
-    return identity(*settings.runs_as(settings.services[name]))
+    service = settings.services[name]
+    try:
+        return identity(*settings.runs_as(service))
+    except ForkdError as error:
+        owner = f"service.{name}" if service.user or service.group else "master"
+        raise settings.error(f"{owner}.user", str(error)) from None

@@ -1,0 +1,68 @@
+"""A worker that turns on its own server: the master goes on, and the service comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import Forkd
+from tests.server import ROOT, Server, exchange, until
+
+
+def test_a_scoreboard_cannot_be_cut(forkd: Forkd) -> None:
+    server = forkd("hostile:evil", workers=2).serving()
+    assert exchange(server.connect(), b"cut\n") == b"done\n"
+    assert exchange(server.connect(), b"hello\n") == b"hello\n"
+    assert server.status()["master"]["pid"] == server.pid
+
+
+def test_a_scoreboard_written_over_is_healed_and_nobody_else_is_signalled(forkd: Forkd) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    server = forkd("hostile:evil", workers=2).serving()
+    server.connect().close()
+    with server.connect() as client:
+        client.sendall(b"scribble\n")
+        client.recv(100)
+    until(lambda: exchange_or_nothing(server) == b"hello\n", "served again")
+    server.ask(command="reload")
+    for _ in range(10):
+        assert exchange(server.connect(), b"hello\n") == b"hello\n"
+    assert bystander.poll() is None
+    bystander.communicate(b"\n")
+    assert server.stop() == 0
+
+
+def exchange_or_nothing(server: Server) -> bytes:
+    try:
+        return exchange(server.connect(), b"hello\n")
+    except OSError:
+        return b""
+
+
+def test_orders_for_many_workers_are_not_lost(forkd: Forkd) -> None:
+    """More than the socket to a fork server holds at once."""
+    server = forkd("small:shout", workers=1).serving()
+    server.ask(command="scale", service="test", size=400)
+    until(lambda: server.status("test")["workers"]["total"] == 400, "400 workers")
+    assert server.status("test")["exits"] == {"recycled": 0, "crashed": 0, "timed_out": 0}
+    assert server.stop() == 0
+    server.gone()
+
+
+def test_a_pipe_in_place_of_the_log_is_refused(forkd: Forkd, tmp_path: Path) -> None:
+    log, old = tmp_path / "log", tmp_path / "old"
+    server = forkd("small:shout", workers=1, master=f'log = {{ file = "{log}" }}').serving()
+    log.rename(old)
+    os.mkfifo(log)
+    server.kill(signal.SIGUSR1)
+    until(lambda: "cannot open the log file" in old.read_text())
+    assert exchange(server.connect(), b"hello\n") == b"HELLO\n"
+
+
+def test_closed_standard_streams_are_no_trouble() -> None:
+    """Descriptors 0 to 2 are filled, or a socket of forkd's would be written to as standard output."""
+    program = f'exec "{sys.executable}" -m forkd check etc/forkd.toml <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", program], cwd=ROOT, check=False, timeout=30).returncode == 0
