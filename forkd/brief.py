@@ -15,6 +15,7 @@ from forkd.address import Address
 from forkd.connection import Limits
 from forkd.leaving import Leaving
 from forkd.process import Identity
+from forkd.retirement import Retirement
 
 MESSAGE_BYTES: Final = 65536
 
@@ -54,7 +55,8 @@ class Brief:
     identity: Identity | None
     exclusive: bool
     leavings: tuple[Leaving, ...]
-    stop_timeout: float = 30
+    stop_timeout: float
+    retirement: Retirement
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -71,6 +73,7 @@ class Brief:
         return replace(
             brief,
             limits=Limits(*brief.limits),
+            retirement=Retirement(*brief.retirement),
             doors=tuple(Door(door["fd"], Address(*door["address"]), door["passed"]) for door in brief.doors),  # type: ignore[index]
             identity=None if brief.identity is None else _identity(*brief.identity),
             leavings=tuple(Leaving(*leaving) for leaving in brief.leavings),

@@ -20,6 +20,7 @@ import forkd
 from forkd import brief, log, process
 from forkd.brief import Brief
 from forkd.errors import ConfigError, ForkdError, Problem
+from forkd.retirement import Retirement
 from forkd.scoreboard import Board
 from forkd.settings import Settings
 from forkd.site import limits, not_yet
@@ -98,6 +99,8 @@ class _Trial:
             identity=identity if os.geteuid() == 0 else None,
             exclusive=False,
             leavings=(),
+            stop_timeout=0,
+            retirement=Retirement(),
         )
         self._pid = process.spawn("forkserver", theirs.fileno(), [told.board, told.log])
         theirs.close()

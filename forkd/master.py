@@ -55,7 +55,7 @@ from forkd.premises import Premises
 from forkd.roster import Roster
 from forkd.settings import Settings
 from forkd.signals import Command, Inbox
-from forkd.site import EXCLUSIVE_FROM, Site, limits, open_site
+from forkd.site import EXCLUSIVE_FROM, Site, limits, open_site, retirement
 from forkd.stacks import Collection, Stacks
 from forkd.systemd import Passed
 from forkd.wait import Wait
@@ -270,6 +270,7 @@ class Master:
                 exclusive=settings.workers.max >= EXCLUSIVE_FROM,
                 leavings=tuple(leavings),
                 stop_timeout=site.settings.master.stop_timeout,
+                retirement=retirement(settings),
             ),
             lambda reason: str(site.settings.error(f"service.{service}.app", reason)),
         )

@@ -140,6 +140,11 @@ def resident(pid: int) -> int:
         return 0
 
 
+def own_memory() -> int:
+    """Bytes of memory that this process has resident."""
+    return resident(os.getpid())
+
+
 def _user(user: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)

@@ -15,6 +15,7 @@ from forkd.events import Plan
 from forkd.leaving import Leaving
 from forkd.listener import Listener, open_listeners
 from forkd.process import Identity, identity
+from forkd.retirement import Retirement
 from forkd.settings import Listen, Service, Settings
 from forkd.systemd import Passed
 
@@ -109,6 +110,11 @@ def not_yet(settings: Settings) -> list[Problem]:
 def limits(service: Service) -> Limits:
     """A service's settings as its connections know them."""
     return Limits(service.idle_timeout, service.read_timeout, service.write_timeout)
+
+
+def retirement(service: Service) -> Retirement:
+    """A service's settings as its workers know them."""
+    return Retirement(service.max_requests, service.max_age, service.max_memory * 1024 * 1024)
 
 
 def _taken(name: str, wanted: Listen, backlog: int, have: list[tuple[str, Listener]]) -> list[Listener]:

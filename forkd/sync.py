@@ -25,7 +25,9 @@ from forkd.events import Order
 from forkd.handler import Service
 from forkd.linger import Lingering
 from forkd.orders import Orders
-from forkd.scoreboard import PHASE, SPARE, STOPPING, Board, Meter
+from forkd.process import own_memory
+from forkd.retirement import Tenure
+from forkd.scoreboard import PHASE, REQUESTS, SPARE, STOPPING, Board, Meter
 from forkd.signals import Inbox
 
 # accept(2), "Error handling": what happened to one new connection, not to the listener.
@@ -73,6 +75,7 @@ class Seat:
     orders: Orders
     inbox: Inbox
     resources: Any
+    tenure: Tenure
     exclusive: bool
     wake: Callable[[], None]
     report: Report
@@ -122,7 +125,7 @@ class _Loop:
 
     def run(self) -> bool:
         """Serves until told to leave; True when that was heard while waiting, not in the course of a connection."""
-        orders, epoll = self.seat.orders, self.epoll
+        seat, orders, epoll = self.seat, self.seat.orders, self.epoll
         waited = True
         while orders.told is None:
             waited = True
@@ -133,6 +136,8 @@ class _Loop:
                     self.attend(fd)
             if self.lingering or self.resume_at is not None:
                 self.tidy()
+            if seat.tenure.timeout(monotonic()) is not None:
+                self.retire_in_time()
         return waited
 
     def leave(self, waited: bool) -> None:
@@ -207,6 +212,13 @@ class _Loop:
         seat.meter.closed()
         if outcome.end is End.EXIT:
             seat.orders.leave(Order.FINISH)
+        self.retire_in_time()
+
+    def retire_in_time(self) -> None:
+        """Between connections: a worker that has served long enough leaves, and is replaced."""
+        seat = self.seat
+        if seat.tenure.over(monotonic(), seat.meter.row[REQUESTS], own_memory):
+            seat.orders.leave(Order.DRAIN)
 
     def attend(self, fd: int) -> None:
         """Something else than a listener: a signal, or a lingering socket."""
@@ -221,7 +233,7 @@ class _Loop:
             self.watch_doors()
 
     def timeout(self) -> float | None:
-        waits = [self.lingering.timeout(monotonic())]
+        waits = [self.lingering.timeout(monotonic()), self.seat.tenure.timeout(monotonic())]
         if self.resume_at is not None:
             waits.append(max(0.0, self.resume_at - monotonic()))
         return min((wait for wait in waits if wait is not None), default=None)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import random
 import signal
 import socket
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from forkd import log, process, signals, sync
@@ -20,7 +22,8 @@ from forkd.conversation import End, Outcome
 from forkd.errors import BootError, Exit, ForkdError
 from forkd.handler import Service, application_traceback
 from forkd.orders import Orders
-from forkd.scoreboard import Board, Meter
+from forkd.retirement import Tenure
+from forkd.scoreboard import REQUESTS, Board, Meter
 
 _LEVELS = {
     End.CLIENT: "debug",
@@ -80,6 +83,7 @@ def live(
                 orders,
                 inbox,
                 resources,
+                Tenure(told.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
                 exclusive=told.exclusive,
                 wake=wake,
                 report=Reporter(told.service, slot, told.generation),

@@ -104,3 +104,20 @@ def test_an_elastic_pool_shrinks_when_all_have_gone(forkd: Forkd) -> None:
     assert total(server) >= 5
     assert server.status("test")["exits"]["crashed"] == 0
     assert exchange(server.connect(), b"well\n") == b"WELL\n"
+
+
+def test_workers_are_replaced_after_so_many_requests_and_nobody_notices(forkd: Forkd) -> None:
+    server = forkd("small:pid", workers=1, max_requests=5).serving()
+    pids = {exchange(server.connect(), b"who\n") for _ in range(40)}
+    assert len(pids) >= 6
+    assert b"" not in pids
+    until(lambda: server.status("test")["exits"]["recycled"] >= len(pids) - 1)
+    assert server.status("test")["exits"]["crashed"] == 0
+    assert server.status("test")["requests"] == 40
+
+
+def test_an_idle_worker_is_replaced_when_its_age_has_come(forkd: Forkd) -> None:
+    server = forkd("small:pid", workers=2, max_age=0.2).serving()
+    before = set(server.workers())
+    until(lambda: len(set(server.workers()) - before) == 2, "two new workers")
+    assert exchange(server.connect(), b"who\n")

@@ -146,7 +146,7 @@ def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]
     for command in (["status"], ["reload"], ["stacks"], ["scale", "echo", "1"]):
         with pytest.raises(SystemExit) as ended:
             cli.main([command[0], "-c", str(BROKEN / "key_misspelt.toml"), *command[1:]])
-        assert ended.value.code == 78
+        assert ended.value.code == (1 if command == ["reload"] else 78)
         assert "key_misspelt.toml:" in capsys.readouterr().err
 
 
