@@ -231,7 +231,7 @@ class Roster:
                 return
             except ConnectionResetError:
                 continue  # it ended with an order unread (unix(7)); what it said before that comes next
-            except OSError:
+            except (OSError, ValueError):  # an application at its import could write anything here
                 received = None
             if received is None:
                 self._hear_no_more(server)
@@ -252,8 +252,9 @@ class Roster:
             case {"failed": str(reason), "status": int(status)}:
                 server.reason = self._explain[key](reason) if status == Exit.CONFIG else f"service {key[0]}: {reason}"
                 server.status = status
-            case {"forked": int(slot), "pid": int(pid)}:
+            case {"forked": int(slot), "pid": int(pid)} if (*key, slot) in self._rows:
                 self._forked(server, slot, pid, fds)
+                fds = []
             case {"not_forked": int(slot), "reason": str(reason)}:
                 self._rows.pop((*key, slot), None)
                 self._not_forked(server, slot, reason)
@@ -261,6 +262,8 @@ class Roster:
                 worker = self._workers.get((*key, slot))
                 if worker is not None and worker.pid == pid:
                     self._worker_gone(worker, status)
+        for fd in fds:
+            os.close(fd)
 
     def _forked(self, server: ForkServerHandle, slot: int, pid: int, fds: list[int]) -> None:
         key = (server.service, server.generation, slot)
@@ -274,7 +277,8 @@ class Roster:
             return
         pidfd, leash, stack = fds
         self.woken = True  # it may have been ready, and said so, before we knew of it
-        self._workers[key] = WorkerHandle(*key, pid, pidfd, socket.socket(fileno=leash), stack, row, monotonic())
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, leash)
+        self._workers[key] = WorkerHandle(*key, pid, pidfd, sock, stack, row, monotonic())
 
     def _not_forked(self, server: ForkServerHandle, slot: int, reason: str) -> None:
         log.say("error", f"no new worker: {reason}", server.name() | {"worker": slot})

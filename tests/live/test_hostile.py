@@ -42,6 +42,16 @@ def exchange_or_nothing(server: Server) -> bytes:
         return b""
 
 
+def test_lies_told_at_the_import_are_passed_over(forkd: Forkd) -> None:
+    server = forkd("meddler:shout", workers=2)
+    before = _descriptors(server.serving())
+    assert exchange(server.connect(), b"hello\n") == b"HELLO\n"
+    server.ask(command="reload")
+    until(lambda: len(server.workers()) == 2)
+    until(lambda: _descriptors(server) <= before, "no descriptor kept")
+    assert server.stop() == 0
+
+
 def test_orders_for_many_workers_are_not_lost(forkd: Forkd) -> None:
     """More than the socket to a fork server holds at once."""
     server = forkd("small:shout", workers=1).serving()
@@ -66,3 +76,7 @@ def test_closed_standard_streams_are_no_trouble() -> None:
     """Descriptors 0 to 2 are filled, or a socket of forkd's would be written to as standard output."""
     program = f'exec "{sys.executable}" -m forkd check etc/forkd.toml <&- >&- 2>&-'
     assert subprocess.run(["sh", "-c", program], cwd=ROOT, check=False, timeout=30).returncode == 0
+
+
+def _descriptors(server: Server) -> int:
+    return len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
