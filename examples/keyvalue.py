@@ -196,10 +196,10 @@ class Resp:
         return end + 1
 
 
-# A word: plain text, then maybe a quoted part, which must be the word's end. The doubled plus signs
-# forbid going back: a quote that was passed over as an escaped one never closes anything.
+# A word: plain text, then maybe a quoted part, which must be the word's end. Each character fits one
+# branch, so that a quote which was passed over as an escaped one never closes anything.
 _WORD: Final = re.compile(
-    rb"""([^\s"']*+)(?:"((?:\\.|[^"\\])*+)"|'((?:\\'|[^'])*+)')?+(?:\s+|\Z)""",
+    rb"""([^\s"']*)(?:"((?:\\.|[^"\\])*)"|'((?:\\'|[^'\\]|\\(?!'))*)')?(?:\s+|\Z)""",
     re.DOTALL,
 )
 _ESCAPE: Final = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
