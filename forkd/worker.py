@@ -11,7 +11,8 @@ import os
 import random
 import signal
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
@@ -60,18 +61,11 @@ def live(
     faulthandler.register(signal.SIGUSR2, stack, all_threads=True)
     process.unblock_signals()
 
-    lifespan = service.alive()
-    try:
-        resources = lifespan.__enter__()
-    except BaseException as error:
-        _tell_boot_error(error, stack)
-        raise BootError(str(error)) from None
-
     def wake() -> None:
         with suppress(BlockingIOError):
             os.eventfd_write(told.wake, 1)
 
-    try:
+    with _alive(service, stack, {"service": told.service, "worker": slot}) as resources:
         sync.serve(
             sync.Seat(
                 told.service,
@@ -89,11 +83,6 @@ def live(
                 report=Reporter(told.service, slot, told.generation),
             )
         )
-    finally:
-        try:
-            lifespan.__exit__(None, None, None)
-        except Exception as error:
-            log.say("error", "the lifespan's clean-up failed", {"service": told.service, "worker": slot}, error=error)
     meter.left()
 
 
@@ -124,6 +113,24 @@ class Reporter:
 def _end() -> None:
     """A worker that has not begun to serve ends at once when the master dies: its lifespan may never return."""
     os._exit(Exit.FAILED)
+
+
+@contextmanager
+def _alive(service: Service[..., Any], stack: int, facts: dict[str, object]) -> Iterator[Any]:
+    """The service's lifespan around a worker's: BootError if it does not begin, a record if it does not end well."""
+    lifespan = service.alive()
+    try:
+        resources = lifespan.__enter__()
+    except BaseException as error:
+        _tell_boot_error(error, stack)
+        raise BootError(str(error)) from None
+    try:
+        yield resources
+    finally:
+        try:
+            lifespan.__exit__(None, None, None)
+        except Exception as error:
+            log.say("error", "the lifespan's clean-up failed", facts, error=error)
 
 
 def _tell_boot_error(error: BaseException, stack: int) -> None:
