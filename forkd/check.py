@@ -19,11 +19,11 @@ from typing import Final
 import forkd
 from forkd import brief, log, process
 from forkd.brief import Brief
-from forkd.errors import ConfigError, ForkdError, Problem
+from forkd.errors import ConfigError, Problem
 from forkd.retirement import Retirement
 from forkd.scoreboard import Board
 from forkd.settings import Settings
-from forkd.site import limits, not_yet
+from forkd.site import limits, not_yet, runs_as
 
 _SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
 
@@ -75,11 +75,11 @@ class _Trial:
         self._name = name
         self._service = settings.services[name]
         self._deadline = monotonic() + self._service.boot_timeout
-        self._failure = ""
+        self._found: tuple[Problem, ...] = ()
         try:
-            identity = process.identity(*settings.runs_as(self._service))
-        except ForkdError as error:
-            self._failure = str(error)
+            identity = runs_as(settings, name)
+        except ConfigError as error:
+            self._found = error.problems
             return
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         board = Board.create(name)
@@ -110,8 +110,8 @@ class _Trial:
 
     def verdict(self) -> list[Problem]:
         """Waits for the end of the import; gives what is wrong with it."""
-        if self._failure:
-            return [self._settings.problem(f"service.{self._name}.user", self._failure)]
+        if self._found:
+            return list(self._found)
         try:
             failure = self._answer()
         finally:

@@ -86,7 +86,7 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
     site = Site(settings, {}, {})
     try:
         for name, service in settings.services.items():
-            site.identities[name] = _identity(settings, name)
+            site.identities[name] = runs_as(settings, name)
             opened = site.listeners[name] = []
             for wanted in service.listen:
                 opened += _taken(name, wanted, service.backlog, have) or _opened(site, name, wanted, passed, old)
@@ -147,7 +147,8 @@ def _overlap(bound: Address, wanted: Address) -> bool:
     return bound.port == wanted.port if bound.kind == "tcp" else bound.host == wanted.host
 
 
-def _identity(settings: Settings, name: str) -> Identity | None:
+def runs_as(settings: Settings, name: str) -> Identity | None:
+    """Whom a service runs as, None for the master's own user; ConfigError where the machine does not know them."""
     service = settings.services[name]
     try:
         return identity(*settings.runs_as(service))

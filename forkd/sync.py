@@ -125,7 +125,7 @@ class _Loop:
 
     def run(self) -> bool:
         """Serves until told to leave; True when that was heard while waiting, not in the course of a connection."""
-        seat, orders, epoll = self.seat, self.seat.orders, self.epoll
+        orders, epoll = self.seat.orders, self.epoll
         waited = True
         while orders.told is None:
             waited = True
@@ -136,8 +136,7 @@ class _Loop:
                     self.attend(fd)
             if self.lingering or self.resume_at is not None:
                 self.tidy()
-            if seat.tenure.timeout(monotonic()) is not None:
-                self.retire_in_time()
+            self.retire_in_time()
         return waited
 
     def leave(self, waited: bool) -> None:
@@ -212,7 +211,6 @@ class _Loop:
         seat.meter.closed()
         if outcome.end is End.EXIT:
             seat.orders.leave(Order.FINISH)
-        self.retire_in_time()
 
     def retire_in_time(self) -> None:
         """Between connections: a worker that has served long enough leaves, and is replaced."""
