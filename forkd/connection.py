@@ -23,6 +23,10 @@ Request = TypeVar("Request")
 RECEIVE_BYTES: Final = 65536
 GRACE: Final = 0.05
 """Seconds for which a leaving worker still reads from a silent client before it ends the connection."""
+FIRST_GRACE: Final = 0.5
+"""The same for a client that is let in at a stop: its first packet may have met the closed tap (see `tap`), and comes
+again after 200 ms at the least (RFC 6298 with Linux' smallest RTO)."""
+
 STRAGGLERS: Final = 0.01
 """Seconds for which a leaving worker holds its last replies back, for the rest of what the client is sending."""
 
@@ -282,15 +286,15 @@ class Connection:
             unsent.clear()
             self._send(data, socket.MSG_MORE if last else 0)
 
-    def hurry(self) -> None:
-        """The worker leaves: between requests, wait for no more than GRACE; a request begun is still read.
+    def hurry(self, grace: float = GRACE) -> None:
+        """The worker leaves: between requests, wait for no more than `grace` seconds; a request begun is still read.
 
         Called by a signal handler, so it neither raises nor waits. The interrupted recv(2) starts
         again with the new timeout; had the handler raised instead, bytes already received could be lost.
         """
         self.leaving = True
         if self._deadline is None:
-            self._set_receive_timeout(GRACE)
+            self._set_receive_timeout(grace)
 
     def last_call(self) -> None:
         """A leaving worker has answered all that has come: what is still on its way gets STRAGGLERS seconds."""
