@@ -98,7 +98,7 @@ class Master:
         self.lookers: list[Collection | Handover] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
-        self.next_tick = self.started
+        self.awake_by = self.next_tick = self.started
         self.next_status = self.started
         self.lifecycle = Lifecycle(
             self.site.plans(), stop_timeout=settings.master.stop_timeout, jitter=random.Random(os.urandom(8))
@@ -118,8 +118,8 @@ class Master:
             self.site.hand_down()
             self.handle(Started())
             while self.ended is None:
-                due = self.next_due()
-                self.wait.once(max(0.0, due - monotonic()), partial(self.be_awake, due))
+                self.awake_by = self.next_due()
+                self.wait.once(max(0.0, self.awake_by - monotonic()), self.clock)
                 self.pass_time()
         finally:
             self.clean_up()
@@ -127,9 +127,13 @@ class Master:
 
     # What happens.
 
-    def be_awake(self, due: float) -> None:
-        if away := self.attention.returned(due, monotonic()):
+    def clock(self) -> float:
+        """The time; and if the master was to look at it long ago, that is noted first."""
+        now = monotonic()
+        if away := self.attention.returned(self.awake_by, now):
             log.say("warning", f"the master was stopped or starved for {away:.1f} s; nobody is ended for that")
+        self.awake_by = now
+        return now
 
     def next_due(self) -> float:
         life_due = self.lifecycle.due() + self.attention.missed
@@ -137,7 +141,7 @@ class Master:
 
     def pass_time(self) -> None:
         """What has become due, and what the scoreboards say."""
-        now = monotonic()
+        now = self.clock()
         over = [each for each in self.lookers if now >= each.due and each.look(now)]
         self.lookers = [each for each in self.lookers if each not in over]
         if now >= self.next_tick or self.roster.woken:
@@ -231,7 +235,7 @@ class Master:
                 log.say("debug", f"event: {self.events[0]}")
             if isinstance(self.events[0], WorkerGone) and self.events[0].departure is not Departure.LEFT:
                 self.site.mend(self.events[0].service)
-            for action in self.lifecycle.handle(self.events[0], self.attention.at(monotonic())):
+            for action in self.lifecycle.handle(self.events[0], self.attention.at(self.clock())):
                 log.say("debug", f"action: {action}")
                 self.perform(action)
             self.events.popleft()

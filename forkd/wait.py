@@ -30,7 +30,7 @@ class Wait:
         del self._ready[fd]
         self._epoll.unregister(fd)
 
-    def once(self, timeout: float | None, awake: Ready | None = None) -> None:
+    def once(self, timeout: float | None, awake: Callable[[], object] | None = None) -> None:
         """Waits until something is ready or `timeout` seconds have passed (None: for ever), and has it seen to.
 
         `awake` is called first, as soon as the wait is over.
