@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -279,7 +277,7 @@ class Master:
         """Every service serves: says so to whoever waits for it."""
         self.roster.quiet = False
         for name, address in self.site.addresses():
-            _tell_person(f"serving {name} on {address}")
+            log.tell(f"serving {name} on {address}")
         systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
 
     def begin_stop(self) -> None:
@@ -322,7 +320,7 @@ class Master:
         self.premises.set_up_log(self.settings.master.log)
         for name, address in self.site.addresses():
             if (name, address) not in before:
-                _tell_person(f"serving {name} on {address}")
+                log.tell(f"serving {name} on {address}")
         generations = {name: pool.serving.number for name, pool in self.lifecycle.pools.items() if pool.serving}
         self.roster.retire(generations)
         self.lookers.append(
@@ -412,8 +410,3 @@ def _state(pool: Pool, handle: WorkerHandle) -> str:
 
 def _stacks(stacks: Stacks) -> list[dict[str, Any]]:
     return [worker.name() | {"stack": stack} for worker, stack in stacks]
-
-
-def _tell_person(line: str) -> None:
-    with suppress(OSError, ValueError, AttributeError):
-        print(line, file=sys.stderr, flush=True)
