@@ -92,6 +92,7 @@ class Master:
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
         self.next_tick = 0.0
+        self.next_mend = 0.0
         self.next_status = 0.0
         self.lifecycle = Lifecycle(
             self.site.plans(), stop_timeout=settings.master.stop_timeout, jitter=random.Random(os.urandom(8))
@@ -133,6 +134,9 @@ class Master:
             for service, pool in self.lifecycle.pools.items():
                 self.roster.spare(service, pool.plan)
             self.look()
+        if now >= self.next_mend and self.lifecycle.phase is Phase.SERVING:  # at a stop, a successor may come
+            self.next_mend = now + _TICK
+            self.premises.mend()
         if now >= self.lifecycle.due():
             self.handle(TimePassed())
         if now >= self.next_status and self.lifecycle.phase is Phase.SERVING:
