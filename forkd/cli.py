@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import click
 
 import forkd
-from forkd import address, check, client, config, control, dial, rundir
+from forkd import address, check, client, config, control, dial, log, rundir
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.settings import MAX_SECONDS, Settings
 
@@ -112,10 +112,10 @@ def run(
     path = rundir.control_path(settings)
     rundir.make_folder(path)
     if os.geteuid() == 0 and (names := check.root_services(settings)):
-        click.echo(f"forkd: running {', '.join(names)} as root; set master.user to run as somebody else", err=True)
+        log.tell(f"forkd: running {', '.join(names)} as root; set master.user to run as somebody else")
     ended = Master(settings, read, path).run()
-    if ended.reason:
-        _complain(ended.reason, ended.status)
+    if ended.reason:  # a standard error that nobody reads must not keep a server from ending
+        log.tell(_last_word(ended.reason, ended.status))
     return ended.status
 
 
@@ -219,8 +219,12 @@ def _open_standard_three() -> None:
 
 
 def _complain(message: str, status: int) -> None:
-    """The last word on standard error; mistakes in the settings begin with their place, not with our name."""
-    click.echo(message if status == Exit.CONFIG else f"forkd: {message}", err=True)
+    click.echo(_last_word(message, status), err=True)
+
+
+def _last_word(message: str, status: int) -> str:
+    """What stands last on standard error; mistakes in the settings begin with their place, not with our name."""
+    return message if status == Exit.CONFIG else f"forkd: {message}"
 
 
 def _is_application(target: str) -> bool:

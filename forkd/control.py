@@ -49,11 +49,24 @@ class ControlServer:
     def __init__(self, path: str, wait: Wait, obey: Obey) -> None:
         self.socket = bind_unix(path, 0o600)
         self.leaving = Leaving.at(path)
+        self._path = path
         self._wait = wait
         self._obey = obey
         self._clients: set[_Client] = set()
         self._reserve = os.open(os.devnull, os.O_RDONLY)
         wait.watch(self.socket.fileno(), self._accept)
+
+    def reopen(self) -> Leaving:
+        """Makes the socket anew, whose file has gone; callers keep their connections. OSError: all is as it was."""
+        fresh = bind_unix(self._path, 0o600)
+        self.leaving = Leaving.at(self._path)
+        while self._let_in():
+            pass  # they had called before the file went
+        self._wait.unwatch(self.socket.fileno())
+        self.socket.close()
+        self.socket = fresh
+        self._wait.watch(fresh.fileno(), self._accept)
+        return self.leaving
 
     def close(self) -> None:
         """Sends what is still to be said, as far as it goes, and removes the socket's file."""
@@ -65,17 +78,22 @@ class ControlServer:
         os.close(self._reserve)
 
     def _accept(self) -> None:
+        self._let_in()
+
+    def _let_in(self) -> bool:
+        """Accepts one caller; False when there is none, or no descriptor for it."""
         try:
             sock, _ = self.socket.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError:
             self._turn_away()
-            return
+            return False
         if len(self._clients) >= CLIENTS or not _trusted(sock):
             sock.close()
-            return
-        self._clients.add(_Client(sock, self._wait, self._obey, self._clients))
+        else:
+            self._clients.add(_Client(sock, self._wait, self._obey, self._clients))
+        return True
 
     def _turn_away(self) -> None:
         """Lets a caller in by the descriptor held in reserve, and go: without one left, it would wake us for ever."""

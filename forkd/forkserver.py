@@ -231,6 +231,7 @@ class _ForkServer:
 
 def _flush() -> None:
     """Writes out what an application printed, before a fork would copy it and before an exit would lose it."""
+    log.own_up()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()

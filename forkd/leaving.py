@@ -20,8 +20,14 @@ class Leaving(NamedTuple):
         found = os.lstat(path)
         return cls(path, found.st_dev, found.st_ino)
 
+    def stands(self) -> bool:
+        """Whether the file is still there, and ours."""
+        with suppress(OSError):
+            return Leaving.at(self.path) == self
+        return False
+
     def remove(self) -> None:
         """Removes the file if it is still ours; a server that came after us keeps its own."""
         with suppress(OSError):
-            if Leaving.at(self.path) == self:
+            if self.stands():
                 os.unlink(self.path)  # noqa: PTH108

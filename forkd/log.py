@@ -2,39 +2,47 @@
 
 The standard library's logging carries them, so that what an application logs comes out in the same
 place and form. What a peer sent may stand in any of it: no control character reaches the log raw.
+Nobody waits for the log, and no record is lost in silence: what could not be written is counted, and told.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
 import re
+import select
 import stat
-import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from time import monotonic
 from typing import Any, Final
 
 from forkd.errors import ForkdError
+from forkd.outlet import open_pipe, put
 
 _LOGGER: Final = logging.getLogger("forkd")
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _NAMED: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PLAIN: Final = re.compile(r"[^\s\"=\\]+")
+_STANDARD_ERROR: Final = 2
+_REST_SECONDS: Final = 0.1  # for what is left of a record longer than there was room for
 
 
 def set_up(level: str, form: str, fd: int) -> None:
     """Sends every record of this process from `level` on to descriptor `fd`, as "text" or "json"."""
     logging.raiseExceptions = False
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    handler = _Descriptor(fd)
+    # A second set-up goes on with the first one's handler: it may have lost records still to be told of.
+    handler = next((each for each in root.handlers if isinstance(each, _Descriptor)), None) or _Descriptor(fd)
+    handler.fd = fd
     handler.setFormatter(_Json() if form == "json" else _Text())
+    for each in list(root.handlers):
+        root.removeHandler(each)
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(True)
@@ -74,6 +82,37 @@ def open_file(path: str) -> int:
     return fd
 
 
+def standard_error() -> int:
+    """A new descriptor for standard error, which also a daemon without one has: then what is logged is lost.
+
+    A pipe is opened anew, so that a write to it never waits and its other users notice nothing.
+    """
+    try:
+        return open_pipe(_STANDARD_ERROR) or os.dup(_STANDARD_ERROR)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+def own_up() -> None:
+    """Tells how many records this process has lost, if there are any and the log takes records by now."""
+    for handler in logging.getLogger().handlers:
+        handler.acquire()
+        try:
+            handler.flush()
+        finally:
+            handler.release()
+
+
+def tell(line: str) -> None:
+    """A line on standard error, as it is, for whoever started us; it is lost if it can't go at once."""
+    with suppress(OSError):
+        fd = standard_error()
+        try:
+            put(fd, f"{line}\n".encode(errors="backslashreplace"))
+        finally:
+            os.close(fd)
+
+
 def escape(text: str) -> str:
     """The text with every control, line-breaking and direction-changing character written out."""
     return _UNSAFE.sub(_written_out, text)
@@ -87,19 +126,92 @@ def _written_out(found: re.Match[str]) -> str:
 
 
 class _Descriptor(logging.Handler):
-    """Writes each record with one write(2), so that those of many processes do not mingle."""
+    """Writes each record with one write(2), so that those of many processes do not mingle.
+
+    A record that can't be written must neither end the service nor hold it up: it is counted, and
+    how many were lost stands before the next one that can be.
+    """
 
     def __init__(self, fd: int) -> None:
         super().__init__()
-        self._fd = fd
+        self.fd = fd
+        self._pid = os.getpid()
+        self._lost = 0
+        self._why = ""
+        self._torn = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
         except Exception as error:  # a record that can't be formatted is still told of
             line = f"{record.levelname.lower()} a record from {record.pathname}:{record.lineno} is lost: {error!r}"
-        with suppress(OSError):  # a log that can't be written must not end the service
-            os.write(self._fd, (line + "\n").encode(errors="backslashreplace"))
+        self.flush()
+        if self._lost or not self._write(line):
+            self._lost += 1
+
+    def flush(self) -> None:
+        """Tells how many records were lost, if the log takes it by now; at a program's exit, logging asks for it."""
+        if self._pid != os.getpid():  # what was lost before a fork is the parent's to tell
+            self._pid, self._lost, self._torn = os.getpid(), 0, False
+        if self._lost and self._write(self._report("warning", f"{_records(self._lost)} lost: {self._why}")):
+            self._lost = 0
+            self._mark(0)
+
+    def _write(self, line: str) -> bool:
+        """Whether the line has gone, all of it."""
+        data = f"{line}\n".encode(errors="backslashreplace")
+        try:
+            self._put_all(b"\n" + data if self._torn else data)
+        except OSError as error:
+            slow = isinstance(error, BlockingIOError)
+            self._why = "nobody read the log, or not fast enough" if slow else error.strerror or str(error)
+            self._tell_elsewhere()
+            return False
+        return True
+
+    def _put_all(self, data: bytes) -> None:
+        over = None
+        while True:
+            written = put(self.fd, data)
+            self._torn = data[written - 1 : written] != b"\n"
+            data = data[written:]
+            if not data:
+                return
+            # A short write: a disk is full, which the next one says, or the record is longer than
+            # there is room in a pipe. A reader that is at work makes room for the rest at once.
+            over = over or monotonic() + _REST_SECONDS
+            if (left := over - monotonic()) <= 0:
+                raise BlockingIOError
+            room = select.poll()
+            room.register(self.fd, select.POLLOUT)
+            room.poll(left * 1000)
+
+    def _tell_elsewhere(self) -> None:
+        """Says on standard error, once for all our processes, why nothing comes into a log that is a file."""
+        with suppress(OSError):
+            if self._has_other_way() and not fcntl.fcntl(self.fd, fcntl.F_GETOWN):
+                path = os.readlink(f"/proc/self/fd/{self.fd}")  # noqa: PTH115
+                line = self._report("error", f"records are lost: the log file {path} cannot be written: {self._why}")
+                put(_STANDARD_ERROR, f"{line}\n".encode(errors="backslashreplace"))
+                self._mark(os.getpid())
+
+    def _has_other_way(self) -> bool:
+        file = os.fstat(self.fd)
+        return stat.S_ISREG(file.st_mode) and not os.path.samestat(file, os.fstat(_STANDARD_ERROR))
+
+    def _mark(self, pid: int) -> None:
+        """Notes which process has told, 0 for none, where all that inherited the log file find it.
+
+        Its owner (fcntl(2), F_SETOWN) is such a place: no signal ever comes of a regular file.
+        """
+        with suppress(OSError):
+            if self._has_other_way():
+                fcntl.fcntl(self.fd, fcntl.F_SETOWN, pid)
+
+    def _report(self, level: str, message: str) -> str:
+        """A record of the log's own as a line."""
+        facts = {"name": "forkd", "levelname": level, "msg": message, "fields": {"pid": os.getpid()}}
+        return self.format(logging.makeLogRecord(facts))
 
 
 class _Text(logging.Formatter):
@@ -144,9 +256,5 @@ def _value(value: object) -> str:
     return text if _PLAIN.fullmatch(text) and not _UNSAFE.search(text) else json.dumps(text)
 
 
-def standard_error() -> int:
-    """A new descriptor for standard error, which also a daemon without one has: then what is logged is lost."""
-    try:
-        return os.dup(sys.stderr.fileno())
-    except (AttributeError, OSError, ValueError):
-        return os.open(os.devnull, os.O_WRONLY)
+def _records(count: int) -> str:
+    return f"{count} record was" if count == 1 else f"{count} records were"

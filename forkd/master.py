@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,8 +96,7 @@ class Master:
         self.lookers: list[Collection | Handover] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
-        self.awake_by = self.next_tick = self.started
-        self.next_status = self.started
+        self.awake_by = self.next_tick = self.next_mend = self.next_status = self.started
         self.lifecycle = Lifecycle(
             self.site.plans(), stop_timeout=settings.master.stop_timeout, jitter=random.Random(os.urandom(8))
         )
@@ -150,6 +147,9 @@ class Master:
             for service, pool in self.lifecycle.pools.items():
                 self.roster.spare(service, pool.plan)
             self.look()
+        if now >= self.next_mend and self.lifecycle.phase in (Phase.SERVING, Phase.DRAINED):
+            self.next_mend = now + _TICK  # not at a stop, when a successor may have come
+            self.premises.mend()
         if self.attention.at(now) >= self.lifecycle.due():
             self.handle(TimePassed())
         if now >= self.next_status and self.lifecycle.phase is Phase.SERVING:
@@ -305,7 +305,7 @@ class Master:
         """Every service serves: says so to whoever waits for it."""
         self.roster.quiet = False
         for name, address in self.site.addresses():
-            _tell_person(f"serving {name} on {address}")
+            log.tell(f"serving {name} on {address}")
         systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
 
     def begin_stop(self) -> None:
@@ -348,7 +348,7 @@ class Master:
         self.premises.set_up_log(self.settings.master.log)
         for name, address in self.site.addresses():
             if (name, address) not in before:
-                _tell_person(f"serving {name} on {address}")
+                log.tell(f"serving {name} on {address}")
         generations = {name: pool.serving.number for name, pool in self.lifecycle.pools.items() if pool.serving}
         self.roster.retire(generations)
         self.lookers.append(
@@ -438,8 +438,3 @@ def _state(pool: Pool, handle: WorkerHandle) -> str:
 
 def _stacks(stacks: Stacks) -> list[dict[str, Any]]:
     return [worker.name() | {"stack": stack} for worker, stack in stacks]
-
-
-def _tell_person(line: str) -> None:
-    with suppress(OSError, ValueError, AttributeError):
-        print(line, file=sys.stderr, flush=True)

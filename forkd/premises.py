@@ -1,7 +1,7 @@
 """What a master opens for itself, besides its listeners: the log, the control socket, the pid file.
 
-All of it is found again by somebody else (logrotate, a command, an init script), and all of it is
-put away at the end.
+All of it is found again by somebody else (logrotate, a command, an init script), so what somebody
+removes by mistake is made again; and all of it is put away at the end.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from forkd import log
@@ -25,7 +27,7 @@ class Premises:
         self.log_fd = log.standard_error()
         self._hand_on = hand_on
         self._control: ControlServer | None = None
-        self._pidfile: Leaving | None = None
+        self._kept: list[_Kept] = []
 
     def open(self, settings: Settings, control_path: Path | None, wait: Wait, obey: Obey) -> None:
         """Opens everything that the settings name; ForkdError says what cannot be had."""
@@ -35,12 +37,25 @@ class Premises:
         if control_path is not None:
             self._open_control(control_path, wait, obey, asked_for=settings.master.control is not None)
         if settings.master.pidfile is not None:
-            self._write_pidfile(settings.master.pidfile)
+            self._open_pidfile(settings.master.pidfile)
 
     def leavings(self) -> list[Leaving]:
-        """The files that would stay behind if the master died."""
-        found = [self._pidfile] if self._pidfile is not None else []
-        return [*found, self._control.leaving] if self._control is not None else found
+        """The files that would stay behind if the master died.
+
+        A fork server has them as they were when it began. If one is made again later, and the master
+        is then killed, that file stays behind: a socket that nobody listens on, which the next start
+        replaces, or a number of nobody. It is never taken for another server's, nor another's for it.
+        """
+        return [each.leaving for each in self._kept]
+
+    def mend(self) -> None:
+        """Makes again what somebody has removed, and tells what the log has lost; to be called every second.
+
+        It costs a stat(2) for each file while all is well.
+        """
+        log.own_up()
+        for each in self._kept:
+            each.mend()
 
     def set_up_log(self, settings: Log) -> None:
         log.set_up(settings.level, settings.format, self.log_fd)
@@ -62,8 +77,8 @@ class Premises:
 
     def close(self) -> None:
         """Removes what others would take for a running forkd."""
-        if self._pidfile is not None:
-            self._pidfile.remove()
+        for each in self._kept:
+            each.leaving.remove()
         if self._control is not None:
             self._control.close()
 
@@ -76,17 +91,57 @@ class Premises:
             if asked_for:
                 raise ControlError(what) from None
             log.say("warning", f"{what}; status and reload by command will not work")
+        else:
+            self._kept.append(_Kept(f"the control socket {path}", self._control.leaving, self._control.reopen))
 
-    def _write_pidfile(self, path: Path) -> None:
-        """Written beside its place and renamed, so that no link that stands there is followed."""
-        beside = f"{path}.{os.getpid()}"
+    def _open_pidfile(self, path: Path) -> None:
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(beside)  # noqa: PTH108  # a leaving of an earlier process of our number
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-            os.write(fd, f"{os.getpid()}\n".encode())
-            os.close(fd)
-            self._pidfile = Leaving.at(beside)._replace(path=str(path))
-            os.rename(beside, path)  # noqa: PTH104
+            leaving = _write_pidfile(path, os.rename)
         except OSError as error:
             raise ForkdError(f"cannot write the pid file {path}: {error.strerror}") from None
+        # Once more it is put there by link(2), which replaces nothing that somebody else has put there since.
+        self._kept.append(_Kept(f"the pid file {path}", leaving, partial(_write_pidfile, path, os.link)))
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A file that has to stay where others look for it, and how to make it again. `told`: that this can't be done."""
+
+    name: str
+    leaving: Leaving
+    make: Callable[[], Leaving]
+    told: bool = False
+
+    def mend(self) -> None:
+        if self.leaving.stands():
+            if self.told:
+                log.say("warning", f"{self.name} is there again")
+            self.told = False
+            return
+        try:
+            self.leaving = self.make()
+        except OSError as error:
+            if not self.told:
+                why = error.strerror or error
+                log.say("warning", f"{self.name} was removed or replaced, and cannot be made again so far: {why}")
+            self.told = True
+        else:
+            log.say("warning", f"{self.name} was removed or replaced; it is made again")
+            self.told = False
+
+
+def _write_pidfile(path: Path, place: Callable[[str, Path], None]) -> Leaving:
+    """Written beside its place and then put there, so that no link that stands there is followed."""
+    beside = f"{path}.{os.getpid()}"
+    with suppress(FileNotFoundError):
+        os.unlink(beside)  # noqa: PTH108  # a leaving of an earlier process of our number
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    try:
+        os.write(fd, f"{os.getpid()}\n".encode())
+        leaving = Leaving.at(beside)._replace(path=str(path))
+        place(beside, path)
+    finally:
+        os.close(fd)
+        with suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108
+    return leaving

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from forkd.errors import ControlError, UnreachableError
+from tests import disk
 from tests.conftest import Forkd
-from tests.server import Server, exchange, until
+from tests.server import (
+    FORKD,
+    HANDLERS,
+    NOBODY,
+    POWERLESS,
+    Server,
+    connect,
+    exchange,
+    running,
+    setpriv_missing,
+    until,
+)
 
 NASTY = "\x1b[2J\r\x07\x08 \x85 \u2028\u202e fake=1"
 TEXT_RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (debug|info|warning|error) \S.*")
@@ -121,3 +137,91 @@ def test_a_control_socket_that_cannot_be_made_ends_the_start(forkd: Forkd, tmp_p
     assert server.exited() == 1
     server.said(f"^forkd: cannot open the control socket {tmp_path}/control.sock: ")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["control.sock", "forkd.toml"]
+
+
+# A log that takes nothing.
+
+
+LOST = re.compile(r" warning (\d+) records? (?:was|were) lost: .* pid=(\d+)\n")
+
+
+@pytest.mark.parametrize("before", [[], POWERLESS], ids=["own", "another user's"])
+def test_a_standard_error_that_nobody_reads_holds_nobody_up(before: list[str]) -> None:
+    """Also where the pipe is another user's, as a supervisor's may be, and so can't be opened anew."""
+    if before and (reason := setpriv_missing()):
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as opened:
+        folder = Path(name)
+        os.mkfifo(folder / "stderr", 0o600)
+        if before:
+            os.chown(folder / "stderr", NOBODY.pw_uid, NOBODY.pw_gid)
+        pipe = os.open(folder / "stderr", os.O_RDWR | os.O_NONBLOCK)
+        opened.callback(os.close, pipe)
+        fill(pipe)
+        redirected = ["sh", "-c", f'exec "$@" 2>"{folder}/stderr"', "sh", *before, *FORKD]
+        text = f'app = "small:complain"\npath = "{HANDLERS}"\nlisten = "unix:{folder}/door.sock"\nworkers = 1\n'
+        (folder / "forkd.toml").write_text(f'[master]\ncontrol = "{folder}/control.sock"\n[service.test]\n{text}')
+        server = opened.enter_context(running(["forkd.toml"], folder, program=redirected))
+        until(lambda: is_serving(server), "a server that serves")
+        for _ in range(2):
+            assert exchange(connect(f"unix:{folder}/door.sock"), b"hello\n") == b""  # and a traceback in the log
+            assert server.ask(command="reload")
+        (worker,) = until(lambda: len(found := server.workers()) == 1 and found, "the last generation's worker alone")
+        for _ in range(2):  # so that one has been seen to, to its record
+            assert exchange(connect(f"unix:{folder}/door.sock"), b"hello\n") == b""
+        drain(pipe)
+        assert exchange(connect(f"unix:{folder}/door.sock"), b"last words\n") == b""
+        assert server.ask(command="reload")
+        assert server.stop() == 0
+        text = drain(pipe)
+        assert "ValueError: cannot do last words\n" in text
+        lost = [(int(found[2]), int(found[1])) for found in LOST.finditer(text)]
+        assert (server.pid, 2) in lost
+        assert dict(lost)[worker] in (1, 2)
+
+
+def is_serving(server: Server) -> bool:
+    with suppress(UnreachableError):
+        return bool(server.status()["master"]["phase"] == "serving")
+    return False
+
+
+def fill(pipe: int) -> None:
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(pipe, b"x" * size)
+
+
+def drain(pipe: int) -> str:
+    """All that is to be read now."""
+    found = b""
+    with suppress(BlockingIOError):
+        while True:
+            found += os.read(pipe, 65536)
+    return found.decode()
+
+
+def test_a_full_disk_is_told_and_what_was_lost_when_it_has_room(forkd: Forkd, tmp_path: Path) -> None:
+    if reason := disk.missing():
+        pytest.skip(reason)
+    (tmp_path / "small").mkdir()
+    with disk.small_disk(tmp_path / "small") as small:
+        server = started(forkd, small / "log", "small:complain")
+        (worker,) = server.workers()
+        filler = disk.fill(small)
+        for _ in range(9):  # the first may fit into the room that the log's last page has
+            assert exchange(server.connect(), b"lost\n") == b""
+        cannot = rf"the log file {small.resolve()}/log cannot be written: No space left on device pid={worker}$"
+        server.said(f"error records are lost: {cannot}")
+        (tmp_path / "forkd.toml").write_text("broken")
+        with pytest.raises(ControlError):
+            server.ask(command="reload")
+        filler.unlink()
+        assert exchange(server.connect(), b"found again\n") == b""
+        assert server.stop() == 0
+        text = (small / "log").read_text()
+        assert "ValueError: cannot do found again\n" in text
+        lost = {int(found[2]): int(found[1]) for found in LOST.finditer(text)}
+        assert lost == {server.pid: 1, worker: 9 - text.count("ValueError: cannot do lost\n")}
+        assert len([line for line in server.lines if "records are lost" in line]) == 1

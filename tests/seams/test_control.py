@@ -16,6 +16,7 @@ import pytest
 
 from forkd.control import CLIENTS, LINE_BYTES, ControlServer, Reply, ask, failure, success
 from forkd.errors import BrokenOffError, ControlError, Exit, TimedOutError, UnreachableError
+from forkd.leaving import Leaving
 from forkd.wait import Wait
 from tests.server import POWERLESS, program, setpriv_missing
 
@@ -248,6 +249,40 @@ def test_an_answer_that_was_given_before_the_close_arrives(room: Room) -> None:
             room.wait.once(0.01)
         room.server.close()
         assert len(json.loads(lines.readline())["result"]) == 1000
+
+
+def test_a_socket_made_anew_keeps_its_callers_and_lets_in_who_had_called(room: Room) -> None:
+    with room.connect() as earlier, room.connect() as waiting:
+        room.wait.once(1)  # which lets in the first alone
+        before = room.server.socket
+        room.path.unlink()
+        assert room.server.reopen() == Leaving.at(str(room.path))
+        assert before.fileno() == -1
+        asked = room.ask(command="status")
+        room.turn(asked)
+        for caller in (earlier, waiting):
+            caller.sendall(b'{"command": "status"}\n')
+            seen = len(room.seen)
+            while len(room.seen) == seen:
+                room.wait.once(0.01)
+            assert json.loads(caller.recv(100))["ok"]
+
+
+def test_a_socket_that_cannot_be_made_anew_stays_as_it_was(room: Room) -> None:
+    with room.connect() as earlier:
+        room.wait.once(1)
+        room.path.unlink()
+        room.path.touch()
+        with pytest.raises(FileExistsError):
+            room.server.reopen()
+        earlier.sendall(b'{"command": "status"}\n')
+        while not room.seen:
+            room.wait.once(0.01)
+        assert json.loads(earlier.recv(100))["ok"]
+    room.path.unlink()
+    room.server.reopen()
+    asked = room.ask(command="status")
+    room.turn(asked)
 
 
 # The asking end.
