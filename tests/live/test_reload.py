@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from forkd.errors import ControlError, Exit
 from tests.conftest import Forkd
-from tests.server import HANDLERS, Server, alive, connect, exchange, title, until
+from tests.server import HANDLERS, Server, alive, connect, exchange, open_files, title, until
 
 APP = """
 import forkd
@@ -436,3 +437,17 @@ def test_a_fork_server_that_dies_during_a_reload_fails_it(reloaded: Reloaded) ->
     server.said(r"nothing changed: service test: the fork server ended \(signal 9 \(SIGKILL\)\)")
     assert not alive(coming)
     assert exchange(server.connect(), b"\n") == b"one\n"
+
+
+def test_a_new_fork_server_inherits_nothing_of_the_old_ones(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers=2).serving()
+
+    def held() -> list[str]:
+        """What the only fork server's descriptors lead to, but for the numbers of single pipes and sockets."""
+        [pid] = until(lambda: len(found := server.fork_servers()) == 1 and found)
+        return sorted(re.sub(r"\[\d+\]", "", each) for each in open_files(pid))
+
+    before = held()
+    for _ in range(2):
+        server.ask(command="reload")
+        assert held() == before
