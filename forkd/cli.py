@@ -14,7 +14,7 @@ import click
 import forkd
 from forkd import address, check, client, config, control, dial, log, rundir
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
-from forkd.settings import MAX_SECONDS, Settings
+from forkd.settings import MAX_SECONDS
 
 DEFAULT_FILE: Final = "/etc/forkd.toml"
 _ASK_SECONDS: Final = 10.0
@@ -96,24 +96,21 @@ def run(
         forkd run mymodule:shout --listen 127.0.0.1:7000
     """
 
-    def read() -> Settings:
-        if target is not None and _is_application(target):
-            return config.from_options(
-                target, name=name, listen=listen, workers=workers, worker=worker, sets=sets, folder=Path.cwd(),
-                cores=_CORES,
-            )  # fmt: skip
-        if listen or sets or any(each is not None for each in (workers, worker, name)):
-            raise click.UsageError("options go with an application (module:name); a file says all itself")
-        return config.load(target or DEFAULT_FILE, cores=_CORES)
+    if target is not None and _is_application(target):
+        source = config.Source(_CORES, None, target, name, listen, workers, worker, sets, str(Path.cwd()))
+    elif listen or sets or any(each is not None for each in (workers, worker, name)):
+        raise click.UsageError("options go with an application (module:name); a file says all itself")
+    else:
+        source = config.Source(_CORES, target or DEFAULT_FILE)
 
-    from forkd.master import Master  # the other commands do without it, and start faster
+    from forkd import master  # the other commands do without it, and start faster
 
-    settings = read()
+    settings = source.read()
     path = rundir.control_path(settings)
     rundir.make_folder(path)
     if os.geteuid() == 0 and (names := check.root_services(settings)):
         log.tell(f"forkd: running {', '.join(names)} as root; set master.user to run as somebody else")
-    ended = Master(settings, read, path).run()
+    ended = master.serve(source, settings, path)
     if ended.reason:  # a standard error that nobody reads must not keep a server from ending
         log.tell(_last_word(ended.reason, ended.status))
     return ended.status
@@ -126,14 +123,18 @@ def reload(file: str, control: Path | None) -> int:
 
     Ends when the new one serves, or with the reason and exit status 1.
     """
-    try:
-        result = _ask(file, control, {"command": "reload"}, timeout=None)
-    except (ConfigError, ControlError) as error:
-        _complain(str(error), error.exit_status)
-        return Exit.FAILED
-    for service, generation in result["generations"].items():
-        click.echo(f"{service}: generation {generation} serves")
-    return Exit.DONE
+    return _change(file, control, "reload")
+
+
+@cli.command()
+@control_option
+def upgrade(file: str, control: Path | None) -> int:
+    """Replaces the master's program by what is installed now (forkd, or Python), then reloads.
+
+    The new program is tried out first; one that would not start changes nothing. Ends when the new generation
+    serves, or with the reason and exit status 1.
+    """
+    return _change(file, control, "upgrade")
 
 
 @cli.command()
@@ -229,6 +230,20 @@ def _last_word(message: str, status: int) -> str:
 
 def _is_application(target: str) -> bool:
     return ":" in target and "/" not in target and not target.endswith(".toml")
+
+
+def _change(file: str, control: Path | None, command: str) -> int:
+    """Asks for a new generation and tells how that ended."""
+    try:
+        result = _ask(file, control, {"command": command}, timeout=None)
+    except (ConfigError, ControlError) as error:
+        _complain(str(error), error.exit_status)
+        return Exit.FAILED
+    if command == "upgrade":
+        click.echo(f"the master runs forkd {result['version']}")
+    for service, generation in result["generations"].items():
+        click.echo(f"{service}: generation {generation} serves")
+    return Exit.DONE
 
 
 def _ask(file: str, path: Path | None, command: dict[str, Any], timeout: float | None = _ASK_SECONDS) -> Any:

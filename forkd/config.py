@@ -26,6 +26,7 @@ __all__ = [
     "Rpcbind",
     "Service",
     "Settings",
+    "Source",
     "Workers",
     "changes",
     "from_options",
@@ -37,6 +38,38 @@ COMMAND_LINE = "command line"
 """What stands for the file when the settings come from options."""
 
 _RESTART = ("control", "pidfile")
+
+
+class Source(NamedTuple):
+    """Where settings come from, to be read again at a reload: a file, or options of the command line.
+
+    `file` is a path; without one `app` and the options say all, and `folder` is where they were given.
+    """
+
+    cores: int
+    file: str | None = None
+    app: str = ""
+    name: str | None = None
+    listen: tuple[str, ...] = ()
+    workers: int | None = None
+    worker: str | None = None
+    sets: tuple[str, ...] = ()
+    folder: str = "."
+
+    def read(self) -> Settings:
+        """The settings as they are now; ConfigError names every mistake in them."""
+        if self.file is not None:
+            return load(self.file, cores=self.cores)
+        return from_options(
+            self.app,
+            name=self.name,
+            listen=self.listen,
+            workers=self.workers,
+            worker=self.worker,
+            sets=self.sets,
+            folder=Path(self.folder),
+            cores=self.cores,
+        )
 
 
 class Changes(NamedTuple):

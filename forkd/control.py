@@ -11,8 +11,9 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,6 +26,29 @@ CLIENTS: Final = 32
 
 Reply = Callable[[dict[str, Any]], None]
 Obey = Callable[[dict[str, Any], Reply], None]
+
+
+@dataclass(slots=True)
+class CallerEstate:
+    """A caller as it is handed on: what it has begun to say, what it has still to be told, and whether it waits."""
+
+    socket: socket.socket
+    said: bytes
+    untold: bytes
+    waits: bool
+
+
+@dataclass(slots=True)
+class ControlEstate:
+    """A control socket as one program leaves it to the next."""
+
+    path: str
+    socket: socket.socket
+    leaving: Leaving
+    callers: list[CallerEstate]
+
+    def descriptors(self) -> list[int]:
+        return [self.socket.fileno(), *(caller.socket.fileno() for caller in self.callers)]
 
 
 class Wait(Protocol):
@@ -46,15 +70,26 @@ def failure(error: str, status: int = Exit.FAILED) -> dict[str, Any]:
 class ControlServer:
     """The listening end; `obey` is called with each command and what answers it."""
 
-    def __init__(self, path: str, wait: Wait, obey: Obey) -> None:
-        self.socket = bind_unix(path, 0o600)
-        self.leaving = Leaving.at(path)
+    def __init__(self, path: str, wait: Wait, obey: Obey, left: ControlEstate | None = None) -> None:
+        self.socket = bind_unix(path, 0o600) if left is None else left.socket
+        self.leaving = Leaving.at(path) if left is None else left.leaving
         self._path = path
         self._wait = wait
         self._obey = obey
         self._clients: set[_Client] = set()
         self._reserve = os.open(os.devnull, os.O_RDONLY)
+        self.socket.setblocking(False)
         wait.watch(self.socket.fileno(), self._accept)
+        self.waiting: list[Reply] = []
+        for caller in left.callers if left is not None else []:
+            client = _Client(caller.socket, wait, obey, self._clients, caller)
+            if caller.waits:
+                self.waiting.append(client.answer)
+
+    def leave(self, waiting: Sequence[Reply]) -> ControlEstate:
+        """All of it, for the program that takes our place; those in `waiting` are still to be answered."""
+        callers = [client.leave(waits=client.answer in waiting) for client in self._clients]
+        return ControlEstate(self._path, self.socket, self.leaving, callers)
 
     def reopen(self) -> Leaving:
         """Makes the socket anew, whose file has gone; callers keep their connections. OSError: all is as it was."""
@@ -92,7 +127,7 @@ class ControlServer:
         if len(self._clients) >= CLIENTS or not _trusted(sock):
             sock.close()
         else:
-            self._clients.add(_Client(sock, self._wait, self._obey, self._clients))
+            _Client(sock, self._wait, self._obey, self._clients)
         return True
 
     def _turn_away(self) -> None:
@@ -107,16 +142,27 @@ class ControlServer:
 class _Client:
     """One caller: the lines it sends, and the answers that wait for it to read."""
 
-    def __init__(self, sock: socket.socket, wait: Wait, obey: Obey, all_of_them: set[_Client]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        wait: Wait,
+        obey: Obey,
+        all_of_them: set[_Client],
+        left: CallerEstate | None = None,
+    ) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._wait = wait
         self._obey = obey
         self._all = all_of_them
-        self._in = bytearray()
-        self._out = bytearray()
+        self._in = bytearray(b"" if left is None else left.said)
+        self._out = bytearray(b"" if left is None else left.untold)
         self._open = True
-        wait.watch(sock.fileno(), self._ready)
+        all_of_them.add(self)
+        wait.watch(sock.fileno(), self._ready, writing=bool(self._out))
+
+    def leave(self, *, waits: bool) -> CallerEstate:
+        return CallerEstate(self._socket, bytes(self._in), bytes(self._out), waits)
 
     def close(self) -> None:
         if self._open:
@@ -150,11 +196,11 @@ class _Client:
         except (ValueError, RecursionError):
             command = None
         if isinstance(command, dict) and all(isinstance(value, str | int) for value in command.values()):
-            self._obey(command, self._answer)
+            self._obey(command, self.answer)
         else:
-            self._answer(failure("a command is one JSON object a line, of texts and numbers", Exit.USAGE))
+            self.answer(failure("a command is one JSON object a line, of texts and numbers", Exit.USAGE))
 
-    def _answer(self, answer: dict[str, Any]) -> None:
+    def answer(self, answer: dict[str, Any]) -> None:
         if self._open:
             self._out += json.dumps(answer).encode() + b"\n"
             self._write()

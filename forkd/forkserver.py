@@ -49,7 +49,7 @@ def main(fd: int) -> int:
         return Exit.FAILED  # the master has died
     version = Brief.version_of(data)
     if version != forkd.__version__:  # a brief of another version may mean anything
-        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed by now: restart forkd"
+        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed by now: run forkd upgrade"
         brief.send(master, {"failed": reason, "status": int(Exit.FAILED)})
         return Exit.FAILED
     told = Brief.decode(data)

@@ -9,14 +9,36 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from time import monotonic
 
 from forkd import brief
 from forkd.events import Order
 from forkd.scoreboard import BUSY_SINCE, COUNTS, OPEN, BlackBox
+
+
+@dataclass(slots=True)
+class WorkerEstate:
+    """A worker as one program leaves it to the next: all that its handle holds but what the scoreboard gives."""
+
+    service: str
+    generation: int
+    slot: int
+    pid: int
+    pidfd: int
+    leash: socket.socket
+    stack: int
+    place: int
+    born: float
+    before: dict[str, int]
+    ready: bool
+    dead_since: float | None
+    ended_for: str | None
+    stack_shown: int
+
+    def descriptors(self) -> list[int]:
+        return [self.pidfd, self.leash.fileno(), self.stack]
 
 
 @dataclass(slots=True)
@@ -45,7 +67,14 @@ class WorkerHandle:
     stack_shown: int = 0
 
     def __post_init__(self) -> None:
-        self.before = {name: self.row[column] for name, column in COUNTS.items()}
+        self.before = self.before or {name: self.row[column] for name, column in COUNTS.items()}
+
+    @classmethod
+    def resumed(cls, left: WorkerEstate, row: memoryview) -> WorkerHandle:
+        return cls(row=row, **{each.name: getattr(left, each.name) for each in fields(left)})
+
+    def leave(self) -> WorkerEstate:
+        return WorkerEstate(**{each.name: getattr(self, each.name) for each in fields(WorkerEstate)})
 
     def name(self) -> dict[str, object]:
         """How every log record names this worker."""
@@ -119,7 +148,10 @@ class ForkServerHandle:
     status: int = 1
     heard: bool = True
     expected: bool = False
-    outbox: deque[tuple[dict[str, object], int | None]] = field(default_factory=deque)
+    outbox: list[tuple[dict[str, object], int | None]] = field(default_factory=list)
+
+    def descriptors(self) -> list[int]:
+        return [self.sock.fileno(), *(fd for _, fd in self.outbox if fd is not None)]
 
     def name(self) -> dict[str, object]:
         return {"service": self.service, "gen": self.generation, "pid": self.pid}
@@ -149,7 +181,7 @@ class ForkServerHandle:
             self._drop_first()
 
     def _drop_first(self) -> None:
-        _, fd = self.outbox.popleft()
+        _, fd = self.outbox.pop(0)
         if fd is not None:
             os.close(fd)
 

@@ -74,6 +74,18 @@ class Lifecycle:
         self._stop_by = NEVER
         self._exit = Exit(0)
 
+    @classmethod
+    def resumed(cls, phase: Phase, pools: dict[str, Pool], *, stop_timeout: float, jitter: random.Random) -> Lifecycle:
+        """One that goes on where another stood, between two events, with no reload under way."""
+        life = cls((), stop_timeout=stop_timeout, jitter=jitter)
+        life.phase, life.pools = phase, pools
+        return life
+
+    @property
+    def quiet(self) -> bool:
+        """It could be resumed by another: it serves, or rests, and no reload is under way."""
+        return self.phase in (Phase.SERVING, Phase.DRAINED) and self.reload is None
+
     def handle(self, event: Event, now: float) -> list[Action]:
         """Absorbs an event, then gives the actions towards what is wanted. `now` is monotonic, in seconds."""
         if self.phase is Phase.ENDED:

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from time import monotonic
 from typing import Any, Final
 
 import forkd
-from forkd import config, control, log, process, signals, status, systemd
+from forkd import config, control, log, process, signals, status, systemd, upgrade
 from forkd.attention import Attention
-from forkd.brief import Brief, Door
+from forkd.config import Source
 from forkd.control import failure, success
 from forkd.errors import Exit, ForkdError
+from forkd.estate import FORMAT, Estate
 from forkd.events import (
     Abandoned,
     Abort,
@@ -57,16 +58,15 @@ from forkd.premises import Premises
 from forkd.roster import Roster
 from forkd.settings import Settings
 from forkd.signals import Command, Inbox
-from forkd.site import EXCLUSIVE_FROM, Site, limits, open_site, retirement
+from forkd.site import Site, open_site
 from forkd.stacks import Collection, Stacks
 from forkd.systemd import Passed
+from forkd.upgrade import Rehearsal
 from forkd.wait import Wait
 
 _TICK: Final = 1.0  # how often the scoreboard is looked at when nobody has said anything
 _STATUS_EVERY: Final = 10.0
 _SERVES: Final = "reload: the new generation serves"
-
-Read = Callable[[], Settings]
 
 
 @dataclass(slots=True)
@@ -78,42 +78,69 @@ class Coming:
     log_fd: int | None
 
 
-class Master:
-    """One running forkd. `read` gives the settings anew, for a reload."""
+@dataclass(slots=True)
+class Upgrade:
+    """An upgrade under way: who waits for its end, and whether the new program has shown that it can take over."""
 
-    def __init__(self, settings: Settings, read: Read, control_path: Path | None) -> None:
-        self.read = read
-        self.settings = settings
-        self.control_path = control_path
-        self.started = monotonic()
-        self.passed = Passed()
+    callers: list[control.Reply]
+    rehearsed: bool = False
+
+
+def serve(source: Source, settings: Settings, control_path: Path | None) -> Ended:
+    """Serves `settings`, which `source` gives anew for a reload, until told to stop.
+
+    Gives the exit status and, where it failed, the reason.
+    """
+    passed = Passed()
+    site = open_site(settings, passed)
+    jitter = random.Random(os.urandom(8))
+    life = Lifecycle(site.plans(), stop_timeout=settings.master.stop_timeout, jitter=jitter)
+    master = Master(source, site, passed, life)
+    return master.run(lambda: master.open(control_path))
+
+
+def resume(estate: Estate, jitter: random.Random) -> Ended:
+    """Goes on where another program stood, and reloads."""
+    stop_timeout = estate.site.settings.master.stop_timeout
+    life = Lifecycle.resumed(estate.phase, estate.pools, stop_timeout=stop_timeout, jitter=jitter)
+    master = Master(estate.source, estate.site, Passed(estate.passed), life, estate)
+    return master.run(lambda: master.take_over(estate))
+
+
+class Master:
+    """One running forkd; `left` is what another program has left to it."""
+
+    def __init__(
+        self, source: Source, site: Site, passed: Passed, lifecycle: Lifecycle, left: Estate | None = None
+    ) -> None:
+        self.source = source
+        self.site = site
+        self.passed = passed
+        self.lifecycle = lifecycle
+        self.started = monotonic() if left is None else left.started
+        self.attention = Attention() if left is None else left.attention
         self.wait = Wait()
-        self.attention = Attention()
         self.inbox: Inbox | None = None
-        self.site = open_site(settings, self.passed)
         self.coming: Coming | None = None
         self.waiting: list[control.Reply] | None = None
-        self.lookers: list[Collection | Handover] = []
+        self.upgrading: Upgrade | None = None
+        self.lookers: list[Collection | Handover | Rehearsal] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
-        self.awake_by = self.next_tick = self.next_mend = self.next_status = self.started
-        self.lifecycle = Lifecycle(
-            self.site.plans(), stop_timeout=settings.master.stop_timeout, jitter=random.Random(os.urandom(8))
-        )
-        self.roster = Roster(self.wait, self.handle)
-        self.premises = Premises(self.roster.reopened)
+        self.awake_by = self.next_tick = self.next_mend = self.next_status = monotonic()
+        self.roster = Roster(self.wait, self.handle, self.explain)
+        self.premises = Premises(self.roster.reopened, None if left is None else left.premises.log)
 
-    def run(self) -> Ended:
-        """Serves until told to stop; gives the exit status and, where it failed, the reason."""
+    @property
+    def settings(self) -> Settings:
+        return self.site.settings
+
+    def run(self, begin: Callable[[], None]) -> Ended:
+        """Lives until told to stop."""
         process.set_title("forkd: master")
         process.become_subreaper()
         try:
-            # Before the fork servers begin, which remove what is left should the master die.
-            self.premises.open(self.settings, self.control_path, self.wait, self.obey_control)
-            self.inbox = Inbox(signals.COMMANDS)
-            self.wait.watch(self.inbox.fd, self.take_signals)
-            self.site.hand_down()
-            self.handle(Started())
+            begin()
             while self.ended is None:
                 self.awake_by = self.next_due()
                 self.wait.once(max(0.0, self.awake_by - monotonic()), self.clock)
@@ -121,6 +148,26 @@ class Master:
         finally:
             self.clean_up()
         return self.ended
+
+    def open(self, control_path: Path | None) -> None:
+        """Begins to serve. The premises come before the fork servers, which remove them should the master die."""
+        self.premises.open(self.settings, control_path, self.wait, self.obey_control)
+        self.listen_to_signals()
+        self.site.hand_down()
+        self.handle(Started())
+
+    def take_over(self, estate: Estate) -> None:
+        """Goes on with what another program has left; its callers hear how the reload ends that follows."""
+        callers = self.premises.resume(estate.premises, self.settings, self.wait, self.obey_control)
+        log.say("info", f"upgrade: forkd {forkd.__version__} has taken over from {estate.version}")
+        self.listen_to_signals()
+        process.unblock_signals()
+        self.roster.resume(estate.roster)
+        self.reload([partial(_tell_of_upgrade, caller) for caller in callers])
+
+    def listen_to_signals(self) -> None:
+        self.inbox = Inbox(signals.COMMANDS)
+        self.wait.watch(self.inbox.fd, self.take_signals)
 
     # What happens.
 
@@ -155,6 +202,12 @@ class Master:
         if now >= self.next_status and self.lifecycle.phase is Phase.SERVING:
             self.next_status = now + _STATUS_EVERY
             systemd.notify(f"STATUS={status.summary(self.snapshot()['services'])}")
+        if self.upgrading is not None and self.upgrading.rehearsed and self.quiet():
+            self.replace(self.upgrading)
+
+    def quiet(self) -> bool:
+        """Nothing is under way that another program could not go on with."""
+        return self.lifecycle.quiet and self.coming is None and not self.lookers
 
     def look(self) -> None:
         """Tells the lifecycle what the scoreboards say."""
@@ -201,7 +254,7 @@ class Master:
             case Command.DRAIN:
                 self.drain()
             case Command.UPGRADE:
-                log.say("warning", "this forkd cannot replace its own program; restart it instead")
+                self.upgrade([])
 
     def obey_control(self, command: dict[str, Any], reply: control.Reply) -> None:
         """A command that came over the control socket."""
@@ -214,6 +267,8 @@ class Master:
                 reply(success(self.snapshot()))
             case {"command": "reload"}:
                 self.reload([reply])
+            case {"command": "upgrade"}:
+                self.upgrade([reply])
             case {"command": "scale", "service": str(name), "size": int(size)} if 1 <= size <= 1024 and name:
                 self.scale(ScaleAsked(name, size))
                 reply(success({"service": name, "size": size}))
@@ -270,36 +325,20 @@ class Master:
                 self.ended = action
 
     def start_fork_server(self, service: str, generation: int) -> None:
-        """Starts a fork server with the settings that are on their way, where there are any for it."""
-        site = self.site if self.coming is None or service not in self.coming.site.listeners else self.coming.site
-        settings = site.settings.services[service]
         board, wake = self.roster.board(service)
-        doors = tuple(Door(each.socket.fileno(), each.bound, each.passed) for each in site.listeners[service])
-        leavings = dict.fromkeys([*self.premises.leavings(), *self.site.leavings(), *site.leavings()])
-        self.roster.start(
-            Brief(
-                version=forkd.__version__,
-                service=service,
-                generation=generation,
-                app=settings.app,
-                path=str(settings.path),
-                limits=limits(settings),
-                doors=doors,
-                board=board.fd,
-                wake=wake,
-                log=self.premises.log_fd,
-                log_level=site.settings.master.log.level,
-                log_format=site.settings.master.log.format,
-                identity=site.identities[service],
-                exclusive=settings.workers.max >= EXCLUSIVE_FROM,
-                leavings=tuple(leavings),
-                stop_timeout=site.settings.master.stop_timeout,
-                retirement=retirement(settings),
-                black_box=settings.black_box,
-                fork_check=settings.fork_check,
-            ),
-            lambda reason: str(site.settings.error(f"service.{service}.app", reason)),
-        )
+        leavings = [*self.premises.leavings(), *self.site.leavings()]
+        log_fd = self.premises.log_fd
+        site = self.site_of(service)
+        self.roster.start(site.brief(service, generation, board=board.fd, wake=wake, log=log_fd, leavings=leavings))
+
+    def site_of(self, service: str) -> Site:
+        """The settings that a new fork server of the service begins with."""
+        coming = self.coming.site if self.coming is not None else self.site
+        return coming if service in coming.listeners else self.site
+
+    def explain(self, service: str, reason: str) -> str:
+        """An application's mistake as one of the settings', with file and line."""
+        return str(self.site_of(service).settings.error(f"service.{service}.app", reason))
 
     def announce(self) -> None:
         """Every service serves: says so to whoever waits for it."""
@@ -309,6 +348,8 @@ class Master:
         systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
 
     def begin_stop(self) -> None:
+        if self.upgrading is not None:
+            self.give_up_upgrade("forkd was told to stop")
         self.roster.stopping()
         self.site.close_taps()
         systemd.notify("STOPPING=1")
@@ -322,7 +363,7 @@ class Master:
             systemd.reloading()
         log_fd = None
         try:
-            settings = self.read()
+            settings = self.source.read()
             if settings.master.log.file != self.settings.master.log.file:
                 log_fd = log.open_file(settings.master.log.file)
             self.coming = Coming(open_site(settings, self.passed, self.site), callers, log_fd)
@@ -339,9 +380,8 @@ class Master:
         old, self.site = self.site, coming.site
         old.close_but(self.site)
         self.site.hand_down()
-        for key in config.changes(self.settings, self.site.settings).restart:
+        for key in config.changes(old.settings, self.settings).restart:
             log.say("warning", f"reload: a change of {key} takes a restart")
-        self.settings = self.site.settings
         self.lifecycle.stop_timeout = self.settings.master.stop_timeout
         if coming.log_fd is not None:
             self.premises.lead_log(coming.log_fd)
@@ -350,12 +390,13 @@ class Master:
             if (name, address) not in before:
                 log.tell(f"serving {name} on {address}")
         generations = {name: pool.serving.number for name, pool in self.lifecycle.pools.items() if pool.serving}
+        result = {"version": forkd.__version__, "generations": generations}
         self.roster.retire(generations)
         self.lookers.append(
             Handover(
                 [each for each in self.roster.all_workers() if each.generation != generations.get(each.service)],
                 monotonic(),
-                partial(self.answer, coming.callers, success({"generations": generations}), _SERVES),
+                partial(self.answer, coming.callers, success(result), _SERVES),
             )
         )
         self.reload_once_more()
@@ -380,8 +421,56 @@ class Master:
             callers, self.waiting = self.waiting, None
             self.reload(callers)
 
+    def upgrade(self, callers: list[control.Reply]) -> None:
+        """Has a new program shown that it can take over, which it does as soon as nothing else is under way."""
+        if self.upgrading is not None:
+            self.upgrading.callers += callers
+            return
+        self.upgrading = Upgrade(callers)
+        if self.lifecycle.phase in (Phase.SERVING, Phase.DRAINED):
+            self.lookers.append(Rehearsal(self.estate(), self.wait, monotonic(), self.rehearsed))
+        else:
+            self.give_up_upgrade(f"forkd is {self.lifecycle.phase.value}")
+
+    def rehearsed(self, version: str, reason: str) -> None:
+        """The new program can take over, or there is a reason why it cannot."""
+        if self.upgrading is None:  # given up meanwhile
+            return
+        if reason:
+            self.give_up_upgrade(f"the new program does not start: {reason}")
+        else:
+            log.say("info", f"upgrade: forkd {version} can take over")
+            self.upgrading.rehearsed = True
+
+    def replace(self, upgrading: Upgrade) -> None:
+        """Lets the new program take over; what comes after this call happens only if it cannot."""
+        try:
+            upgrade.replace(self.estate(upgrading.callers))
+        except ForkdError as error:
+            self.give_up_upgrade(str(error))
+
+    def give_up_upgrade(self, reason: str) -> None:
+        assert self.upgrading is not None
+        callers, self.upgrading = self.upgrading.callers, None
+        self.answer(callers, failure(reason), f"upgrade: nothing changed: {reason}")
+
+    def estate(self, callers: Sequence[control.Reply] = ()) -> Estate:
+        return Estate(
+            FORMAT,
+            forkd.__version__,
+            self.started,
+            self.attention,
+            self.source,
+            self.site,
+            self.passed.sockets,
+            self.lifecycle.phase,
+            self.lifecycle.pools,
+            self.roster.leave(),
+            self.premises.leave(callers),
+        )
+
     def answer(self, callers: list[control.Reply], answer: dict[str, Any], line: str) -> None:
-        """Tells everybody who asked for a reload how it ended."""
+        """Tells everybody who asked for a reload or an upgrade how it ended."""
         level = "info" if answer["ok"] else "error"
         first, _, rest = line.partition("\n")
         log.say(level, first, block=rest)
@@ -434,6 +523,14 @@ class Master:
 def _state(pool: Pool, handle: WorkerHandle) -> str:
     found = pool.worker(handle.generation, handle.slot)
     return found.state.value if found is not None else "gone"
+
+
+def _tell_of_upgrade(reply: control.Reply, answer: dict[str, Any]) -> None:
+    """The answer to a reload, for somebody who has asked for an upgrade."""
+    if not answer["ok"]:
+        error = f"forkd {forkd.__version__} has taken over, but the services are the old ones: {answer['error']}"
+        answer = answer | {"error": error}
+    reply(answer)
 
 
 def _stacks(stacks: Stacks) -> list[dict[str, Any]]:

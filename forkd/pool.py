@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from forkd.events import Action, Departure, Exit, ForkServerGone, Observed, Order, Plan, StartForkServer, WorkerGone
@@ -61,25 +61,25 @@ class Size:
         return self.surplus_since + SURPLUS_BEFORE_SHRINK
 
 
+@dataclass(slots=True)
 class Pool:
     """The generations of one service, and how large the serving one, which has `plan`, is to be."""
 
-    def __init__(self, plan: Plan, jitter: random.Random) -> None:
-        self.plan = plan
-        self.serving: Generation | None = None
-        self.coming: Generation | None = None
-        self.leaving: list[Generation] = []
-        self.exits = {"recycled": 0, "crashed": 0, "timed_out": 0}
-        self._size = Size()
-        self._jitter = jitter
-        self._next_generation = 1
-        self._boot_backoff = Backoff()
+    plan: Plan
+    jitter: random.Random
+    serving: Generation | None = None
+    coming: Generation | None = None
+    leaving: list[Generation] = field(default_factory=list)
+    exits: dict[str, int] = field(default_factory=lambda: {"recycled": 0, "crashed": 0, "timed_out": 0})
+    size: Size = field(default_factory=Size)
+    next_generation: int = 1
+    boot_backoff: Backoff = field(default_factory=Backoff)
 
     # What is.
 
     @property
     def target(self) -> int:
-        return self._size.target
+        return self.size.target
 
     @property
     def empty(self) -> bool:
@@ -97,9 +97,9 @@ class Pool:
         for generation in self._filled():
             times += self._missing(generation).values()
         if self.serving is not None:
-            times.append(self._size.due)
+            times.append(self.size.due)
         if self._orphan() is not None:
-            times.append(self._boot_backoff.until)
+            times.append(self.boot_backoff.until)
         return min(times, default=NEVER)
 
     def generations(self) -> Iterator[Generation]:
@@ -133,8 +133,8 @@ class Pool:
         if generation is None or generation.state is ForkServerState.GONE:
             return
         if generation is self.serving:
-            self._boot_backoff.lived(now - generation.since)
-            self._boot_backoff.failed(now, self._jitter)
+            self.boot_backoff.lived(now - generation.since)
+            self.boot_backoff.failed(now, self.jitter)
         generation.failure = Exit(event.status, event.reason)
         generation.move(ForkServerState.GONE, now)
 
@@ -198,10 +198,10 @@ class Pool:
     def begin(self, plan: Plan, now: float, like: Generation | None = None) -> Action:
         """Starts a new generation beside the one that serves; `like` gives it the size that was asked for."""
         self.dismiss()
-        coming = Generation(self._next_generation, plan, self._jitter, now, now + plan.boot_timeout)
+        coming = Generation(self.next_generation, plan, self.jitter, now, now + plan.boot_timeout)
         if like is not None:
             coming.minimum, coming.maximum = like.minimum, like.maximum
-        self._next_generation += 1
+        self.next_generation += 1
         self.coming = coming
         return StartForkServer(plan.service, coming.number)
 
@@ -231,7 +231,7 @@ class Pool:
         assert self.coming is not None
         self.coming.failure = None
         if self.coming.state is not ForkServerState.READY:
-            self._boot_backoff.failed(now, self._jitter)
+            self.boot_backoff.failed(now, self.jitter)
             self.dismiss()
 
     def press(self, now: float) -> list[Action]:
@@ -242,10 +242,10 @@ class Pool:
         """The actions that bring the pool nearer to its plan; `due` is when to ask again."""
         actions: list[Action] = []
         orphan = self._orphan()
-        if orphan is not None and now >= self._boot_backoff.until:
+        if orphan is not None and now >= self.boot_backoff.until:
             actions.append(self.begin(orphan.plan, now, orphan))
         if self.serving is not None:
-            self._size.follow(self.serving, now)
+            self.size.follow(self.serving, now)
         for generation in self._filled():
             actions += self._fill(generation, now)
         if self.serving is not None:
@@ -313,4 +313,4 @@ class Pool:
         self.leaving = [generation for generation in self.leaving if not generation.over]
 
     def _fit(self, size: int) -> None:
-        self._size.target = size if self.serving is None else self.serving.fit(size)
+        self.size.target = size if self.serving is None else self.serving.fit(size)

@@ -7,26 +7,39 @@ removes by mistake is made again; and all of it is put away at the end.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from forkd import log
-from forkd.control import ControlServer, Obey, Wait
+from forkd.control import ControlEstate, ControlServer, Obey, Reply, Wait
 from forkd.errors import ControlError, ForkdError
 from forkd.leaving import Leaving
 from forkd.settings import Log, Settings
 
 
+@dataclass(slots=True)
+class PremisesEstate:
+    """The premises as one program leaves them to the next."""
+
+    log: int
+    control: ControlEstate | None
+    pidfile: Leaving | None
+
+    def descriptors(self) -> list[int]:
+        return [self.log, *(self.control.descriptors() if self.control is not None else [])]
+
+
 class Premises:
     """The files of one running master. `log_fd` stays the same descriptor, wherever it leads."""
 
-    def __init__(self, hand_on: Callable[[int], None]) -> None:
-        self.log_fd = log.standard_error()
+    def __init__(self, hand_on: Callable[[int], None], log_fd: int | None = None) -> None:
+        self.log_fd = log.standard_error() if log_fd is None else log_fd
         self._hand_on = hand_on
         self._control: ControlServer | None = None
+        self._pidfile: _Kept | None = None
         self._kept: list[_Kept] = []
 
     def open(self, settings: Settings, control_path: Path | None, wait: Wait, obey: Obey) -> None:
@@ -38,6 +51,21 @@ class Premises:
             self._open_control(control_path, wait, obey, asked_for=settings.master.control is not None)
         if settings.master.pidfile is not None:
             self._open_pidfile(settings.master.pidfile)
+
+    def leave(self, waiting: Sequence[Reply]) -> PremisesEstate:
+        """All of it, for the program that takes our place; those in `waiting` are still to be answered."""
+        control = self._control.leave(waiting) if self._control is not None else None
+        return PremisesEstate(self.log_fd, control, self._pidfile.leaving if self._pidfile is not None else None)
+
+    def resume(self, left: PremisesEstate, settings: Settings, wait: Wait, obey: Obey) -> list[Reply]:
+        """Takes over what the program before us has opened; gives those who wait for an answer."""
+        self.set_up_log(settings.master.log)
+        if left.pidfile is not None:
+            self._keep_pidfile(Path(left.pidfile.path), left.pidfile)
+        if left.control is None:
+            return []
+        self._keep_control(ControlServer(left.control.path, wait, obey, left.control), left.control.path)
+        return self._control.waiting if self._control is not None else []
 
     def leavings(self) -> list[Leaving]:
         """The files that would stay behind if the master died.
@@ -85,22 +113,30 @@ class Premises:
     def _open_control(self, path: Path, wait: Wait, obey: Obey, *, asked_for: bool) -> None:
         """Opens the control socket; one that nobody asked for may fail with a warning."""
         try:
-            self._control = ControlServer(str(path), wait, obey)
+            server = ControlServer(str(path), wait, obey)
         except OSError as error:
             what = f"cannot open the control socket {path}: {error.strerror}"
             if asked_for:
                 raise ControlError(what) from None
             log.say("warning", f"{what}; status and reload by command will not work")
         else:
-            self._kept.append(_Kept(f"the control socket {path}", self._control.leaving, self._control.reopen))
+            self._keep_control(server, str(path))
+
+    def _keep_control(self, server: ControlServer, path: str) -> None:
+        self._control = server
+        self._kept.append(_Kept(f"the control socket {path}", server.leaving, server.reopen))
 
     def _open_pidfile(self, path: Path) -> None:
         try:
             leaving = _write_pidfile(path, os.rename)
         except OSError as error:
             raise ForkdError(f"cannot write the pid file {path}: {error.strerror}") from None
+        self._keep_pidfile(path, leaving)
+
+    def _keep_pidfile(self, path: Path, leaving: Leaving) -> None:
         # Once more it is put there by link(2), which replaces nothing that somebody else has put there since.
-        self._kept.append(_Kept(f"the pid file {path}", leaving, partial(_write_pidfile, path, os.link)))
+        self._pidfile = _Kept(f"the pid file {path}", leaving, partial(_write_pidfile, path, os.link))
+        self._kept.append(self._pidfile)
 
 
 @dataclass(slots=True)

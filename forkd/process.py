@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
@@ -27,7 +27,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 # anybody may have written to, off the module path; the package's own folder is named instead.
 _BOOT: Final = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.append(root); "
-    "from forkd.{module} import main; sys.exit(main({fd}))"
+    "from forkd.{module} import {call}; sys.exit({call}({fd}))"
 )
 
 
@@ -61,20 +61,45 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
-def spawn(module: str, fd: int, keep: Sequence[int]) -> int:
-    """Starts a fresh interpreter that runs `main(fd)` of `forkd.<module>`; gives its pid.
+def spawn(module: str, fd: int, keep: Sequence[int], *, call: str = "main", stderr: int = 2) -> int:
+    """Starts a fresh interpreter that runs `main(fd)` (or another `call`) of `forkd.<module>`; gives its pid.
 
-    It inherits `fd`, `keep` and the standard three, and begins with all signals blocked.
+    It inherits `fd`, `keep` and the standard three (`stderr` as the third), and begins with all signals blocked.
     posix_spawn(3) copies no page tables, and hands a failed exec back as an OSError here.
     """
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH120, PTH100
-    argv = [sys.executable, "-P", "-c", _BOOT.format(module=module, fd=fd), root]
     null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    error = (os.POSIX_SPAWN_DUP2, stderr, 2)
     # Duplicating a descriptor onto itself is how posix_spawn is told to let it through exec.
     inherit = [(os.POSIX_SPAWN_DUP2, each, each) for each in {fd, *keep}]
     return os.posix_spawn(
-        sys.executable, argv, os.environ, file_actions=[null, *inherit], setsigmask=signal.valid_signals()
+        sys.executable,
+        _argv(module, call, fd),
+        os.environ,
+        file_actions=[null, error, *inherit],
+        setsigmask=signal.valid_signals(),
     )
+
+
+def become_program(module: str, fd: int, keep: Sequence[int]) -> NoReturn:
+    """Replaces this process's program by a fresh interpreter that runs `main(fd)` of `forkd.<module>` (execve(2)).
+
+    It keeps `fd`, `keep` and the standard three, and begins with all signals blocked: those that come
+    meanwhile wait for it. When it cannot be, OSError says why and all is as it was.
+    """
+    kept = [each for each in {fd, *keep} if not os.get_inheritable(each)]
+    with signals_blocked():
+        try:
+            for each in kept:
+                os.set_inheritable(each, True)
+            os.execve(sys.executable, _argv(module, "main", fd), os.environ)
+        finally:
+            for each in kept:
+                os.set_inheritable(each, False)
+
+
+def _argv(module: str, call: str, fd: int) -> list[str]:
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH120, PTH100
+    return [sys.executable, "-P", "-c", _BOOT.format(module=module, call=call, fd=fd), root]
 
 
 def has_terminal() -> bool:

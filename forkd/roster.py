@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ from forkd.events import (
     WorkerGone,
     WorkerReady,
 )
-from forkd.handles import ForkServerHandle, WorkerHandle
+from forkd.handles import ForkServerHandle, WorkerEstate, WorkerHandle
 from forkd.scoreboard import (
     BOOTING,
     BUSY,
@@ -50,8 +51,27 @@ from forkd.wait import Wait
 _NANO: Final = 1e-9
 _UNTOLD: Final = 2.0  # seconds for which a fork server may keep a worker's end to itself
 
-Explain = Callable[[str], str]
-"""Turns an application's mistake into one of the settings', with file and line."""
+Explain = Callable[[str, str], str]
+"""Turns the mistake of a service's application into one of the settings', with file and line."""
+
+
+@dataclass(slots=True)
+class RosterEstate:
+    """The processes as one program leaves them to the next.
+
+    `boards` are the scoreboards and their eventfds by service, `ordered` the workers that are to be forked:
+    service, generation, slot and row.
+    """
+
+    boards: dict[str, tuple[int, int]]
+    fork_servers: list[ForkServerHandle]
+    workers: list[WorkerEstate]
+    ordered: list[tuple[str, int, int, int]]
+
+    def descriptors(self) -> list[int]:
+        boards = [fd for pair in self.boards.values() for fd in pair]
+        servers = [fd for each in self.fork_servers for fd in each.descriptors()]
+        return [*boards, *servers, *(fd for each in self.workers for fd in each.descriptors())]
 
 
 class Roster:
@@ -61,7 +81,7 @@ class Roster:
     anyway, and at a stop they end, by whatever signal their whole group was sent.
     """
 
-    def __init__(self, wait: Wait, happened: Callable[[Event], None]) -> None:
+    def __init__(self, wait: Wait, happened: Callable[[Event], None], explain: Explain) -> None:
         self.woken = False
         self.quiet = True
         self._wait = wait
@@ -70,19 +90,43 @@ class Roster:
         self._fork_servers: dict[tuple[str, int], ForkServerHandle] = {}
         self._workers: dict[tuple[str, int, int], WorkerHandle] = {}
         self._rows: dict[tuple[str, int, int], int] = {}
-        self._explain: dict[tuple[str, int], Explain] = {}
+        self._explain = explain
         self._deaths = select.poll()
         self._oom_kills = process.oom_kills()
+
+    def leave(self) -> RosterEstate:
+        """All of it, for the program that takes our place."""
+        return RosterEstate(
+            {service: (board.fd, wake) for service, (board, wake) in self._boards.items()},
+            list(self._fork_servers.values()),
+            [worker.leave() for worker in self._workers.values()],
+            [(*key, row) for key, row in self._rows.items()],
+        )
+
+    def resume(self, left: RosterEstate) -> None:
+        """Takes over the processes of the program before us."""
+        self.quiet = False
+        for service, (fd, wake) in left.boards.items():
+            self._add_board(service, Board(fd), wake)
+        for server in left.fork_servers:
+            self._add_fork_server(server)
+        for worker in left.workers:
+            self._add_worker(WorkerHandle.resumed(worker, self.board(worker.service)[0].row(worker.place)))
+        self._rows = {(service, generation, slot): row for service, generation, slot, row in left.ordered}
+        self.woken = True
+        self.reap()
 
     # Scoreboards.
 
     def board(self, service: str) -> tuple[Board, int]:
         """The scoreboard of a service, made when it is first asked for, and the eventfd(2) that wakes the master."""
         if service not in self._boards:
-            wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self._boards[service] = (Board.create(service), wake)
-            self._wait.watch(wake, lambda: self._woken(wake))
+            self._add_board(service, Board.create(service), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
         return self._boards[service]
+
+    def _add_board(self, service: str, board: Board, wake: int) -> None:
+        self._boards[service] = (board, wake)
+        self._wait.watch(wake, lambda: self._woken(wake))
 
     def spare(self, service: str, plan: Plan) -> None:
         """Has workers wake the master when fewer than these are idle; never in a pool of a fixed size."""
@@ -123,7 +167,7 @@ class Roster:
 
     # Fork servers.
 
-    def start(self, told: Brief, explain: Explain) -> None:
+    def start(self, told: Brief) -> None:
         """Starts a fork server; a failure is told like one of its own."""
         key = (told.service, told.generation)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -136,13 +180,16 @@ class Roster:
             return
         finally:
             theirs.close()
-        handle = ForkServerHandle(told.service, told.generation, pid, ours)
-        self._fork_servers[key] = handle
-        self._explain[key] = explain
         ours.send(told.encode())
-        ours.setblocking(False)
-        self._wait.watch(ours.fileno(), lambda: self._hear(handle))
+        handle = ForkServerHandle(told.service, told.generation, pid, ours)
+        self._add_fork_server(handle)
         log.say("debug", "fork server started", handle.name())
+
+    def _add_fork_server(self, handle: ForkServerHandle) -> None:
+        self._fork_servers[handle.service, handle.generation] = handle
+        handle.sock.setblocking(False)
+        if handle.heard:
+            self._wait.watch(handle.sock.fileno(), lambda: self._hear(handle), writing=bool(handle.outbox))
 
     def end(self, service: str, generation: int, *, kill: bool) -> None:
         handle = self._fork_servers.get((service, generation))
@@ -261,7 +308,8 @@ class Roster:
                     log.say("warning", f"after the import {each}; {hygiene.REMEDY}", server.name())
                 self._happened(ForkServerReady(*key))
             case {"failed": str(reason), "status": int(status)}:
-                server.reason = self._explain[key](reason) if status == Exit.CONFIG else f"service {key[0]}: {reason}"
+                wrong = status == Exit.CONFIG
+                server.reason = self._explain(key[0], reason) if wrong else f"service {key[0]}: {reason}"
                 server.status = status
             case {"forked": int(slot), "pid": int(pid)} if (*key, slot) in self._rows:
                 self._forked(server, slot, pid, fds)
@@ -293,9 +341,9 @@ class Roster:
         pidfd, leash, stack = fds
         self.woken = True  # it may have been ready, and said so, before we knew of it
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, leash)
-        self._add(WorkerHandle(*key, pid, pidfd, sock, stack, row, board.row(row), monotonic()))
+        self._add_worker(WorkerHandle(*key, pid, pidfd, sock, stack, row, board.row(row), monotonic()))
 
-    def _add(self, worker: WorkerHandle) -> None:
+    def _add_worker(self, worker: WorkerHandle) -> None:
         self._workers[worker.service, worker.generation, worker.slot] = worker
         self._deaths.register(worker.pidfd, select.POLLIN)
 
@@ -320,7 +368,6 @@ class Roster:
         server.sock.close()
         key = (server.service, server.generation)
         del self._fork_servers[key]
-        del self._explain[key]
         if not server.reason:
             server.reason = f"service {server.service}: the fork server ended ({process.outcome(status)})"
         level = "debug" if server.expected or self.quiet else "error"

@@ -6,9 +6,12 @@ the two is cleared of what the other does not have.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import forkd
 from forkd.address import Address
+from forkd.brief import Brief, Door
 from forkd.connection import Limits
 from forkd.errors import ConfigError, ForkdError, ListenError, Problem
 from forkd.events import Plan
@@ -53,6 +56,34 @@ class Site:
     def leavings(self) -> list[Leaving]:
         """The socket files of all listeners."""
         return [each.file for listeners in self.listeners.values() for each in listeners if each.file is not None]
+
+    def brief(
+        self, service: str, generation: int, *, board: int, wake: int, log: int, leavings: Iterable[Leaving]
+    ) -> Brief:
+        """What a new fork server of the service is told."""
+        settings = self.settings.services[service]
+        master = self.settings.master
+        return Brief(
+            version=forkd.__version__,
+            service=service,
+            generation=generation,
+            app=settings.app,
+            path=str(settings.path),
+            limits=limits(settings),
+            doors=tuple(Door(each.socket.fileno(), each.bound, each.passed) for each in self.listeners[service]),
+            board=board,
+            wake=wake,
+            log=log,
+            log_level=master.log.level,
+            log_format=master.log.format,
+            identity=self.identities[service],
+            exclusive=settings.workers.max >= EXCLUSIVE_FROM,
+            leavings=tuple(dict.fromkeys([*leavings, *self.leavings()])),
+            stop_timeout=master.stop_timeout,
+            retirement=retirement(settings),
+            black_box=settings.black_box,
+            fork_check=settings.fork_check,
+        )
 
     def hand_down(self) -> None:
         """Gives every listener the time limits of its service."""

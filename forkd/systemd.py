@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from time import monotonic_ns
 
 from forkd.errors import ListenError
@@ -17,23 +18,23 @@ _FIRST_FD = 3
 class Passed:
     """The listening sockets passed in, by name (FileDescriptorName=) and by position, from 0."""
 
-    def __init__(self) -> None:
-        self._sockets: list[tuple[str, socket.socket]] = []
+    def __init__(self, sockets: Sequence[tuple[str, socket.socket]] = ()) -> None:
+        self.sockets = list(sockets)
         if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
             return
         count = os.environ.pop("LISTEN_FDS", "0")
         names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
         for at in range(int(count) if count.isdecimal() else 0):
             name = names[at] if at < len(names) and names[at] else "unknown"
-            self._sockets.append((name, _listening(_FIRST_FD + at, name)))
+            self.sockets.append((name, _listening(_FIRST_FD + at, name)))
 
     def take(self, name: str) -> list[socket.socket]:
         """The sockets of that name, or the one at that position when the name is a number."""
-        found = [sock for each, sock in self._sockets if each == name]
-        if not found and name.isdecimal() and int(name) < len(self._sockets):
-            found = [self._sockets[int(name)][1]]
+        found = [sock for each, sock in self.sockets if each == name]
+        if not found and name.isdecimal() and int(name) < len(self.sockets):
+            found = [self.sockets[int(name)][1]]
         if not found:
-            names = ", ".join(sorted({each for each, _ in self._sockets})) or "none"
+            names = ", ".join(sorted({each for each, _ in self.sockets})) or "none"
             raise ListenError(
                 f"systemd passed no socket named {name!r} (it passed: {names}); "
                 f"set FileDescriptorName={name} in the .socket unit and start that unit"

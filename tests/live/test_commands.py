@@ -384,7 +384,7 @@ def test_each_fork_server_imports_the_application_once_and_the_master_never(fork
         file=f'[service.test]\napp = "told:shout"\npath = "{tmp_path}"\nworkers = 3\nlisten = "127.0.0.1:0"\n'
     ).serving()
     first = server.fork_servers()
-    assert server.ask(command="reload") == {"generations": {"test": 2}}
+    assert server.ask(command="reload")["generations"] == {"test": 2}
     second = [pid for pid in server.fork_servers() if pid not in first]
     assert exchange(server.connect(), b"hello\n") == b"HELLO\n"
     importers = [int(line) for line in (tmp_path / "importers").read_text().split()]

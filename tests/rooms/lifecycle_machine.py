@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from forkd import estate
 from forkd.events import (
     Abandoned,
     Abort,
@@ -332,6 +333,16 @@ class Machine(RuleBasedStateMachine):
     def a_stop_is_asked(self, quick: bool, often: bool) -> None:
         if often:
             self.tell(StopAsked(quick))
+
+    @precondition(lambda self: self.life.quiet)
+    @rule()
+    def the_program_is_replaced(self) -> None:
+        jitter = random.Random(1)
+        pools = estate.decode(dict[str, Pool], estate.encode(self.life.pools), jitter)
+        due = self.life.due()
+        self.life = Lifecycle.resumed(self.life.phase, pools, stop_timeout=STOP_TIMEOUT, jitter=jitter)
+        assert self.life.due() == due
+        self.tell(TimePassed())
 
     # What must hold.
 
