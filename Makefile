@@ -29,13 +29,15 @@ pytest: $(VENV)/tested
 chaos: $(VENV)/tested
 	$(BIN)/python -m tests.chaos
 
+PURE := forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/attention.py,forkd/retirement.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py
 coverage: $(VENV)/tested
 	$(BIN)/coverage run -m pytest tests/rooms
-	$(BIN)/coverage report -m --include='forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py'
+	$(BIN)/coverage report -m --fail-under=100 --include='$(PURE)'
 
 # The pages that are made from the code.
 reference: $(VENV)/installed
 	$(BIN)/python -m forkd.reference > docs/settings.md
+	PYTHONPATH=. $(BIN)/python docs/states.py
 
 clean:
 	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -1,36 +1,34 @@
 """Draws the states of forkd's master, fork servers and workers from the tables of their legal moves.
 
-`python docs/states.py > docs/states.md` writes the page anew; a test compares the two.
+`python docs/states.py` writes the pictures into ARCHITECTURE.md anew; a test compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from enum import Enum
-from typing import TypeVar
+from pathlib import Path
+from typing import Final, TypeVar
 
 from forkd.generation import FORK_SERVER_MOVES, WORKER_MOVES
 from forkd.lifecycle import PHASE_MOVES
 
 State = TypeVar("State", bound=Enum)
 
-_START = """\
-# States
-
-This page is made from the tables of legal moves in `forkd/lifecycle.py` and `forkd/generation.py`; what is not drawn
-here is refused. An arrow from a state to itself is an order, or a kill, once more.
-"""
+PAGE: Final = Path(__file__).parent.parent / "ARCHITECTURE.md"
+BEGIN: Final = "<!-- the states begin: python docs/states.py writes them -->\n"
+END: Final = "<!-- the states end -->\n"
 
 
-def page() -> str:
-    """The page, as Markdown."""
+def pictures() -> str:
+    """The three state machines, as Markdown."""
     return "\n".join(
-        [
-            _START,
-            _section("The master's phases", PHASE_MOVES),
-            _section("A fork server", FORK_SERVER_MOVES),
-            _section("A worker", WORKER_MOVES),
-        ]
+        f"{title}:\n\n```mermaid\n{diagram(moves)}\n```\n"
+        for title, moves in (
+            ("The master's phases", PHASE_MOVES),
+            ("A fork server", FORK_SERVER_MOVES),
+            ("A worker", WORKER_MOVES),
+        )
     )
 
 
@@ -44,9 +42,12 @@ def diagram(moves: Mapping[State, Set[State]]) -> str:
     return "\n".join(lines)
 
 
-def _section(title: str, moves: Mapping[State, Set[State]]) -> str:
-    return f"## {title}\n\n```mermaid\n{diagram(moves)}\n```\n"
+def drawn(page: str) -> str:
+    """The page with its pictures as the tables are now."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{pictures()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    PAGE.write_text(drawn(PAGE.read_text()))

@@ -19,7 +19,20 @@ from hypothesis import strategies as st
 
 from forkd import checks, config, reference
 from forkd.address import Address
-from forkd.config import Changes, Listen, Log, Master, Rpcbind, Service, Settings, Workers, changes, from_options, load
+from forkd.config import (
+    Changes,
+    Listen,
+    Log,
+    Master,
+    Rpcbind,
+    Service,
+    Settings,
+    Source,
+    Workers,
+    changes,
+    from_options,
+    load,
+)
 from forkd.errors import ConfigError, Exit, Problem
 from forkd.settings import Key, keys
 
@@ -421,6 +434,17 @@ def test_the_log_and_the_stop_timeout_want_none() -> None:
 
 
 # What is written elsewhere of the same list
+
+
+def test_a_source_reads_its_settings_again(tmp_path: Path) -> None:
+    path = tmp_path / "forkd.toml"
+    source = Source(2, str(path))
+    for size in (3, 4):
+        path.write_text(f'[service.echo]\napp = "a:b"\nlisten = "127.0.0.1:7"\nworkers = {size}\n')
+        assert source.read().services["echo"].workers.max == size
+    options = Source(2, app="a:b", listen=("127.0.0.1:7",), sets=("idle_timeout=5",), folder=str(tmp_path))
+    service = options.read().services["b"]
+    assert (service.workers.max, service.idle_timeout, service.path) == (2, 5, tmp_path)
 
 
 def test_the_reference_page_is_that_of_the_program() -> None:
