@@ -166,7 +166,7 @@ class Master:
         self.reload([partial(_tell_of_upgrade, caller) for caller in callers])
 
     def listen_to_signals(self) -> None:
-        self.inbox = Inbox(signals.COMMANDS)
+        self.inbox = Inbox([*signals.COMMANDS, signal.SIGCHLD])
         self.wait.watch(self.inbox.fd, self.take_signals)
 
     # What happens.
@@ -226,17 +226,18 @@ class Master:
 
     def take_signals(self) -> None:
         assert self.inbox is not None
-        # Deaths last: a TERM for the whole process group is a stop, not a pool to be filled up again.
-        for number in sorted(set(self.inbox.take()), key=lambda each: each == signal.SIGCHLD):
-            command = signals.COMMANDS[signal.Signals(number)]
-            if command is not Command.REAP:
+        numbers = self.inbox.take()
+        for number in numbers:
+            if number != signal.SIGCHLD:
+                command = signals.COMMANDS[signal.Signals(number)]
                 log.say("info", f"signal: {command.value}", {"signal": signal.Signals(number).name})
-            self.obey_signal(command)
+                self.obey_signal(command)
+        # Deaths last: a TERM for the whole process group is a stop, not a pool to be filled up again.
+        if signal.SIGCHLD in numbers:
+            self.roster.reap()
 
     def obey_signal(self, command: Command) -> None:
         match command:
-            case Command.REAP:
-                self.roster.reap()
             case Command.STOP:
                 self.handle(StopAsked())
             case Command.QUICK_STOP:

@@ -27,7 +27,6 @@ class Command(Enum):
     MORE = "a worker more"
     FEWER = "a worker fewer"
     DRAIN = "drain"
-    REAP = "reap"
 
 
 COMMANDS: Final = {
@@ -40,7 +39,6 @@ COMMANDS: Final = {
     signal.SIGTTIN: Command.MORE,
     signal.SIGTTOU: Command.FEWER,
     signal.SIGWINCH: Command.DRAIN,
-    signal.SIGCHLD: Command.REAP,
 }
 
 # A terminal tells these to every process of its foreground group; only the master is to act on them.

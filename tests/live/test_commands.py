@@ -19,7 +19,7 @@ from tests.conftest import Forkd
 from tests.server import FORKD, HANDLERS, LIMIT, ROOT, Server, connect, exchange, program, running, title, until
 
 VERSION = forkd.__version__
-COMMANDS = ("run", "reload", "status", "stacks", "scale", "check", "call")
+COMMANDS = ("run", "reload", "upgrade", "status", "stacks", "scale", "check", "call")
 
 pytestmark = pytest.mark.slow
 
