@@ -65,7 +65,11 @@ class Inbox:
             signal.signal(each, _noted)
 
     def take(self) -> list[int]:
-        """The numbers that have come since the last time, oldest first."""
+        """The numbers that have come since the last time, oldest first.
+
+        Of signals that come while we sleep, within the microseconds of waking up, nobody knows the order:
+        the kernel keeps them as a set (signal(7)).
+        """
         numbers: list[int] = []
         while True:
             try:

@@ -194,6 +194,7 @@ def test_other_signals_do_not_hurt_a_start(forkd: Forkd, tmp_path: Path) -> None
     held = at_gate(tmp_path / "gate")
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU):
         server.kill(number)
+        server.said(f"signal: .* signal={number.name}$")
     server.said("forkd is starting")
     os.close(held)
     server.serving()
