@@ -272,6 +272,33 @@ def program(
     )
 
 
+@functools.cache
+def strace_missing() -> str | None:
+    """Why system calls cannot be made to fail on purpose, as the reason to skip with."""
+    if not shutil.which("strace"):
+        return "system calls that fail on purpose need the program strace"
+    trial = ["strace", "-e", "inject=getppid:error=EPERM", "-o", os.devnull, "true"]
+    done = subprocess.run(trial, capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else f"strace does not work here: {done.stderr.strip()}"
+
+
+@contextmanager
+def failing(pid: int, calls: str, error: str) -> Iterator[None]:
+    """Has system calls of a process fail for the length of a block (strace(1), --inject)."""
+    tracer = subprocess.Popen(
+        ["strace", "-p", str(pid), "-o", os.devnull, "-e", f"trace={calls}", "-e", f"inject={calls}:error={error}"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert tracer.stderr is not None
+    assert "attached" in tracer.stderr.readline()
+    try:
+        yield
+    finally:
+        tracer.terminate()
+        tracer.communicate(timeout=LIMIT)
+
+
 @contextmanager
 def running(arguments: list[str], cwd: Path, *, program: list[str] | None = None) -> Iterator[Server]:
     """A server for the length of a block."""

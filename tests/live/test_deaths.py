@@ -11,9 +11,24 @@ from pathlib import Path
 
 import pytest
 
+from forkd.errors import ControlError
 from tests.conftest import Forkd
 from tests.live.test_life import begin, call
-from tests.server import HANDLERS, Server, alive, connect, exchange, open_files, title, until, zombies
+from tests.server import (
+    FORKD,
+    HANDLERS,
+    Server,
+    alive,
+    connect,
+    exchange,
+    failing,
+    open_files,
+    running,
+    strace_missing,
+    title,
+    until,
+    zombies,
+)
 
 FATAL = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT]
 SHRUGGED_OFF = [
@@ -407,3 +422,44 @@ def test_a_master_that_was_away_kills_nobody_for_it(forkd: Forkd) -> None:
             assert other.recv(100) == b"slept 0.5\n"
     assert set(server.workers()) == workers
     assert server.status("test")["exits"] == {"recycled": 0, "crashed": 0, "timed_out": 0}
+
+
+# Nothing can be forked.
+
+FORK = "clone,clone3,fork,vfork"
+needs_strace = pytest.mark.skipif(strace_missing() is not None, reason=str(strace_missing()))
+
+
+@needs_strace
+def test_forks_that_fail_are_tried_again_and_the_others_serve(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers=2).serving()
+    [fork_server] = server.fork_servers()
+    with failing(fork_server, FORK, "EAGAIN"):
+        os.kill(server.workers()[0], signal.SIGKILL)
+        # At once, then half a second later, then a second.
+        server.said(r"error no new worker: fork: Resource temporarily unavailable service=test gen=1", 3)
+        assert exchange(server.connect(), b"well\n") == b"WELL\n"
+        assert server.status("test")["workers"]["total"] == 1
+    settle(server, 2)
+
+
+@needs_strace
+def test_a_reload_without_a_process_to_spare_changes_nothing(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers=1).serving()
+    with failing(server.pid, FORK, "EAGAIN"):
+        with pytest.raises(ControlError, match="cannot start a fork server: Resource temporarily unavailable"):
+            server.ask(command="reload")
+        with pytest.raises(ControlError, match="Resource temporarily unavailable"):
+            server.ask(command="upgrade")
+    assert exchange(server.connect(), b"well\n") == b"WELL\n"
+    assert server.ask(command="upgrade")
+
+
+@needs_strace
+def test_a_start_without_a_process_to_spare_ends_with_the_reason(tmp_path: Path, forkd: Forkd) -> None:
+    server = forkd("small:shout", workers=1).serving()
+    server.stop()
+    injected = ["strace", "-o", os.devnull, "-e", f"trace={FORK}", "-e", f"inject={FORK}:error=EAGAIN", *FORKD]
+    with running(["forkd.toml"], tmp_path, program=injected) as failed:
+        assert failed.exited() == 1
+        failed.said("forkd: service test: cannot start a fork server: Resource temporarily unavailable")
