@@ -12,18 +12,17 @@ import random
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 import forkd
-from forkd import config, control, log, process, signals, status, systemd, upgrade
+from forkd import control, log, process, signals, status, systemd, upgrade
 from forkd.attention import Attention
+from forkd.changeover import Changeover, Looker, told_of_upgrade
 from forkd.config import Source
 from forkd.control import failure, success
-from forkd.errors import Exit, ForkdError
+from forkd.errors import Exit
 from forkd.estate import FORMAT, Estate
 from forkd.events import (
     Abandoned,
@@ -40,7 +39,6 @@ from forkd.events import (
     Fork,
     Kill,
     Observed,
-    ReloadAsked,
     ScaleAsked,
     Started,
     StartForkServer,
@@ -51,7 +49,6 @@ from forkd.events import (
 )
 from forkd.events import Exit as Ended
 from forkd.handles import WorkerHandle
-from forkd.handover import Handover
 from forkd.lifecycle import Lifecycle, Phase
 from forkd.pool import Pool
 from forkd.premises import Premises
@@ -66,24 +63,6 @@ from forkd.wait import Wait
 
 _TICK: Final = 1.0  # how often the scoreboard is looked at when nobody has said anything
 _STATUS_EVERY: Final = 10.0
-_SERVES: Final = "reload: the new generation serves"
-
-
-@dataclass(slots=True)
-class Coming:
-    """A reload under way: what it would serve, who waits for its end, and the log if that moves."""
-
-    site: Site
-    callers: list[control.Reply]
-    log_fd: int | None
-
-
-@dataclass(slots=True)
-class Upgrade:
-    """An upgrade under way: who waits for its end, and whether the new program has shown that it can take over."""
-
-    callers: list[control.Reply]
-    rehearsed: bool = False
 
 
 def serve(source: Source, settings: Settings, control_path: Path | None) -> Ended:
@@ -113,23 +92,34 @@ class Master:
     def __init__(
         self, source: Source, site: Site, passed: Passed, lifecycle: Lifecycle, left: Estate | None = None
     ) -> None:
-        self.source = source
-        self.site = site
-        self.passed = passed
         self.lifecycle = lifecycle
         self.started = monotonic() if left is None else left.started
         self.attention = Attention() if left is None else left.attention
         self.wait = Wait()
         self.inbox: Inbox | None = None
-        self.coming: Coming | None = None
-        self.waiting: list[control.Reply] | None = None
-        self.upgrading: Upgrade | None = None
-        self.lookers: list[Collection | Handover | Rehearsal] = []
+        self.lookers: list[Looker] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
         self.awake_by = self.next_tick = self.next_mend = self.next_status = monotonic()
-        self.roster = Roster(self.wait, self.handle, self.explain)
+        self.roster = Roster(self.wait, self.handle, lambda service, why: self.changeover.explain(service, why))
         self.premises = Premises(self.roster.reopened, None if left is None else left.premises.log)
+        self.changeover = Changeover(
+            source,
+            site,
+            passed,
+            lifecycle,
+            self.roster,
+            self.premises,
+            attend=self.lookers.append,
+            handle=self.handle,
+            rehearse=lambda done: Rehearsal(self.estate(), self.wait, monotonic(), done),
+            replace=lambda callers: upgrade.replace(self.estate(callers)),
+        )
+
+    @property
+    def site(self) -> Site:
+        """The settings in force, with their listeners."""
+        return self.changeover.site
 
     @property
     def settings(self) -> Settings:
@@ -163,7 +153,7 @@ class Master:
         self.listen_to_signals()
         process.unblock_signals()
         self.roster.resume(estate.roster)
-        self.reload([partial(_tell_of_upgrade, caller) for caller in callers])
+        self.changeover.reload([told_of_upgrade(caller) for caller in callers])
 
     def listen_to_signals(self) -> None:
         self.inbox = Inbox([*signals.COMMANDS, signal.SIGCHLD])
@@ -186,8 +176,8 @@ class Master:
     def pass_time(self) -> None:
         """What has become due, and what the scoreboards say."""
         now = self.clock()
-        over = [each for each in self.lookers if now >= each.due and each.look(now)]
-        self.lookers = [each for each in self.lookers if each not in over]
+        for over in [each for each in self.lookers if now >= each.due and each.look(now)]:
+            self.lookers.remove(over)
         if now >= self.next_tick or self.roster.woken:
             self.roster.woken = False
             self.next_tick = now + _TICK
@@ -202,12 +192,8 @@ class Master:
         if now >= self.next_status and self.lifecycle.phase is Phase.SERVING:
             self.next_status = now + _STATUS_EVERY
             systemd.notify(f"STATUS={status.summary(self.snapshot()['services'])}")
-        if self.upgrading is not None and self.upgrading.rehearsed and self.quiet():
-            self.replace(self.upgrading)
-
-    def quiet(self) -> bool:
-        """Nothing is under way that another program could not go on with."""
-        return self.lifecycle.quiet and self.coming is None and not self.lookers
+        if self.lifecycle.quiet and not self.lookers:  # else something is under way that another could not go on with
+            self.changeover.replace_when_quiet()
 
     def look(self) -> None:
         """Tells the lifecycle what the scoreboards say."""
@@ -245,7 +231,7 @@ class Master:
             case Command.DUMP_STOP:
                 self.collect_stacks("", self.log_stacks_and_stop)
             case Command.RELOAD:
-                self.reload([])
+                self.changeover.reload([])
             case Command.REOPEN:
                 self.premises.reopen_log(self.settings.master.log)
             case Command.MORE:
@@ -255,7 +241,7 @@ class Master:
             case Command.DRAIN:
                 self.drain()
             case Command.UPGRADE:
-                self.upgrade([])
+                self.changeover.upgrade([])
 
     def obey_control(self, command: dict[str, Any], reply: control.Reply) -> None:
         """A command that came over the control socket."""
@@ -267,9 +253,9 @@ class Master:
             case {"command": "status"}:
                 reply(success(self.snapshot()))
             case {"command": "reload"}:
-                self.reload([reply])
+                self.changeover.reload([reply])
             case {"command": "upgrade"}:
-                self.upgrade([reply])
+                self.changeover.upgrade([reply])
             case {"command": "scale", "service": str(name), "size": int(size)} if 1 <= size <= 1024 and name:
                 self.scale(ScaleAsked(name, size))
                 reply(success({"service": name, "size": size}))
@@ -317,9 +303,9 @@ class Master:
             case BeginStop():
                 self.begin_stop()
             case Committed():
-                self.commit()
+                self.changeover.commit()
             case Abandoned(reason):
-                self.abandon(reason)
+                self.changeover.abandon(reason)
             case Forgotten(service):
                 self.roster.forget(service)
             case Ended():
@@ -329,17 +315,8 @@ class Master:
         board, wake = self.roster.board(service)
         leavings = [*self.premises.leavings(), *self.site.leavings()]
         log_fd = self.premises.log_fd
-        site = self.site_of(service)
+        site = self.changeover.site_of(service)
         self.roster.start(site.brief(service, generation, board=board.fd, wake=wake, log=log_fd, leavings=leavings))
-
-    def site_of(self, service: str) -> Site:
-        """The settings that a new fork server of the service begins with."""
-        coming = self.coming.site if self.coming is not None else self.site
-        return coming if service in coming.listeners else self.site
-
-    def explain(self, service: str, reason: str) -> str:
-        """An application's mistake as one of the settings', with file and line."""
-        return str(self.site_of(service).settings.error(f"service.{service}.app", reason))
 
     def announce(self) -> None:
         """Every service serves: says so to whoever waits for it."""
@@ -349,136 +326,26 @@ class Master:
         systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
 
     def begin_stop(self) -> None:
-        if self.upgrading is not None:
-            self.give_up_upgrade("forkd was told to stop")
+        self.changeover.give_up_upgrade("forkd was told to stop")
         self.roster.stopping()
         self.site.close_taps()
         systemd.notify("STOPPING=1")
 
-    def reload(self, callers: list[control.Reply]) -> None:
-        """Reads the settings again and begins new generations; calls that come meanwhile share one more reload."""
-        if self.coming is not None:
-            self.waiting = [*(self.waiting or []), *callers]
-            return
-        if self.lifecycle.phase is Phase.SERVING:
-            systemd.reloading()
-        log_fd = None
-        try:
-            settings = self.source.read()
-            if settings.master.log.file != self.settings.master.log.file:
-                log_fd = log.open_file(settings.master.log.file)
-            self.coming = Coming(open_site(settings, self.passed, self.site), callers, log_fd)
-        except ForkdError as error:
-            self.refuse(callers, log_fd, str(error), error.exit_status)
-            return
-        self.handle(ReloadAsked(self.coming.site.plans()))
-
-    def commit(self) -> None:
-        """The new generations serve: their settings are the settings now."""
-        assert self.coming is not None
-        coming, self.coming = self.coming, None
-        before = set(self.site.addresses())
-        old, self.site = self.site, coming.site
-        old.close_but(self.site)
-        self.site.hand_down()
-        for key in config.changes(old.settings, self.settings).restart:
-            log.say("warning", f"reload: a change of {key} takes a restart")
-        self.lifecycle.stop_timeout = self.settings.master.stop_timeout
-        if coming.log_fd is not None:
-            self.premises.lead_log(coming.log_fd)
-        self.premises.set_up_log(self.settings.master.log)
-        for name, address in self.site.addresses():
-            if (name, address) not in before:
-                log.tell(f"serving {name} on {address}")
-        generations = {name: pool.serving.number for name, pool in self.lifecycle.pools.items() if pool.serving}
-        result = {"version": forkd.__version__, "generations": generations}
-        self.roster.retire(generations)
-        self.lookers.append(
-            Handover(
-                [each for each in self.roster.all_workers() if each.generation != generations.get(each.service)],
-                monotonic(),
-                partial(self.answer, coming.callers, success(result), _SERVES),
-            )
-        )
-        self.reload_once_more()
-
-    def abandon(self, reason: str) -> None:
-        """The reload came to nothing."""
-        if self.coming is not None:
-            coming, self.coming = self.coming, None
-            coming.site.close_but(self.site)
-            self.refuse(coming.callers, coming.log_fd, reason, Exit.FAILED)
-
-    def refuse(self, callers: list[control.Reply], log_fd: int | None, reason: str, status: Exit) -> None:
-        """Nothing has changed: tells why, and sees to those who asked meanwhile."""
-        if log_fd is not None:
-            os.close(log_fd)
-        self.answer(callers, failure(reason, status), f"reload: nothing changed: {reason}")
-        self.reload_once_more()
-
-    def reload_once_more(self) -> None:
-        """One reload for all who asked for one while the last was under way."""
-        if self.waiting is not None:
-            callers, self.waiting = self.waiting, None
-            self.reload(callers)
-
-    def upgrade(self, callers: list[control.Reply]) -> None:
-        """Has a new program shown that it can take over, which it does as soon as nothing else is under way."""
-        if self.upgrading is not None:
-            self.upgrading.callers += callers
-            return
-        self.upgrading = Upgrade(callers)
-        if self.lifecycle.phase in (Phase.SERVING, Phase.DRAINED):
-            self.lookers.append(Rehearsal(self.estate(), self.wait, monotonic(), self.rehearsed))
-        else:
-            self.give_up_upgrade(f"forkd is {self.lifecycle.phase.value}")
-
-    def rehearsed(self, version: str, reason: str) -> None:
-        """The new program can take over, or there is a reason why it cannot."""
-        if self.upgrading is None:  # given up meanwhile
-            return
-        if reason:
-            self.give_up_upgrade(f"the new program does not start: {reason}")
-        else:
-            log.say("info", f"upgrade: forkd {version} can take over")
-            self.upgrading.rehearsed = True
-
-    def replace(self, upgrading: Upgrade) -> None:
-        """Lets the new program take over; what comes after this call happens only if it cannot."""
-        try:
-            upgrade.replace(self.estate(upgrading.callers))
-        except ForkdError as error:
-            self.give_up_upgrade(str(error))
-
-    def give_up_upgrade(self, reason: str) -> None:
-        assert self.upgrading is not None
-        callers, self.upgrading = self.upgrading.callers, None
-        self.answer(callers, failure(reason), f"upgrade: nothing changed: {reason}")
-
     def estate(self, callers: Sequence[control.Reply] = ()) -> Estate:
+        """What another program would have to know; `callers` are those whom it is to answer."""
         return Estate(
             FORMAT,
             forkd.__version__,
             self.started,
             self.attention,
-            self.source,
+            self.changeover.source,
             self.site,
-            self.passed.sockets,
+            self.changeover.passed.sockets,
             self.lifecycle.phase,
             self.lifecycle.pools,
             self.roster.leave(),
             self.premises.leave(callers),
         )
-
-    def answer(self, callers: list[control.Reply], answer: dict[str, Any], line: str) -> None:
-        """Tells everybody who asked for a reload or an upgrade how it ended."""
-        level = "info" if answer["ok"] else "error"
-        first, _, rest = line.partition("\n")
-        log.say(level, first, block=rest)
-        if self.coming is None and self.lifecycle.phase is Phase.SERVING:
-            systemd.notify("READY=1", f"STATUS={first}")
-        for reply in callers:
-            reply(answer)
 
     def snapshot(self) -> dict[str, Any]:
         """The status document."""
@@ -524,14 +391,6 @@ class Master:
 def _state(pool: Pool, handle: WorkerHandle) -> str:
     found = pool.worker(handle.generation, handle.slot)
     return found.state.value if found is not None else "gone"
-
-
-def _tell_of_upgrade(reply: control.Reply, answer: dict[str, Any]) -> None:
-    """The answer to a reload, for somebody who has asked for an upgrade."""
-    if not answer["ok"]:
-        error = f"forkd {forkd.__version__} has taken over, but the services are the old ones: {answer['error']}"
-        answer = answer | {"error": error}
-    reply(answer)
 
 
 def _stacks(stacks: Stacks) -> list[dict[str, Any]]:

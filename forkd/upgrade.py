@@ -21,14 +21,17 @@ PATIENCE: Final = 30.0
 READY: Final = "forkd can take over: "
 _MOST: Final = 65536
 
+Done = Callable[[str, str], None]
+"""Is told the version of a program that can take over, or else why it cannot."""
+
 
 class Rehearsal:
-    """A new program that shows whether it could take over; `done` gets its version, or why it could not.
+    """A new program that shows whether it could take over; `done` gets the answer.
 
     `due` is when to look: at its end, or when patience is over.
     """
 
-    def __init__(self, estate: Estate, wait: Wait, now: float, done: Callable[[str, str], None]) -> None:
+    def __init__(self, estate: Estate, wait: Wait, now: float, done: Done) -> None:
         self.due = now + PATIENCE
         self._wait = wait
         self._done = done
