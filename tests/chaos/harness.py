@@ -74,21 +74,33 @@ class Scene:
         """This run's share of a full count."""
         return max(least, round(full * self.share))
 
-    def write(self, text: str = "", *, workers: str = "16", listen: str = '"127.0.0.1:0"', master: str = "") -> None:
-        """The settings of the ledger service, with more text behind them."""
-        (self.folder / "forkd.toml").write_text(
-            f'[master]\ncontrol = "{self.folder}/control.sock"\n{master}\n[service.test]\napp = "ledger:answer"\n'
+    def write(
+        self,
+        text: str = "",
+        *,
+        app: str = "ledger:answer",
+        workers: str = "16",
+        listen: str = '"127.0.0.1:0"',
+        name: str = ".",
+    ) -> None:
+        """The settings of the ledger service, with more text behind them; `name` is a folder for one more server."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        (folder / "forkd.toml").write_text(
+            f'[master]\ncontrol = "{folder}/control.sock"\n[service.test]\napp = "{app}"\n'
             f'path = "{HANDLERS}"\nlisten = {listen}\nworkers = {workers}\n{text}'
         )
 
-    def begun(self, *, program: list[str] | None = None) -> AbstractContextManager[Server]:
+    def begun(self, name: str = ".", *, program: list[str] | None = None) -> AbstractContextManager[Server]:
         """A server with the settings written, that has just been started."""
-        return running(["forkd.toml"], self.folder, program=program)
+        return running(["forkd.toml"], self.folder / name, program=program)
 
     @contextmanager
-    def serving(self, listeners: int = 1, *, program: list[str] | None = None) -> Iterator[Server]:
+    def serving(
+        self, listeners: int = 1, *, name: str = ".", program: list[str] | None = None
+    ) -> Iterator[Server]:
         """A server with the settings written, that serves."""
-        with self.begun(program=program) as server:
+        with self.begun(name, program=program) as server:
             yield server.serving(listeners)
 
     def load(self, address: str, clients: int = 8, *, shape: str = "", most: int = 0) -> Load:

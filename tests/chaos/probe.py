@@ -6,6 +6,7 @@ import os
 import re
 import select
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,13 +15,26 @@ from pathlib import Path
 
 from tests.server import LIMIT, open_files, until
 
-_TICKS = os.sysconf("SC_CLK_TCK")
 _NUMBERS = re.compile(r"\d+")
 
 
 def descriptors(pid: int) -> Counter[str]:
     """What a process has open, by kind: `socket:[123]` and `socket:[456]` are the same here."""
     return Counter(_NUMBERS.sub("N", each) for each in open_files(pid))
+
+
+def descriptors_at_rest(pid: int) -> Counter[str]:
+    """The same, as soon as it has been so for a while: what was asked of the process last may still be open."""
+    pause = threading.Event()
+    before: list[Counter[str]] = [Counter()]
+
+    def at_rest() -> bool:
+        before.append(descriptors(pid))
+        pause.wait(0.1)
+        return before[-1] == before[-2]
+
+    until(at_rest, "descriptors at rest")
+    return before[-1]
 
 
 def lowest_free_descriptor(pid: int) -> int:
@@ -36,13 +50,12 @@ def private_memory(pid: int) -> int:
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """What processes have used of a processor until now."""
+    """What processes have used of a processor until now (proc(5), schedstat: to the nanosecond, where stat has ticks)."""
     total = 0
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-    return total / _TICKS
+            total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    return total / 1e9
 
 
 def listener(address: str) -> str:
@@ -120,10 +133,3 @@ def watched(pids: Iterable[int]) -> Iterator[Obituaries]:
         yield obituaries
     finally:
         obituaries.close()
-
-
-def settled(pid: int, wanted: Counter[str], limit: float = LIMIT) -> Counter[str]:
-    """What a process has open as soon as that is as wanted, or at last."""
-    with suppress(AssertionError):
-        until(lambda: descriptors(pid) == wanted, limit=limit)
-    return descriptors(pid)
