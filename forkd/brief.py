@@ -57,6 +57,8 @@ class Brief:
     leavings: tuple[Leaving, ...]
     stop_timeout: float
     retirement: Retirement
+    black_box: bool
+    fork_check: str
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Final
 
 import forkd
-from forkd import brief, log, process
+from forkd import brief, hygiene, log, process
 from forkd.brief import Brief
 from forkd.errors import ConfigError, Problem
 from forkd.retirement import Retirement
@@ -30,12 +30,19 @@ _SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each wor
 _END_SECONDS: Final = 1.0  # how long a process may take to end after its import
 
 
-def problems(settings: Settings) -> list[Problem]:
-    """What keeps these settings from being served: applications that do not import, unknown users."""
-    if missing := not_yet(settings):
-        return missing
+def trial(settings: Settings) -> list[str]:
+    """Imports every application; gives what a fork would break in them.
+
+    Raises ConfigError with what keeps these settings from being served: applications that do not import, unknown users.
+    """
+    refuse(not_yet(settings))
     trials = [_Trial(settings, name) for name in settings.services]
-    return [problem for trial in trials for problem in trial.verdict()]
+    refuse([problem for each in trials for problem in each.verdict()])
+    return [
+        str(settings.problem(f"service.{each.name}.app", f"after the import {what}; {hygiene.REMEDY}"))
+        for each in trials
+        for what in each.left_behind
+    ]
 
 
 def warnings(settings: Settings) -> Iterator[str]:
@@ -72,7 +79,8 @@ class _Trial:
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
-        self._name = name
+        self.name = name
+        self.left_behind: list[str] = []
         self._service = settings.services[name]
         self._deadline = monotonic() + self._service.boot_timeout
         self._found: tuple[Problem, ...] = ()
@@ -101,6 +109,8 @@ class _Trial:
             leavings=(),
             stop_timeout=0,
             retirement=Retirement(),
+            black_box=False,
+            fork_check=self._service.fork_check,
         )
         self._pid = process.spawn("forkserver", theirs.fileno(), [told.board, told.log])
         theirs.close()
@@ -117,7 +127,7 @@ class _Trial:
         finally:
             self._sock.close()
             self._end()
-        return [self._settings.problem(f"service.{self._name}.app", failure)] if failure else []
+        return [self._settings.problem(f"service.{self.name}.app", failure)] if failure else []
 
     def _answer(self) -> str:
         readable, _, _ = select.select([self._sock], [], [], max(0.0, self._deadline - monotonic()))
@@ -131,6 +141,7 @@ class _Trial:
         if received is None:
             return "ended its process while it was imported"
         message, _ = received
+        self.left_behind = list(message.get("left_behind", ()))
         return str(message.get("failed", ""))
 
     def _end(self) -> None:

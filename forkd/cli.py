@@ -176,8 +176,7 @@ def scale(file: str, control: Path | None, service: str, size: int) -> None:
 def check_(target: str | None, file: str) -> None:
     """Checks a settings file and imports its applications, in processes of their own; binds nothing."""
     settings = config.load(target or file, cores=_CORES)
-    check.refuse(check.problems(settings))
-    for warning in check.warnings(settings):
+    for warning in [*check.trial(settings), *check.warnings(settings)]:
         click.echo(f"warning: {warning}", err=True)
     count = len(settings.services)
     click.echo(f"{settings.file}: good, {count} service{'' if count == 1 else 's'}")

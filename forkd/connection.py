@@ -82,6 +82,7 @@ class Connection:
         "at_end",
         "closed",
         "data",
+        "latest",
         "leaving",
         "number",
         "received",
@@ -114,6 +115,7 @@ class Connection:
         self.leaving = False
         self.at_end = False
         self.closed = False
+        self.latest = b""
         self.unsent: list[bytes] = []
         self.received = 0
         self.sent = 0
@@ -272,6 +274,7 @@ class Connection:
         if not data:
             self.at_end = True
         self.received += len(data)
+        self.latest = data
         return data
 
     def flush(self, *, last: bool = False) -> None:

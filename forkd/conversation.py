@@ -159,7 +159,8 @@ class _RequestLoop:
                 return
 
     def answer(self, request: Any) -> None:
-        began = self.meter.began()
+        # A framing's own kind of request is told of by what came last.
+        began = self.meter.began(request if type(request) is bytes else self.connection.latest)
         if not self.unsent:
             self.held_bytes = 0
             self.held_since = began

@@ -83,12 +83,14 @@ class WorkerGone:
 class Observed:
     """Which workers of a service are busy, by generation and slot.
 
-    `requests` holds those of them that have a handler at work, with its start.
+    `requests` holds those of them that have a handler at work, with its start; `retiring` are those that
+    have served long enough, and go on until somebody has taken their place.
     """
 
     service: str
     busy: frozenset[tuple[int, int]]
     requests: Mapping[tuple[int, int], float]
+    retiring: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,11 @@ class StopAsked:
     """TERM; a second one means `quick`, and INT and QUIT do at once."""
 
     quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """WINCH: every worker leaves, the listeners stay open; a reload brings workers back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,7 @@ Event = (
     | WorkerGone
     | Observed
     | StopAsked
+    | DrainAsked
     | ReloadAsked
     | ScaleAsked
     | TimePassed

@@ -21,9 +21,9 @@ from time import monotonic
 from typing import Any, Final, NoReturn
 
 import forkd
-from forkd import brief, log, process, signals, worker
+from forkd import brief, hygiene, log, process, signals, worker
 from forkd.brief import Brief
-from forkd.errors import BootError, Exit, ForkdError
+from forkd.errors import BootError, Exit, ForkdError, ListenError
 from forkd.handler import Service, load
 from forkd.scoreboard import Board
 
@@ -58,14 +58,14 @@ def main(fd: int) -> int:
     _die_with(master)
     process.unblock_signals()
     try:
-        service = _boot(told)
+        service, left_behind = _boot(told, fd)
     except ForkdError as error:
         # A wrong application is a wrong setting; any other failure is the machine's.
         status = Exit.CONFIG if isinstance(error, BootError) else error.exit_status
         brief.send(master, {"failed": str(error)[:_REASON_CHARACTERS], "status": int(status)})
         return int(status)
     signal.signal(signal.SIGIO, signal.SIG_IGN)
-    brief.send(master, {"ready": forkd.__version__})
+    brief.send(master, {"ready": forkd.__version__, "left_behind": left_behind})
     return _ForkServer(told, service, master, inbox).run()
 
 
@@ -81,19 +81,23 @@ def _die_with(master: socket.socket) -> None:
             os._exit(Exit.FAILED)
 
 
-def _boot(told: Brief) -> Service[..., Any]:
-    """The service, loaded as whom it is to run."""
+def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
+    """The service, loaded as whom it is to run, and what its import left behind."""
     process.set_title(f"forkd: {told.service}: fork server, generation {told.generation}")
     log.set_up(told.log_level, told.log_format, told.log)
     if told.identity is not None:
         process.become(told.identity)
     sys.path.insert(0, told.path)
     service = load(told.app)
+    own = {0, 1, 2, master, told.log, *(door.fd for door in told.doors)}
+    left_behind = [] if told.fork_check == "off" else hygiene.left_behind(own)
+    if left_behind and told.fork_check == "refuse":
+        raise BootError(f"{told.app}: after its import {', '.join(left_behind)}; {hygiene.REMEDY}")
     # What the import left behind is garbage now or shared for good: a collection in a worker must
     # not touch, and so copy, the pages of every object that it was born with.
     gc.collect()
     gc.freeze()
-    return service
+    return service, left_behind
 
 
 class _ForkServer:
@@ -184,6 +188,8 @@ class _ForkServer:
             status = Exit.DONE
         except BootError:
             pass  # the worker has told why
+        except ListenError as error:
+            log.say("error", f"worker failed: {error}", {"service": self.told.service, "worker": slot})
         except BaseException as error:
             log.say("error", "worker failed", {"service": self.told.service, "worker": slot}, error=error)
         finally:

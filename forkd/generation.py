@@ -8,7 +8,6 @@ Whoever is waited for has a time at which the patience is over: `due` names the 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,6 +20,7 @@ NEVER: Final = float("inf")
 TELL_AGAIN: Final = 1.0  # an order can miss a worker in the microsecond before recv(2); see `connection`
 KILL_AGAIN: Final = 2.0  # also the time from Abort to Kill, and from an empty fork server's end to its Kill
 FINISH_BEFORE_KILL: Final = 10.0
+RETIRE_SHARE: Final = 4  # at most a quarter of a pool is replaced at the same time
 KILLS_IN_VAIN: Final = 3  # no process outlives so many: its fork server did not fork it, or does not tell of its end
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_LAST: Final = 30.0
@@ -75,6 +75,7 @@ class Worker:
     state: WorkerState = WorkerState.BOOTING
     order: Order = Order.DRAIN
     busy: bool = False
+    retiring: bool = False
     overdue: bool = False
     kills: int = 0
 
@@ -112,7 +113,10 @@ class Backoff:
 
 @dataclass(slots=True)
 class Generation:
-    """A fork server and its workers, by slot; `failure` is why it can't take over, and what a start then ends with."""
+    """A fork server and its workers, by slot; `failure` is why it can't take over, and what a start then ends with.
+
+    `minimum` and `maximum` are the plan's until a person asks for another size.
+    """
 
     number: int
     plan: Plan
@@ -121,20 +125,21 @@ class Generation:
     until: float
     state: ForkServerState = ForkServerState.BOOTING
     workers: dict[int, Worker] = field(default_factory=dict)
-    backoff: defaultdict[int, Backoff] = field(default_factory=lambda: defaultdict(Backoff))
+    backoff: dict[int, Backoff] = field(default_factory=dict)
     failure: Exit | None = None
     minimum: int = 0
     maximum: int = 0
 
     def __post_init__(self) -> None:
-        self.minimum, self.maximum = self.plan.minimum, self.plan.maximum
+        self.minimum = self.minimum or self.plan.minimum
+        self.maximum = self.maximum or self.plan.maximum
 
     def move(self, state: ForkServerState, now: float, until: float = NEVER) -> None:
         if state not in FORK_SERVER_MOVES[self.state]:
             raise IllegalMoveError(f"fork server {self.number}: {self.state.value} to {state.value}")
         self.state, self.since, self.until = state, now, until
 
-    # How large it may be: as planned, until a person asks for another size.
+    # How large it may be.
 
     def fit(self, size: int) -> int:
         return max(self.minimum, min(size, self.maximum))
@@ -163,12 +168,24 @@ class Generation:
     def serving(self) -> int:
         return sum(1 for worker in self.workers.values() if worker.state is WorkerState.SERVING)
 
+    def retiring(self) -> list[Worker]:
+        """Those whose time is over, and who serve on until their successors do."""
+        return [worker for worker in self.workers.values() if worker.retiring and worker.state is WorkerState.SERVING]
+
+    def successors(self, size: int) -> int:
+        """How many more than `size` there may be, for those who retire; they never all do so at once."""
+        return min(len(self.retiring()), max(1, size // RETIRE_SHARE))
+
     def missing(self, size: int) -> dict[int, float]:
-        """The slots to be filled until there are `size` workers, the lowest first, each with when it may be."""
+        """The slots to be filled until there are `size` workers, and the successors of those who retire.
+
+        The lowest first, each with the time from which it may be filled.
+        """
         if self.state is not ForkServerState.READY:
             return {}
-        slots = islice(numbers_not_in(self.workers.keys(), 0), max(0, size - len(self.staying())))
-        return {slot: self.backoff[slot].until for slot in slots}
+        number = size + self.successors(size) - len(self.staying())
+        slots = islice(numbers_not_in(self.workers.keys(), 0), max(0, number))
+        return {slot: self._slot(slot).until for slot in slots}
 
     def due(self) -> float:
         """When to `press` again."""
@@ -183,8 +200,12 @@ class Generation:
 
     def crashed(self, slot: int, lived: float, now: float) -> None:
         """The worker in `slot` has to be replaced, at once unless that happens again and again."""
-        self.backoff[slot].lived(lived)
-        self.backoff[slot].failed(now, self.jitter)
+        self._slot(slot).lived(lived)
+        self._slot(slot).failed(now, self.jitter)
+
+    def recycled(self, slot: int, lived: float) -> None:
+        """The worker in `slot` has left of its own accord, or as one that retires."""
+        self._slot(slot).lived(lived)
 
     # What to do.
 
@@ -236,6 +257,9 @@ class Generation:
         worker.kills += 1
         worker.move(WorkerState.DOOMED, now, now + KILL_AGAIN)
         return Kill(self.plan.service, self.number, worker.slot, reason)
+
+    def _slot(self, slot: int) -> Backoff:
+        return self.backoff.setdefault(slot, Backoff())
 
     def _press(self, worker: Worker, now: float) -> Action:
         if worker.state is WorkerState.BOOTING:

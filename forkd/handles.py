@@ -12,17 +12,19 @@ import socket
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 
 from forkd import brief
 from forkd.events import Order
-from forkd.scoreboard import COUNTS
+from forkd.scoreboard import BUSY_SINCE, COUNTS, OPEN, BlackBox
 
 
 @dataclass(slots=True)
 class WorkerHandle:
-    """One worker: `row` is its row of the scoreboard, `before` what that row had counted when it was born.
+    """One worker: `row` is row number `place` of the scoreboard, `before` what that had counted when it was born.
 
-    It is `closed` when the worker has gone; whoever still holds it then finds nothing open.
+    It is `closed` when the worker has gone; whoever still holds it then finds nothing open. `ended_for`
+    is why forkd itself ended it, `stack_shown` how much of its stack's file somebody has seen already.
     """
 
     service: str
@@ -32,11 +34,15 @@ class WorkerHandle:
     pidfd: int
     leash: socket.socket
     stack: int
+    place: int
     row: memoryview
     born: float
     before: dict[str, int] = field(default_factory=dict)
     ready: bool = False
     closed: bool = False
+    dead_since: float | None = None
+    ended_for: str | None = None
+    stack_shown: int = 0
 
     def __post_init__(self) -> None:
         self.before = {name: self.row[column] for name, column in COUNTS.items()}
@@ -61,9 +67,33 @@ class WorkerHandle:
     def stack_size(self) -> int:
         return os.fstat(self.stack).st_size
 
-    def stack_text(self, start: int = 0) -> str:
-        """What faulthandler, or a failed start, has written from byte `start` on."""
-        return os.pread(self.stack, 65536, start).decode(errors="backslashreplace").rstrip()
+    def stack_text(self, start: int | None = None) -> str:
+        """What faulthandler, or a failed start, has written from byte `start` on, or since it was last shown."""
+        start = self.stack_shown if start is None else start
+        data = os.pread(self.stack, 65536, start)
+        self.stack_shown = max(self.stack_shown, start + len(data))
+        return data.decode(errors="backslashreplace").rstrip()
+
+    def counted(self, name: str) -> int:
+        """How many requests, or accepted connections, this process has seen (a worker can write what it likes)."""
+        return max(0, self.row[COUNTS[name]] - self.before[name])
+
+    def last_doings(self) -> dict[str, object]:
+        """What it was at when it went, as facts for the log: how much it had served, whom, and the request in hand."""
+        box, began = BlackBox.of(self.row), self.row[BUSY_SINCE]
+        facts: dict[str, object] = {
+            "requests": self.counted("requests"),
+            "connections": self.counted("accepted"),
+            "peer": (self.row[OPEN] and box.peer) or None,
+        }
+        if began:
+            facts |= {
+                "request": self.counted("requests") + 1,
+                "running": round(max(0.0, monotonic() - began * 1e-9), 3),
+                "size": box.size,
+                "begins": box.begins.decode(errors="backslashreplace") if box.size is not None else None,
+            }
+        return facts
 
     def close(self) -> None:
         self.closed = True

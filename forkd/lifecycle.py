@@ -18,6 +18,7 @@ from forkd.events import (
     Announce,
     BeginStop,
     Committed,
+    DrainAsked,
     Event,
     Exit,
     Forgotten,
@@ -44,6 +45,7 @@ class Phase(Enum):
 
     STARTING = "starting"
     SERVING = "serving"
+    DRAINED = "drained"
     STOPPING = "stopping"
     QUITTING = "quitting"
     ENDED = "ended"
@@ -51,11 +53,13 @@ class Phase(Enum):
 
 PHASE_MOVES: Final = {
     Phase.STARTING: {Phase.SERVING, Phase.STOPPING},
-    Phase.SERVING: {Phase.STOPPING},
+    Phase.SERVING: {Phase.DRAINED, Phase.STOPPING},
+    Phase.DRAINED: {Phase.SERVING, Phase.STOPPING},
     Phase.STOPPING: {Phase.QUITTING, Phase.ENDED},
     Phase.QUITTING: {Phase.ENDED},
     Phase.ENDED: set[Phase](),
 }
+UP: Final = (Phase.STARTING, Phase.SERVING, Phase.DRAINED)
 
 
 class Lifecycle:
@@ -94,13 +98,15 @@ class Lifecycle:
         match event:
             case StopAsked(quick):
                 return self._stop(quick, now)
+            case DrainAsked() if self.phase is Phase.SERVING:
+                return self._drain()
             case ReloadAsked(plans):
                 return self._reload(plans, now)
             case ScaleAsked():
                 self._scale(event)
             case Started() if self.phase is Phase.STARTING:
                 return [pool.begin(pool.plan, now) for pool in self.pools.values() if pool.empty]
-            case Started() | TimePassed():
+            case Started() | DrainAsked() | TimePassed():
                 pass
             case _:
                 # What is said of a service that has gone meanwhile is ignored.
@@ -126,7 +132,7 @@ class Lifecycle:
 
     def _stop(self, quick: bool, now: float) -> list[Action]:
         actions: list[Action] = []
-        if self.phase in (Phase.STARTING, Phase.SERVING):
+        if self.phase in UP:
             actions += [*self._abandon("forkd was told to stop"), BeginStop()]
             self._move(Phase.STOPPING)
             self._stop_by = now + self.stop_timeout
@@ -139,8 +145,14 @@ class Lifecycle:
             self._stop_by = min(self._stop_by, now + QUICK_STOP)
         return actions
 
+    def _drain(self) -> list[Action]:
+        self._move(Phase.DRAINED)
+        for pool in self.pools.values():
+            pool.retire()
+        return self._abandon("the workers were told to drain")
+
     def _reload(self, plans: tuple[Plan, ...], now: float) -> list[Action]:
-        if self.phase is not Phase.SERVING:
+        if self.phase not in (Phase.SERVING, Phase.DRAINED):
             return [Abandoned(f"forkd is {self.phase.value}")]
         actions = self._abandon("another reload came")
         self.reload = frozenset(plan.service for plan in plans)
@@ -174,7 +186,7 @@ class Lifecycle:
 
     def _converge(self, now: float) -> list[Action]:
         actions = self._give_up(now)
-        if self.phase in (Phase.STARTING, Phase.SERVING):
+        if self.phase in UP:
             return actions + self._serve(now)
         return actions + self._leave(now)
 
@@ -219,6 +231,8 @@ class Lifecycle:
         for service in self.pools.keys() - together:
             self.pools[service].retire()
         self.reload = None
+        if self.phase is Phase.DRAINED:
+            self._move(Phase.SERVING)
         return [Committed()]
 
     def _forget(self) -> list[Action]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,15 @@ class Listener:
         if self.file is not None:
             self.file.remove()
         tap.close(self.socket)
+
+    def mend(self, backlog: int) -> None:
+        """Listens again on a socket that somebody has shut down, which ends it for all who share it (shutdown(2))."""
+        if self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return
+        with suppress(OSError):  # a port that we chose is bound still; one that the kernel chose is not
+            self.socket.bind(self.socket.getsockname())
+        with suppress(OSError):
+            self.socket.listen(backlog)
 
     def hand_down(self, limits: Limits) -> None:
         """Sets what accepted TCP sockets inherit from the listener (tcp(7)), at no cost for each of them."""

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import forkd
 from forkd import config, control, log, process, signals, status, systemd
+from forkd.attention import Attention
 from forkd.brief import Brief, Door
 from forkd.control import failure, success
 from forkd.errors import Exit, ForkdError
@@ -32,6 +33,8 @@ from forkd.events import (
     Announce,
     BeginStop,
     Committed,
+    Departure,
+    DrainAsked,
     EndForkServer,
     Event,
     Forgotten,
@@ -45,6 +48,7 @@ from forkd.events import (
     StopAsked,
     Tell,
     TimePassed,
+    WorkerGone,
 )
 from forkd.events import Exit as Ended
 from forkd.handles import WorkerHandle
@@ -86,6 +90,7 @@ class Master:
         self.started = monotonic()
         self.passed = Passed()
         self.wait = Wait()
+        self.attention = Attention()
         self.inbox: Inbox | None = None
         self.site = open_site(settings, self.passed)
         self.coming: Coming | None = None
@@ -93,8 +98,8 @@ class Master:
         self.lookers: list[Collection | Handover] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
-        self.next_tick = 0.0
-        self.next_status = 0.0
+        self.next_tick = self.started
+        self.next_status = self.started
         self.lifecycle = Lifecycle(
             self.site.plans(), stop_timeout=settings.master.stop_timeout, jitter=random.Random(os.urandom(8))
         )
@@ -113,7 +118,8 @@ class Master:
             self.site.hand_down()
             self.handle(Started())
             while self.ended is None:
-                self.wait.once(max(0.0, self.next_due() - monotonic()))
+                due = self.next_due()
+                self.wait.once(max(0.0, due - monotonic()), partial(self.be_awake, due))
                 self.pass_time()
         finally:
             self.clean_up()
@@ -121,8 +127,13 @@ class Master:
 
     # What happens.
 
+    def be_awake(self, due: float) -> None:
+        if away := self.attention.returned(due, monotonic()):
+            log.say("warning", f"the master was stopped or starved for {away:.1f} s; nobody is ended for that")
+
     def next_due(self) -> float:
-        return min([self.next_tick, self.lifecycle.due(), *(each.due for each in self.lookers)])
+        life_due = self.lifecycle.due() + self.attention.missed
+        return min([self.next_tick, life_due, *(each.due for each in self.lookers)])
 
     def pass_time(self) -> None:
         """What has become due, and what the scoreboards say."""
@@ -135,7 +146,7 @@ class Master:
             for service, pool in self.lifecycle.pools.items():
                 self.roster.spare(service, pool.plan)
             self.look()
-        if now >= self.lifecycle.due():
+        if self.attention.at(now) >= self.lifecycle.due():
             self.handle(TimePassed())
         if now >= self.next_status and self.lifecycle.phase is Phase.SERVING:
             self.next_status = now + _STATUS_EVERY
@@ -143,13 +154,18 @@ class Master:
 
     def look(self) -> None:
         """Tells the lifecycle what the scoreboards say."""
-        for event in self.roster.look():
+        for event in self.roster.look(self.attention.at):
             self.handle(event)
 
     def scale(self, asked: ScaleAsked) -> None:
         """Changes the size of a pool, by what its workers do now: the last look may be a second old."""
         self.look()
         self.handle(asked)
+
+    def drain(self) -> None:
+        """Sends the workers away, unless it is a terminal that says so whenever its window changes its size."""
+        if not process.has_terminal():
+            self.handle(DrainAsked())
 
     def take_signals(self) -> None:
         assert self.inbox is not None
@@ -178,6 +194,8 @@ class Master:
                 self.scale(ScaleAsked(by=1))
             case Command.FEWER:
                 self.scale(ScaleAsked(by=-1))
+            case Command.DRAIN:
+                self.drain()
             case Command.UPGRADE:
                 log.say("warning", "this forkd cannot replace its own program; restart it instead")
 
@@ -211,7 +229,9 @@ class Master:
         while self.events:
             if not isinstance(self.events[0], Observed | TimePassed):
                 log.say("debug", f"event: {self.events[0]}")
-            for action in self.lifecycle.handle(self.events[0], monotonic()):
+            if isinstance(self.events[0], WorkerGone) and self.events[0].departure is not Departure.LEFT:
+                self.site.mend(self.events[0].service)
+            for action in self.lifecycle.handle(self.events[0], self.attention.at(monotonic())):
                 log.say("debug", f"action: {action}")
                 self.perform(action)
             self.events.popleft()
@@ -271,6 +291,8 @@ class Master:
                 leavings=tuple(leavings),
                 stop_timeout=site.settings.master.stop_timeout,
                 retirement=retirement(settings),
+                black_box=settings.black_box,
+                fork_check=settings.fork_check,
             ),
             lambda reason: str(site.settings.error(f"service.{service}.app", reason)),
         )

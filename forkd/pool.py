@@ -155,7 +155,10 @@ class Pool:
                 generation.boot_failed(event.slot, event.reason, now)
             case WorkerState.SERVING, Departure.LEFT:
                 self.exits["recycled"] += 1
-                generation.backoff[event.slot].lived(lived)
+                generation.recycled(event.slot, lived)
+            case WorkerState.LEAVING, Departure.LEFT if worker.retiring:
+                self.exits["recycled"] += 1
+                generation.recycled(event.slot, lived)
             case WorkerState.SERVING, _:
                 self.exits["crashed"] += 1
                 generation.crashed(event.slot, lived, now)
@@ -172,6 +175,7 @@ class Pool:
             allowed = generation.plan.request_timeout or NEVER
             for slot, worker in generation.workers.items():
                 worker.busy = (generation.number, slot) in facts.busy
+                worker.retiring = (generation.number, slot) in facts.retiring
                 began = facts.requests.get((generation.number, slot), NEVER)
                 if now >= began + allowed and worker.state in (WorkerState.SERVING, WorkerState.LEAVING):
                     actions.append(generation.abort(worker, f"request_timeout of {allowed:g} s is over", now))
@@ -282,11 +286,17 @@ class Pool:
         return [generation.fork(slot, next(rows), now) for slot in slots]
 
     def _shrink(self, serving: Generation, now: float) -> list[Action]:
-        """Sends idle workers away, those first that do not serve yet, then the highest slots; never busy ones."""
+        """Lets those retire for whom others serve; then sends idle workers away, never busy ones.
+
+        Of the idle, those go first who do not serve yet, then the highest slots.
+        """
+        retired = serving.retiring()[: max(0, serving.serving() - self.target)]
+        actions: list[Action] = [serving.drain(worker, now) for worker in retired]
         staying = serving.staying()
+        surplus = len(staying) - self.target - serving.successors(self.target)
         idle = [worker for worker in staying if not worker.busy]
         idle.sort(key=lambda worker: (worker.state is WorkerState.SERVING, -worker.slot))
-        return [serving.drain(worker, now) for worker in idle[: max(0, len(staying) - self.target)]]
+        return actions + [serving.drain(worker, now) for worker in idle[: max(0, surplus)]]
 
     def _drain(self, now: float) -> list[Action]:
         """Lets the leaving generations go; the oldest of too many are hurried."""

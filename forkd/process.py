@@ -13,7 +13,7 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -77,6 +77,15 @@ def spawn(module: str, fd: int, keep: Sequence[int]) -> int:
     )
 
 
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal (tty(4)), which sends it signals of its own."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def become_subreaper() -> None:
     """Makes this process the parent of orphans among its descendants, as init would be."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -119,6 +128,20 @@ def outcome(status: int) -> str:
     return f"signal {-code} ({name})"
 
 
+def is_child_of(pidfd: int, pid: int, parents: Set[int]) -> bool:
+    """Whether `pidfd` is of process `pid`, and that a child of one of `parents`; one that has ended by now may be."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:  # noqa: PTH123
+            found = next((int(line.split()[1]) for line in info if line.startswith(b"Pid:")), 0)
+        if found == -1:
+            return True
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
+            parent = int(stat.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return False
+    return found == pid and parent in parents
+
+
 def reap() -> Iterator[tuple[int, int]]:
     """The pid and wait status of each child that has ended."""
     while True:
@@ -137,6 +160,15 @@ def resident(pid: int) -> int:
         with open(f"/proc/{pid}/statm", "rb") as statm:  # noqa: PTH123
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
+        return 0
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory (proc(5), vmstat); 0 where it does not tell."""
+    try:
+        with open("/proc/vmstat", "rb") as vmstat:  # noqa: PTH123
+            return next((int(line.split()[1]) for line in vmstat if line.startswith(b"oom_kill ")), 0)
+    except OSError:
         return 0
 
 

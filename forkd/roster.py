@@ -15,7 +15,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from forkd import brief, log, process
+from forkd import brief, hygiene, log, process
 from forkd.brief import Brief
 from forkd.errors import Exit
 from forkd.events import (
@@ -39,6 +39,7 @@ from forkd.scoreboard import (
     IDLE,
     LEFT,
     PHASE,
+    RETIRING,
     SPARE,
     STATE,
     STOPPING,
@@ -47,6 +48,7 @@ from forkd.scoreboard import (
 from forkd.wait import Wait
 
 _NANO: Final = 1e-9
+_UNTOLD: Final = 2.0  # seconds for which a fork server may keep a worker's end to itself
 
 Explain = Callable[[str], str]
 """Turns an application's mistake into one of the settings', with file and line."""
@@ -69,6 +71,8 @@ class Roster:
         self._workers: dict[tuple[str, int, int], WorkerHandle] = {}
         self._rows: dict[tuple[str, int, int], int] = {}
         self._explain: dict[tuple[str, int], Explain] = {}
+        self._deaths = select.poll()
+        self._oom_kills = process.oom_kills()
 
     # Scoreboards.
 
@@ -98,8 +102,9 @@ class Roster:
         os.close(wake)
         board.close()
 
-    def look(self) -> Iterator[Event]:
-        """What the scoreboards say: who is ready, who is busy, and since when."""
+    def look(self, at: Callable[[float], float]) -> Iterator[Event]:
+        """What the scoreboards say: who is ready, who is busy, and since when (`at` makes their time the master's)."""
+        self._look_for_the_dead()
         for service in list(self._boards):  # an event may be the last of a service
             workers = self.workers_of(service)
             for worker in workers:
@@ -109,9 +114,12 @@ class Roster:
                     yield WorkerReady(service, worker.generation, worker.slot)
             busy = [worker for worker in workers if worker.row[STATE] == BUSY]
             requests = {
-                (worker.generation, worker.slot): since * _NANO for worker in busy if (since := worker.row[BUSY_SINCE])
+                (worker.generation, worker.slot): at(since * _NANO)
+                for worker in busy
+                if (since := worker.row[BUSY_SINCE])
             }
-            yield Observed(service, frozenset((worker.generation, worker.slot) for worker in busy), requests)
+            retiring = frozenset((each.generation, each.slot) for each in workers if each.row[RETIRING])
+            yield Observed(service, frozenset((each.generation, each.slot) for each in busy), requests, retiring)
 
     # Fork servers.
 
@@ -190,7 +198,8 @@ class Roster:
     def signal(self, service: str, generation: int, slot: int, number: signal.Signals, reason: str) -> None:
         worker = self._workers.get((service, generation, slot))
         if worker is not None:
-            log.say("error", f"ending a worker: {reason}", worker.name() | {"signal": number.name})
+            log.say("warning", f"ending a worker: {reason}", worker.name() | {"signal": number.name})
+            worker.ended_for = worker.ended_for or reason
             worker.signal(number)
 
     def reopened(self, fd: int) -> None:
@@ -248,6 +257,8 @@ class Roster:
         key = (server.service, server.generation)
         match message:
             case {"ready": _}:
+                for each in message.get("left_behind", ()):
+                    log.say("warning", f"after the import {each}; {hygiene.REMEDY}", server.name())
                 self._happened(ForkServerReady(*key))
             case {"failed": str(reason), "status": int(status)}:
                 server.reason = self._explain[key](reason) if status == Exit.CONFIG else f"service {key[0]}: {reason}"
@@ -268,17 +279,35 @@ class Roster:
     def _forked(self, server: ForkServerHandle, slot: int, pid: int, fds: list[int]) -> None:
         key = (server.service, server.generation, slot)
         board, _ = self.board(server.service)
-        row = board.row(self._rows.pop(key))
+        row = self._rows.pop(key)
+        reason = ""
         if len(fds) != 3:  # we have no room for them, and a worker whose leash is lost leaves by itself
+            reason = "the master has too many descriptors open: raise LimitNOFILE= or ulimit -n"
+        elif not process.is_child_of(fds[0], pid, {server.pid, os.getpid()}):
+            reason = "its fork server told of a process that is not its child"
+        if reason:
             for fd in fds:
                 os.close(fd)
-            reason = "the master has too many descriptors open: raise LimitNOFILE= or ulimit -n"
             self._not_forked(server, slot, reason)
             return
         pidfd, leash, stack = fds
         self.woken = True  # it may have been ready, and said so, before we knew of it
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, leash)
-        self._workers[key] = WorkerHandle(*key, pid, pidfd, sock, stack, row, monotonic())
+        self._add(WorkerHandle(*key, pid, pidfd, sock, stack, row, board.row(row), monotonic()))
+
+    def _add(self, worker: WorkerHandle) -> None:
+        self._workers[worker.service, worker.generation, worker.slot] = worker
+        self._deaths.register(worker.pidfd, select.POLLIN)
+
+    def _look_for_the_dead(self) -> None:
+        """Sees to workers whose end nobody tells: their fork server is stopped, or tells lies."""
+        now = monotonic()
+        for fd, _ in self._deaths.poll(0):
+            worker = next(each for each in self._workers.values() if each.pidfd == fd)
+            if worker.dead_since is None:
+                worker.dead_since = now
+            elif now - worker.dead_since > _UNTOLD:
+                self._worker_gone(worker, None)
 
     def _not_forked(self, server: ForkServerHandle, slot: int, reason: str) -> None:
         log.say("error", f"no new worker: {reason}", server.name() | {"worker": slot})
@@ -304,7 +333,7 @@ class Roster:
             self._happened(WorkerGone(service, generation, slot, Departure.LEFT))
         # Its workers are ours by now, unless it had reaped one without telling.
         for worker in self.workers_of(server.service):
-            if worker.generation == server.generation and _lost(worker):
+            if worker.generation == server.generation and _reaped(worker):
                 self._worker_gone(worker, None)
 
     def _worker_gone(self, worker: WorkerHandle, status: int | None) -> None:
@@ -322,6 +351,7 @@ class Roster:
         for gauge in GAUGES:
             worker.row[gauge] = 0
         del self._workers[key]
+        self._deaths.unregister(worker.pidfd)
         worker.close()
         self._happened(WorkerGone(*key, departure, reason))
 
@@ -331,11 +361,17 @@ class Roster:
             log.say("debug", "worker left", facts)
             return ""
         stack = worker.stack_text()
-        log.say("error", f"worker {departure.value}", facts, block=stack)
+        why = worker.ended_for or ("the kernel's OOM killer was at work" if self._memory_ran_out() else None)
+        log.say("error", f"worker {departure.value}", facts | {"why": why} | worker.last_doings(), block=stack)
         return f"service {worker.service}: worker {worker.slot} {departure.value} ({outcome})\n{stack}".rstrip()
 
+    def _memory_ran_out(self) -> bool:
+        """Whether the kernel has killed a process for lack of memory since the last time."""
+        before, self._oom_kills = self._oom_kills, process.oom_kills()
+        return self._oom_kills > before
 
-def _lost(worker: WorkerHandle) -> bool:
+
+def _reaped(worker: WorkerHandle) -> bool:
     """Whether the worker has ended and somebody else has taken its status."""
     poll = select.poll()
     poll.register(worker.pidfd, select.POLLIN)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import struct
 from contextlib import suppress
 from time import monotonic_ns
-from typing import Final
+from typing import Final, NamedTuple
 
 ROW_BYTES: Final = 4096
 WORDS: Final = ROW_BYTES // 8
@@ -30,7 +31,8 @@ HIGHEST: Final = 2
 STATE: Final = 0
 BUSY_SINCE: Final = 1
 OPEN: Final = 2
-GAUGES: Final = (STATE, BUSY_SINCE, OPEN)
+RETIRING: Final = 3
+GAUGES: Final = (STATE, BUSY_SINCE, OPEN, RETIRING)
 ACCEPTED: Final = 8
 REQUESTS: Final = 9
 ERRORS: Final = 10
@@ -41,6 +43,7 @@ TRUNCATED: Final = 14
 MALFORMED: Final = 15
 TIMED_OUT: Final = 16
 RESET: Final = 17
+ACCEPT_FAILED: Final = 18
 COUNTS: Final = {
     "accepted": ACCEPTED,
     "requests": REQUESTS,
@@ -52,7 +55,15 @@ COUNTS: Final = {
     "malformed": MALFORMED,
     "timed_out": TIMED_OUT,
     "reset": RESET,
+    "accept_failed": ACCEPT_FAILED,
 }
+# The black box: whom the worker serves and what with, in case it dies of it. A length, then bytes.
+PEER: Final = 32
+PEER_BYTES: Final = 120
+REQUEST: Final = 48
+REQUEST_BYTES: Final = 64
+_PEER = struct.Struct(f"=Q{PEER_BYTES}s")
+_REQUEST = struct.Struct(f"=Q{REQUEST_BYTES}s")
 SLOWEST: Final = 255
 HISTOGRAM: Final = 256
 BUCKETS: Final = WORDS - HISTOGRAM
@@ -135,13 +146,36 @@ class Board:
         return sum(1 for at in range(WORDS, (last + 1) * WORDS, WORDS) if words[at] == IDLE)
 
 
-class Meter:
-    """A worker's pen: the only thing that writes its row."""
+class BlackBox(NamedTuple):
+    """What a worker was doing: the peer it served, and of the request in hand its size and first bytes.
 
-    def __init__(self, row: memoryview) -> None:
+    A worker wrote it, so it is text to show and nothing else. `size` is None where no handler was at work,
+    or where the service keeps no bytes of requests.
+    """
+
+    peer: str
+    size: int | None
+    begins: bytes
+
+    @classmethod
+    def of(cls, row: memoryview) -> BlackBox:
+        """Reads the black box in a worker's row."""
+        length, peer = _PEER.unpack_from(row, PEER * 8)
+        size, request = _REQUEST.unpack_from(row, REQUEST * 8)
+        kept = row[BUSY_SINCE] and size
+        text = peer[: min(length, PEER_BYTES)].decode(errors="backslashreplace")
+        return cls(text, size - 1 if kept else None, request[: min(size - 1, REQUEST_BYTES)] if kept else b"")
+
+
+class Meter:
+    """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not."""
+
+    def __init__(self, row: memoryview, *, keeps: bool = True) -> None:
         self.row = row
+        self.keeps = keeps
 
     def booting(self) -> None:
+        self.meets("")
         for gauge in GAUGES:
             self.row[gauge] = 0
         self.row[STATE] = BOOTING
@@ -158,13 +192,24 @@ class Meter:
         row[OPEN] += 1
         row[ACCEPTED] += 1
 
+    def meets(self, peer: str) -> None:
+        """Notes whom the worker serves from now on."""
+        name = peer.encode(errors="backslashreplace")
+        _PEER.pack_into(self.row, PEER * 8, len(name), name)
+
     def closed(self) -> None:
         self.row[OPEN] -= 1
         self.row[STATE] = IDLE
 
-    def began(self) -> int:
-        """A handler starts; gives the time, in nanoseconds, for `ended`."""
+    def retires(self) -> None:
+        """This worker has served long enough."""
+        self.row[RETIRING] = 1
+
+    def began(self, request: bytes = b"") -> int:
+        """A handler starts on `request`; gives the time, in nanoseconds, for `ended`."""
         now = monotonic_ns()
+        if self.keeps:
+            _REQUEST.pack_into(self.row, REQUEST * 8, len(request) + 1, request)  # 0 is for none
         self.row[BUSY_SINCE] = now
         return now
 

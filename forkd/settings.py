@@ -155,6 +155,20 @@ class Service(Struct, frozen=True, kw_only=True):
             description="a worker is replaced when it holds so many MiB, give or take 10 % (0: never)",
         ),
     ] = 0
+    black_box: Annotated[
+        bool,
+        Meta(
+            title="true or false",
+            description="the log record of a worker's violent end shows the first 64 bytes of the request in hand",
+        ),
+    ] = True
+    fork_check: Annotated[
+        Literal["warn", "refuse", "off"],
+        Meta(
+            description="what becomes of an application that leaves a thread running, or a socket open, after its "
+            "import: a fork would break the one and share the other"
+        ),
+    ] = "warn"
     user: Annotated[
         _Account | None, Meta(description="whom this service runs as", extra={"default": "`[master]`'s"})
     ] = None
@@ -232,6 +246,8 @@ def toml(value: object) -> str:
     """A default as it would stand in the file."""
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:.15g}"
     return f'"{value}"' if isinstance(value, str) else str(value)

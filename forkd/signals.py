@@ -26,6 +26,7 @@ class Command(Enum):
     UPGRADE = "upgrade"
     MORE = "a worker more"
     FEWER = "a worker fewer"
+    DRAIN = "drain"
     REAP = "reap"
 
 
@@ -38,6 +39,7 @@ COMMANDS: Final = {
     signal.SIGUSR2: Command.UPGRADE,
     signal.SIGTTIN: Command.MORE,
     signal.SIGTTOU: Command.FEWER,
+    signal.SIGWINCH: Command.DRAIN,
     signal.SIGCHLD: Command.REAP,
 }
 
@@ -50,6 +52,7 @@ IGNORED_BELOW_MASTER: Final = (
     signal.SIGUSR2,
     signal.SIGTTIN,
     signal.SIGTTOU,
+    signal.SIGWINCH,
     signal.SIGPIPE,
 )
 

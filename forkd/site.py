@@ -60,6 +60,11 @@ class Site:
             for listener in listeners:
                 listener.hand_down(limits(self.settings.services[name]))
 
+    def mend(self, service: str) -> None:
+        """Has the service's listeners listen again, if one of its workers has shut them down for everybody."""
+        for listener in self.listeners.get(service, []):
+            listener.mend(self.settings.services[service].backlog)
+
     def close_taps(self) -> None:
         """Lets nobody else in; what waits in the queues is still to be served."""
         for listeners in self.listeners.values():

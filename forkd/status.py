@@ -28,6 +28,7 @@ from forkd.scoreboard import (
 )
 
 _NANO: Final = 1e-9
+_REFUSALS: Final = ("over_limit", "truncated", "malformed", "timed_out", "reset", "accept_failed")
 _QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -48,7 +49,7 @@ def service(
         "requests": totals["requests"],
         "errors": totals["errors"],
         "bytes": {"in": totals["bytes_in"], "out": totals["bytes_out"]},
-        "refused": {name: totals[name] for name in ("over_limit", "truncated", "malformed", "timed_out", "reset")},
+        "refused": {name: totals[name] for name in _REFUSALS},
         "exits": dict(pool.exits),
         "latency": latency(rows),
     }
@@ -57,7 +58,6 @@ def service(
 def worker(handle: WorkerHandle, state: str, now: float) -> dict[str, Any]:
     """One worker's part of the document; its counts begin with its process."""
     row = handle.row
-    done = {name: max(0, row[COUNTS[name]] - handle.before[name]) for name in ("accepted", "requests")}
     if state == "serving":
         state = "busy" if row[STATE] == BUSY else "idle"
     began = row[BUSY_SINCE]
@@ -68,8 +68,8 @@ def worker(handle: WorkerHandle, state: str, now: float) -> dict[str, Any]:
         "generation": handle.generation,
         "state": state,
         "age": round(now - handle.born, 3),
-        "connections": done["accepted"],
-        "requests": done["requests"],
+        "connections": handle.counted("accepted"),
+        "requests": handle.counted("requests"),
         "memory": process.resident(handle.pid),
         "request_age": round(max(0.0, now - began * _NANO), 3) if began else None,
     }

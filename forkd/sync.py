@@ -21,13 +21,14 @@ from forkd.address import Address
 from forkd.brief import Door
 from forkd.connection import Connection, Limits
 from forkd.conversation import End, Outcome, converse
+from forkd.errors import ListenError
 from forkd.events import Order
 from forkd.handler import Service
 from forkd.linger import Lingering
 from forkd.orders import Orders
 from forkd.process import own_memory
 from forkd.retirement import Tenure
-from forkd.scoreboard import PHASE, REQUESTS, SPARE, STOPPING, Board, Meter
+from forkd.scoreboard import ACCEPT_FAILED, PHASE, REQUESTS, SPARE, STOPPING, Board, Meter
 from forkd.signals import Inbox
 
 # accept(2), "Error handling": what happened to one new connection, not to the listener.
@@ -46,7 +47,10 @@ _THIS_CONNECTION: Final = {
     errno.EINTR,
 }
 _LISTENER_LOST: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT}
-_PAUSE: Final = 0.1  # seconds without accepting, when descriptors or memory have run out
+# Seconds without accepting, when descriptors or memory have run out: doubled each time, up to the last.
+_FIRST_PAUSE: Final = 0.05
+_LAST_PAUSE: Final = 0.5
+_WORD_SECONDS: Final = 1.0  # how often failures of single connections are told of at most
 _LISTENER_EVENTS: Final = {False: select.EPOLLIN, True: select.EPOLLIN | select.EPOLLEXCLUSIVE}
 
 
@@ -57,13 +61,15 @@ class Report(Protocol):
 
     def accept_failed(self, error: OSError) -> None: ...
 
+    def accept_goes_on(self, seconds: float) -> None: ...
+
 
 @dataclass(slots=True)
 class Seat:
     """All that a worker has to serve with.
 
-    `wake` tells the master to look at the scoreboard; `exclusive` has the kernel wake one worker
-    for a connection instead of all (a large pool's herd costs more than its unfairness).
+    `wake` tells the master to look at the scoreboard; `exclusive` has the kernel wake one worker for a
+    connection instead of all (a large pool's herd costs more than its unfairness); `tenure` is None once it is over.
     """
 
     name: str
@@ -75,7 +81,7 @@ class Seat:
     orders: Orders
     inbox: Inbox
     resources: Any
-    tenure: Tenure
+    tenure: Tenure | None
     exclusive: bool
     wake: Callable[[], None]
     report: Report
@@ -98,6 +104,9 @@ class _Loop:
         self.epoll.register(seat.inbox.fd, select.EPOLLIN)
         self.doors = {sock.fileno(): (sock, door) for sock, door in seat.doors}
         self.resume_at: float | None = None
+        self.pause = _FIRST_PAUSE
+        self.starved_since: float | None = None
+        self.silent_until = 0.0
         seat.orders.abandon = self.abandon_doors
         self.watch_doors()
 
@@ -170,6 +179,8 @@ class _Loop:
             return False  # a colleague was faster, or the client has gone
         except OSError as error:
             return listener.fileno() >= 0 and self.accept_failed(error)
+        if self.starved_since is not None:
+            self.accept_goes_on(self.starved_since)
         self.seat.meter.opened()
         if self.seat.board.header[SPARE] and self.seat.board.idle() < self.seat.board.header[SPARE]:
             self.seat.wake()
@@ -179,15 +190,28 @@ class _Loop:
         return True
 
     def accept_failed(self, error: OSError) -> bool:
-        if error.errno in _THIS_CONNECTION:
-            return True
+        """What a failed accept(2) means; True when the next one may be tried at once."""
+        now = monotonic()
         if error.errno in _LISTENER_LOST:
-            raise error
-        if self.resume_at is None:
+            raise ListenError(f"a listener is lost ({errno.errorcode[error.errno]}): somebody has shut or closed it")
+        if error.errno in _THIS_CONNECTION:
+            self.seat.meter.counted(ACCEPT_FAILED)
+            if now >= self.silent_until:
+                self.silent_until = now + _WORD_SECONDS
+                self.seat.report.accept_failed(error)
+            return True
+        if self.starved_since is None:
+            self.starved_since = now
             self.seat.report.accept_failed(error)
+        if self.resume_at is None:
             self.unwatch_doors()
-            self.resume_at = monotonic() + _PAUSE
+            self.resume_at = now + self.pause
+            self.pause = min(_LAST_PAUSE, 2 * self.pause)
         return False
+
+    def accept_goes_on(self, since: float) -> None:
+        self.starved_since, self.pause = None, _FIRST_PAUSE
+        self.seat.report.accept_goes_on(monotonic() - since)
 
     def converse(self, sock: socket.socket, peer: object, address: Address) -> None:
         seat = self.seat
@@ -198,6 +222,7 @@ class _Loop:
         if address.kind == "unix":  # accept(2) hands nothing down there, and getsockname(2) an old name
             connection.local = address
             connection.prepare()
+        seat.meter.meets(str(connection.peer))
         seat.orders.attend(connection)
         outcome = converse(connection, seat.service, seat.meter)
         seat.orders.attend(None)
@@ -213,10 +238,12 @@ class _Loop:
             seat.orders.leave(Order.FINISH)
 
     def retire_in_time(self) -> None:
-        """Between connections: a worker that has served long enough leaves, and is replaced."""
+        """Between connections: a worker that has served long enough says so, and goes on until it is told to leave."""
         seat = self.seat
-        if seat.tenure.over(monotonic(), seat.meter.row[REQUESTS], own_memory):
-            seat.orders.leave(Order.DRAIN)
+        if seat.tenure is not None and seat.tenure.over(monotonic(), seat.meter.row[REQUESTS], own_memory):
+            seat.tenure = None
+            seat.meter.retires()
+            seat.wake()
 
     def attend(self, fd: int) -> None:
         """Something else than a listener: a signal, or a lingering socket."""
@@ -231,7 +258,9 @@ class _Loop:
             self.watch_doors()
 
     def timeout(self) -> float | None:
-        waits = [self.lingering.timeout(monotonic()), self.seat.tenure.timeout(monotonic())]
+        waits = [self.lingering.timeout(monotonic())]
+        if self.seat.tenure is not None:
+            waits.append(self.seat.tenure.timeout(monotonic()))
         if self.resume_at is not None:
             waits.append(max(0.0, self.resume_at - monotonic()))
         return min((wait for wait in waits if wait is not None), default=None)

@@ -30,9 +30,15 @@ class Wait:
         del self._ready[fd]
         self._epoll.unregister(fd)
 
-    def once(self, timeout: float | None) -> None:
-        """Waits until something is ready or `timeout` seconds have passed (None: for ever), and has it seen to."""
-        for fd, _ in self._epoll.poll(timeout):
+    def once(self, timeout: float | None, awake: Ready | None = None) -> None:
+        """Waits until something is ready or `timeout` seconds have passed (None: for ever), and has it seen to.
+
+        `awake` is called first, as soon as the wait is over.
+        """
+        found_ready = self._epoll.poll(timeout)
+        if awake is not None:
+            awake()
+        for fd, _ in found_ready:
             found = self._ready.get(fd)
             if found is not None:  # an earlier one of this round may have had it forgotten
                 found[0]()

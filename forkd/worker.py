@@ -6,6 +6,7 @@ It never decides about the pool. What it is told, `orders` hears; how it serves 
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import random
@@ -52,7 +53,7 @@ def live(
     Raises BootError when the application's lifespan does not come up.
     """
     process.set_title(f"forkd: {told.service}: worker {slot}, generation {told.generation}")
-    meter = Meter(board.row(row))
+    meter = Meter(board.row(row), keeps=told.black_box)
     meter.booting()
     orders = Orders(leash, told.log, _end)
     inbox = signals.Inbox([signal.SIGTERM, signal.SIGIO])
@@ -107,7 +108,11 @@ class Reporter:
         )
 
     def accept_failed(self, error: OSError) -> None:
-        log.say("warning", "accept failed", self._fields | {"errno": error.errno, "detail": error.strerror})
+        name = errno.errorcode.get(error.errno or 0, "")
+        log.say("warning", f"accept failed: {error.strerror}", self._fields | {"errno": name})
+
+    def accept_goes_on(self, seconds: float) -> None:
+        log.say("warning", "accept goes on", self._fields | {"after": round(seconds, 3)})
 
 
 def _end() -> None:

@@ -255,7 +255,7 @@ def test_a_hanging_handler_is_ended_with_its_stack(forkd: Forkd) -> None:
         with begin(server, b"60\n") as client:
             assert client.recv(100) == b""
         assert call(other, b"0.1\n") == b"slept 0.1\n"
-    server.said(r"error ending a worker: request_timeout of 1 s is over service=test worker=\d .*signal=SIGABRT")
+    server.said(r"warning ending a worker: request_timeout of 1 s is over service=test worker=\d .*signal=SIGABRT")
     server.said(r'    +File ".*small.py", line \d+ in nap$')
     settle(server, 2)
     assert server.status("test")["exits"] == {"recycled": 0, "crashed": 0, "timed_out": 1}
@@ -266,7 +266,7 @@ def test_a_handler_that_survives_its_timeout_is_killed(forkd: Forkd) -> None:
     with begin(server, b"x\n") as client:
         os.kill(server.workers()[0], signal.SIGSTOP)  # SIGABRT has to wait, SIGKILL has not
         assert client.recv(100) == b""
-    server.said("error ending a worker: it did not end by itself .*signal=SIGKILL")
+    server.said("warning ending a worker: it did not end by itself .*signal=SIGKILL")
     settle(server)
     assert server.status("test")["exits"]["timed_out"] == 1
 
@@ -364,3 +364,46 @@ def test_the_age_of_a_dead_worker_is_told_in_seconds(forkd: Forkd) -> None:
     (record,) = server.said(r"error worker crashed .* age=([\d.]+) ")
     assert re.fullmatch(r"\d+\.\d{1,3}", record[1])
     assert float(record[1]) < 10
+
+
+def test_a_death_that_a_stopped_fork_server_does_not_tell_is_seen(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers=2, boot_timeout=0.3).serving()
+    [fork_server] = server.fork_servers()
+    os.kill(fork_server, signal.SIGSTOP)
+    os.kill(server.workers()[0], signal.SIGKILL)
+    server.said("error worker crashed .*outcome=unknown")
+    # It forks no more, so it is replaced in the end.
+    until(lambda: server.status("test")["generation"] == 2, "another fork server")
+    settle(server, 2)
+    assert exchange(server.connect(), b"well\n") == b"WELL\n"
+
+
+def test_a_listener_that_a_worker_has_shut_down_listens_again(forkd: Forkd) -> None:
+    server = forkd("evil:shut", workers=2).serving()
+    assert exchange(server.connect(), b"well\n") == b"well\n"
+    exchange(server.connect(), b"shut\n")
+    server.said(r"error worker failed: a listener is lost \(EINVAL\)")
+    assert until(lambda: _asks_again(server)) == b"well\n"
+    settle(server, 2)
+
+
+def _asks_again(server: Server) -> bytes:
+    try:
+        return exchange(server.connect(), b"well\n")
+    except ConnectionError:
+        return b""
+
+
+def test_a_master_that_was_away_kills_nobody_for_it(forkd: Forkd) -> None:
+    server = forkd("small:nap", workers=2, request_timeout=2).serving()
+    workers = set(server.workers())
+    with begin(server, b"3\n") as client:
+        os.kill(server.pid, signal.SIGSTOP)
+        assert client.recv(100) == b"slept 3\n"
+        with server.connect() as other:
+            other.sendall(b"0.5\n")
+            os.kill(server.pid, signal.SIGCONT)
+            server.said("warning the master was stopped or starved for [0-9.]+ s")
+            assert other.recv(100) == b"slept 0.5\n"
+    assert set(server.workers()) == workers
+    assert server.status("test")["exits"] == {"recycled": 0, "crashed": 0, "timed_out": 0}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
+import subprocess
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from forkd.errors import ControlError
+from forkd import control
+from forkd.errors import ControlError, ForkdError
 from tests.conftest import Forkd
-from tests.server import Server, alive, exchange, open_files, until
+from tests.server import FORKD, HANDLERS, ROOT, Server, alive, exchange, open_files, until
 
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 
@@ -334,9 +337,62 @@ def test_totals_never_run_backwards(forkd: Forkd) -> None:
     assert server.status("test")["exits"] == {"recycled": 1, "crashed": 1, "timed_out": 0}
 
 
-def test_winch_and_usr2_do_not_hurt(forkd: Forkd) -> None:
+def test_winch_sends_the_workers_away_and_hup_brings_them_back(forkd: Forkd) -> None:
+    server = forkd("small:nap", workers=2).serving()
+    with begin(server, b"0.2\n") as client:
+        server.kill(signal.SIGWINCH)
+        assert client.recv(100) == b"slept 0.2\n"
+        assert call(client, b"0.01\n") == b"slept 0.01\n", "an open connection goes on to its own end"
+    until(lambda: len(server.family()) == 1, "the master alone")
+    assert server.status()["master"]["phase"] == "drained"
+    with server.connect() as waiting:
+        waiting.sendall(b"0\n")
+        server.kill(signal.SIGHUP)
+        assert waiting.recv(100) == b"slept 0\n"
+    until(lambda: server.status()["master"]["phase"] == "serving")
+    assert server.stop() == 0
+
+
+def test_winch_of_a_terminal_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "forkd.toml").write_text(
+        f'[master]\ncontrol = "{tmp_path}/control.sock"\n[service.test]\napp = "small:shout"\npath = "{HANDLERS}"\n'
+        'listen = "127.0.0.1:0"\nworkers = 1\n'
+    )
+    # script(1) gives it a terminal of its own.
+    terminal = ["script", "--quiet", "--return", "--command", f"exec {shlex.join(FORKD)} run forkd.toml", "/dev/null"]
+    process = subprocess.Popen(
+        terminal,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        path = tmp_path / "control.sock"
+
+        def workers() -> int:
+            try:
+                document = control.ask(path, {"command": "status"}, 5)
+            except ForkdError:
+                return 0
+            return int(document["services"]["test"]["workers"]["total"])
+
+        until(workers)
+        pid = control.ask(path, {"command": "status"}, 5)["master"]["pid"]
+        os.kill(pid, signal.SIGWINCH)
+        os.kill(pid, signal.SIGTTIN)  # once this is obeyed, so is the other
+        until(lambda: workers() == 2)
+        assert control.ask(path, {"command": "status"}, 5)["master"]["phase"] == "serving"
+        os.kill(pid, signal.SIGTERM)
+        process.wait(20)
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+def test_signals_without_a_meaning_do_not_hurt(forkd: Forkd) -> None:
     server = forkd("small:shout", workers=1).serving()
-    for number in (signal.SIGWINCH, signal.SIGUSR2, signal.SIGPIPE, signal.SIGCHLD):
+    for number in (signal.SIGPIPE, signal.SIGCHLD):
         server.kill(number)
         assert exchange(server.connect(), b"well\n") == b"WELL\n"
     assert server.stop() == 0

@@ -27,6 +27,7 @@ from forkd.events import (
     BeginStop,
     Committed,
     Departure,
+    DrainAsked,
     EndForkServer,
     Event,
     Exit,
@@ -49,7 +50,7 @@ from forkd.events import (
     WorkerReady,
 )
 from forkd.generation import ForkServerState, Generation, Worker, WorkerState
-from forkd.lifecycle import Lifecycle, Phase
+from forkd.lifecycle import UP, Lifecycle, Phase
 from forkd.pool import Pool
 
 SERVICES = ("chargen", "daytime", "echo")
@@ -71,6 +72,7 @@ class Process:
     order: Order | None = None
     busy: bool = False
     request: float | None = None
+    retiring: bool = False
     killed: bool = False
     kills: int = 0
 
@@ -143,6 +145,7 @@ class Kernel:
             service,
             frozenset(key for key, process in mine.items() if process.busy),
             {key: process.request for key, process in mine.items() if process.request is not None},
+            frozenset(key for key, process in mine.items() if process.retiring),
         )
 
     def next_fact(self, *, deaf: bool) -> Event | None:
@@ -281,6 +284,14 @@ class Machine(RuleBasedStateMachine):
             process.busy, process.request = False, None
         self.observe()
 
+    @precondition(lambda self: self.kernel.workers)
+    @rule(pick=picks, count=st.integers(1, 40))
+    def workers_have_served_long_enough(self, pick: int, count: int) -> None:
+        for number in range(count):
+            process = self.kernel.workers[chosen(self.kernel.workers, pick + number)]
+            process.retiring = process.ready
+        self.observe()
+
     @rule()
     def observe(self) -> None:
         for service in SERVICES:
@@ -298,6 +309,11 @@ class Machine(RuleBasedStateMachine):
             if fact is None:
                 break
             self.tell(fact)
+
+    @rule(often=st.sampled_from([False, False, True]))
+    def a_drain_is_asked(self, often: bool) -> None:
+        if often:
+            self.tell(DrainAsked())
 
     @rule(service=st.sampled_from(["", *SERVICES]), size=st.none() | st.integers(-1, 8), by=st.integers(-3, 3))
     def a_size_is_asked(self, service: str, size: int | None, by: int) -> None:
@@ -323,6 +339,7 @@ class Machine(RuleBasedStateMachine):
         if isinstance(event, ReloadAsked) and self.life.phase is not Phase.ENDED:
             self.reloads += 1
         before = {service: (pool.serving, pool.target) for service, pool in self.life.pools.items()}
+        serving = {service: _serving(pool) for service, pool in self.life.pools.items()}
         self.kernel.note(event)
         for action in self.life.handle(event, self.now):
             self.kernel.perform(action)
@@ -332,6 +349,9 @@ class Machine(RuleBasedStateMachine):
         self.check_told()
         for service, pool in self.life.pools.items():
             self.check_pool(pool, *before.get(service, (None, 0)))
+            if not isinstance(event, StopAsked | DrainAsked | WorkerGone | Observed) and self.life.phase in UP:
+                # Nobody is sent away before others serve in their place.
+                assert _serving(pool) >= min(serving.get(service, 0), pool.target) or pool.serving is None
 
     def check_known(self) -> None:
         """What lives is known, and what is known lives."""
@@ -357,7 +377,7 @@ class Machine(RuleBasedStateMachine):
         answers = self.kernel.said_any(Committed, Abandoned)
         assert self.reloads == answers + (self.life.reload is not None)
         assert (self.life.phase is Phase.ENDED) == (self.kernel.said_any(Exit) == 1)
-        assert (self.life.phase in (Phase.STARTING, Phase.SERVING)) == (not self.kernel.said_any(BeginStop))
+        assert (self.life.phase in UP) == (not self.kernel.said_any(BeginStop))
         if self.life.phase is Phase.ENDED:
             assert not self.kernel.servers
             assert not self.kernel.workers
@@ -369,10 +389,12 @@ class Machine(RuleBasedStateMachine):
             # Only a size asked for by a person makes a pool smaller than it is busy.
             assert 1 <= pool.serving.minimum <= pool.target <= pool.serving.maximum
             staying = pool.serving.staying()
-            assert len(staying) <= pool.target or all(worker.busy for worker in staying)
+            most = pool.target + pool.serving.successors(pool.target)
+            assert len(staying) <= most or all(worker.busy for worker in staying)
+            assert pool.serving.successors(pool.target) <= max(1, pool.target // 4)
             if pool.serving is not served:
                 assert pool.serving.serving() >= max(pool.serving.minimum, min(wanted, pool.target))
-        if self.life.phase in (Phase.STARTING, Phase.SERVING):
+        if self.life.phase in UP:
             hurried = pool.leaving[:-2]
             assert all(worker.order is Order.FINISH or worker.state is WorkerState.DOOMED for worker in folk(hurried))
 
@@ -385,6 +407,7 @@ class Machine(RuleBasedStateMachine):
         self.observe()
         for _ in range(PATIENCE):
             fact = self.kernel.next_fact(deaf=False)
+            self.observe()
             if fact is not None:
                 self.tell(fact)
             elif isfinite(self.life.due()):
@@ -399,7 +422,10 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "life"):
             return
         self.settle()
-        if self.life.phase is not Phase.ENDED:
+        if self.life.phase is Phase.DRAINED:
+            assert not any(folk(pool.generations()) for pool in self.life.pools.values())
+            self.stop()
+        elif self.life.phase is not Phase.ENDED:
             assert self.life.phase is Phase.SERVING
             assert self.life.serving()
             for pool in self.life.pools.values():
@@ -427,6 +453,10 @@ class Machine(RuleBasedStateMachine):
 def chosen(things: Iterable[T], pick: int) -> T:
     known = list(things)
     return known[pick % len(known)]
+
+
+def _serving(pool: Pool) -> int:
+    return 0 if pool.serving is None else pool.serving.serving()
 
 
 def folk(generations: Iterable[Generation]) -> list[Worker]:

@@ -23,6 +23,7 @@ from forkd.events import (
     BeginStop,
     Committed,
     Departure,
+    DrainAsked,
     EndForkServer,
     Event,
     Exit,
@@ -101,8 +102,12 @@ def boot_failed(generation: int, slot: int, reason: str = "no database") -> Even
     return WorkerGone("echo", generation, slot, Departure.BOOT_FAILED, reason)
 
 
-def seen(busy: Collection[tuple[int, int]] = (), requests: Mapping[tuple[int, int], float] | None = None) -> Event:
-    return Observed("echo", frozenset(busy), requests or {})
+def seen(
+    busy: Collection[tuple[int, int]] = (),
+    requests: Mapping[tuple[int, int], float] | None = None,
+    retiring: Collection[tuple[int, int]] = (),
+) -> Event:
+    return Observed("echo", frozenset(busy), requests or {}, frozenset(retiring))
 
 
 def start(generation: int, service: str = "echo") -> Action:
@@ -558,6 +563,74 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2.5, TIME, [start(4)]),
             (2.5, ready(4), [fork(4, 0, 1)]),
             *nothing(3, up(4, 0)),
+        ],
+    ),
+    "a worker that retires goes when another serves in its place": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, seen(retiring=[(1, 0)]), [fork(1, 1, 2)]),
+            *nothing(2, seen(busy=[(1, 0)], retiring=[(1, 0)])),
+            (3, up(1, 1), drain(1, 0)),
+            *nothing(3, left(1, 0)),
+        ],
+    ),
+    "one that retires stays while its successor cannot boot": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, seen(retiring=[(1, 0)]), [fork(1, 1, 2)]),
+            (1, boot_failed(1, 1), [fork(1, 1, 2)]),
+            *nothing(2, boot_failed(1, 1)),
+            (2.5, TIME, [fork(1, 1, 2)]),
+            (3, up(1, 1), drain(1, 0)),
+        ],
+    ),
+    "those that retire together go one by one": (
+        [TWO],
+        [
+            *TWO_UP,
+            (1, seen(retiring=[(1, 0), (1, 1)]), [fork(1, 2, 3)]),
+            (2, up(1, 2), [*drain(1, 0), fork(1, 3, 4)]),
+            *nothing(2, left(1, 0)),
+            (3, up(1, 3), drain(1, 1)),
+        ],
+    ),
+    "a pool that shrinks while one retires keeps the one that serves": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, seen(retiring=[(1, 0)]), [fork(1, 1, 2)]),
+            (1, ScaleAsked("echo", 2), [fork(1, 2, 3)]),
+            (1, ScaleAsked("echo", 1), drain(1, 2)),
+            (1.5, up(1, 1), drain(1, 0)),
+        ],
+    ),
+    "drained, and brought back by a reload": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, DrainAsked(), drain(1, 0)),
+            *nothing(1, DrainAsked()),
+            (2, left(1, 0), [let_go(1)]),
+            *nothing(2, died(1), ScaleAsked(by=1)),
+            (3, ReloadAsked((ONE,)), [start(2)]),
+            (4, died(2, "no such module"), [Abandoned("no such module")]),
+            (5, ReloadAsked((ONE,)), [start(3)]),
+            (6, ready(3), [fork(3, 0, 1)]),
+            (7, up(3, 0), [Committed()]),
+        ],
+    ),
+    "drained amid a reload, then stopped": (
+        [ONE],
+        [
+            *ONE_UP,
+            (1, ReloadAsked((ONE,)), [start(2)]),
+            (1, DrainAsked(), [Abandoned("the workers were told to drain"), end(2), *drain(1, 0)]),
+            (1, died(2), []),
+            (2, left(1, 0), [let_go(1)]),
+            (2, StopAsked(), [BeginStop()]),
+            (2, died(1), [Exit(0)]),
         ],
     ),
     "a replacement's workers that can't boot back off, each by itself": (

@@ -160,6 +160,6 @@ def test_the_next_worker_in_a_slot_goes_on_counting(board: Board) -> None:
     first.began()
     second = Meter(row)
     second.booting()
-    assert [row[gauge] for gauge in scoreboard.GAUGES] == [scoreboard.BOOTING, 0, 0]
+    assert [row[gauge] for gauge in scoreboard.GAUGES] == [scoreboard.BOOTING, 0, 0, 0]
     second.moved(1, 1)
     assert [row[scoreboard.COUNTS[name]] for name in ("accepted", "bytes_in", "bytes_out")] == [1, 4, 6]

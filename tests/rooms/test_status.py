@@ -47,6 +47,7 @@ class Service:
             pidfd=-1,
             leash=leash,
             stack=-1,
+            place=number,
             row=self.board.row(number),
             born=100.0,
             ready=ready,
@@ -87,7 +88,7 @@ def test_a_service_that_has_done_nothing(service: Service) -> None:
         "requests": 0,
         "errors": 0,
         "bytes": {"in": 0, "out": 0},
-        "refused": dict.fromkeys(("over_limit", "truncated", "malformed", "timed_out", "reset"), 0),
+        "refused": dict.fromkeys(("over_limit", "truncated", "malformed", "timed_out", "reset", "accept_failed"), 0),
         "exits": {"recycled": 0, "crashed": 0, "timed_out": 0},
         "latency": NOTHING,
     }
@@ -106,7 +107,9 @@ def test_what_workers_did_is_summed(service: Service) -> None:
     assert found["connections"] == {"open": 3, "accepted": 6}
     assert (found["requests"], found["errors"]) == (15, 3)
     assert found["bytes"] == {"in": 33, "out": 63}
-    assert found["refused"] == dict.fromkeys(("over_limit", "truncated", "malformed", "timed_out", "reset"), 3)
+    assert found["refused"] == dict.fromkeys(
+        ("over_limit", "truncated", "malformed", "timed_out", "reset", "accept_failed"), 3
+    )
 
 
 def test_totals_stay_when_a_worker_has_gone_and_another_has_its_row(service: Service) -> None:

@@ -440,7 +440,7 @@ def test_the_names_of_the_cases_are_different() -> None:
 class Quick(Meter):
     """Every handler takes no time at all."""
 
-    def began(self) -> int:
+    def began(self, request: bytes = b"") -> int:
         return 0
 
     def ended(self, began: int, requests: int = 1) -> int:
