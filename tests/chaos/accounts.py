@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.chaos import probe
 from tests.chaos.harness import Scenario, Scene
 from tests.load import LOSSES
-from tests.server import FORKD, Server, connect, exchange, until
+from tests.server import FORKD, Server, exchange, until
 
 MILLION = 1_000_000
 SIGNALS = "kill,tkill,tgkill,pidfd_send_signal"
@@ -69,7 +69,8 @@ def million(scene: Scene) -> None:
         scene.report.expect(memory[-1] - memory[0] < GROWTH, f"the master grew by {memory[-1] - memory[0]} KiB")
         scene.close(server, total)
     scene.report.done = f"{reloads} reloads, {recycled} workers replaced"
-    scene.report.figures.append(f"the master has {memory[-1]} KiB of its own, {memory[-1] - memory[0]:+} in the second half")
+    growth = memory[-1] - memory[0]
+    scene.report.figures.append(f"the master has {memory[-1]} KiB of its own, {growth:+} in the second half")
 
 
 def raving(scene: Scene) -> None:
@@ -116,7 +117,7 @@ def _answers(server: Server) -> bool:
 
 
 def _strangers(trace: Path, master: int) -> list[str]:
-    """The master's signals to processes that were not of its family, as all who have ended under the same tracer are."""
+    """The master's signals to processes not of its family; all who have ended under the same tracer are of it."""
     lines = trace.read_text().splitlines()
     family = {int(line.split()[0]) for line in lines}
     found = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections import defaultdict
@@ -70,7 +69,7 @@ def kill_fork_servers(scene: Scene) -> None:
                 [pid] = until(lambda server=server: server.titled(FORK_SERVER))
                 os.kill(pid, signal.SIGKILL)
                 done += 1
-                until(lambda server=server, next=number + 2: server.status("test")["generation"] >= next, "the next one")
+                until(lambda server=server, due=number + 2: server.status("test")["generation"] >= due, "another")
                 until(lambda server=server: len(server.titled(FORK_SERVER)) == 1, "only the next one")
             scene.close(server, scene.settle())
     scene.report.done = f"{done} fork servers killed"
@@ -199,5 +198,7 @@ SCENARIOS = [
         signals,
         ("single",),
     ),
-    Scenario("stopped-master", "a master stopped for a minute", "nobody killed for it", stopped_master, ("persistent",)),
+    Scenario(
+        "stopped-master", "a master stopped for a minute", "nobody killed for it", stopped_master, ("persistent",)
+    ),
 ]

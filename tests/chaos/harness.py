@@ -96,9 +96,7 @@ class Scene:
         return running(["forkd.toml"], self.folder / name, program=program)
 
     @contextmanager
-    def serving(
-        self, listeners: int = 1, *, name: str = ".", program: list[str] | None = None
-    ) -> Iterator[Server]:
+    def serving(self, listeners: int = 1, *, name: str = ".", program: list[str] | None = None) -> Iterator[Server]:
         """A server with the settings written, that serves."""
         with self.begun(name, program=program) as server:
             yield server.serving(listeners)

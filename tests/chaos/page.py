@@ -5,9 +5,7 @@ from __future__ import annotations
 from tests.chaos.harness import Report, Scenario
 from tests.load import LOSSES
 
-HEAD = (
-    "| fault | shape | done | requests | lost | figures | promise |\n| --- | --- | --- | ---: | ---: | --- | --- |"
-)
+HEAD = "| fault | shape | done | requests | lost | figures | promise |\n| --- | --- | --- | ---: | ---: | --- | --- |"
 
 
 def row(scenario: Scenario, report: Report) -> str:

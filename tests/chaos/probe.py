@@ -50,7 +50,7 @@ def private_memory(pid: int) -> int:
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """What processes have used of a processor until now (proc(5), schedstat: to the nanosecond, where stat has ticks)."""
+    """What processes have used of a processor until now (proc(5), schedstat: nanoseconds, where stat has ticks)."""
     total = 0
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic_ns
 
-import forkd
 from ledger import answer, ledger
+
+import forkd
 
 
 @forkd.service(forkd.Lines())
@@ -34,21 +35,20 @@ def raving(request: bytes, connection: forkd.Connection) -> bytes:
     if word != b"rave":
         return answer(request, connection)
     chance = random.Random(int(seed))
-    log = os.readlink("/proc/self/fd/2")
-    for fd in [int(each) for each in os.listdir("/proc/self/fd")]:
+    log = Path("/proc/self/fd/2").readlink()
+    for link in list(Path("/proc/self/fd").iterdir()):
         with suppress(OSError):
-            if fd > 2 and os.readlink(f"/proc/self/fd/{fd}") != log:
-                _write_over(fd, chance)
+            if int(link.name) > 2 and link.readlink() != log:
+                _write_over(int(link.name), str(link.readlink()), chance)
     return b"done"
 
 
 raving.lifespan(ledger)
 
 
-def _write_over(fd: int, chance: random.Random) -> None:
-    """Memory, counters, pipes and the sockets to forkd; not the clients', and not files, which are the application's."""
+def _write_over(fd: int, link: str, chance: random.Random) -> None:
+    """Memory, counters, pipes and the sockets to forkd; not the clients', and not the application's own files."""
     mode = os.fstat(fd).st_mode
-    link = os.readlink(f"/proc/self/fd/{fd}")
     if "memfd" in link:
         block = _words(chance) * 256  # a MiB
         for at in range(0, os.fstat(fd).st_size, len(block)):
