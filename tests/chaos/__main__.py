@@ -74,7 +74,7 @@ def main() -> int:
         for shape in SCENARIOS[name].shapes:
             if not told.shape or shape in told.shape:
                 reports.append(play_apart(SCENARIOS[name], shape, told.share, told.seed))
-                print(page.row(SCENARIOS[name], reports[-1]), flush=True)
+                print(page.row(reports[-1]), flush=True)
     if told.page:
         told.page.write_text(page.whole(SCENARIOS, reports, told.share, told.seed))
     return 1 if any(each.broken for each in reports) else 0

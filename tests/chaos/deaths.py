@@ -33,6 +33,7 @@ def kill_workers(scene: Scene) -> None:
     kills = scene.times(300)
     slots: dict[int, int] = {}
     killed: dict[int, list[float]] = defaultdict(list)
+    dead: set[int] = set()
     pace = threading.Event()
     with scene.serving() as server:
         scene.load(server.addresses[0][1])
@@ -42,9 +43,9 @@ def kill_workers(scene: Scene) -> None:
             victim = max(workers, key=lambda each: each["age"])
             os.kill(victim["pid"], signal.SIGKILL)
             killed[victim["slot"]].append(time.monotonic())
+            dead.add(victim["pid"])
             pace.wait(0.05)  # the fault's own rate, not a wait for something
-        until(lambda: server.status("test")["workers"]["total"] == 16, "a whole pool", limit=60)
-        slots |= {each["pid"]: each["slot"] for each in server.status()["workers"]}
+        slots |= until(lambda: _whole(server, dead), "a whole pool", limit=60)
         # What a worker has in hand is one request, or a whole pipeline.
         scene.unfinished = kills * (PIPELINE if scene.report.shape == "pipelined" else 1)
         scene.settle(lost=scene.unfinished)
@@ -55,6 +56,13 @@ def kill_workers(scene: Scene) -> None:
         born[slots[pid]].append(moment)
     times = [new - old for slot, moments in killed.items() for old, new in zip(moments, born[slot][1:], strict=True)]
     scene.report.took("killed to ready", times, SLACK * 0.025, quantile=0.99)
+
+
+def _whole(server: Server, dead: set[int]) -> dict[int, int]:
+    """The slots of the workers by pid, once 16 serve that have not been killed, whether or not that is known yet."""
+    serving = [each for each in server.status()["workers"] if each["state"] in ("idle", "busy")]
+    slots = {each["pid"]: each["slot"] for each in serving if each["pid"] not in dead}
+    return slots if len(slots) == 16 else {}
 
 
 def kill_fork_servers(scene: Scene) -> None:
