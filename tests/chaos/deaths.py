@@ -20,9 +20,9 @@ ORDERS = [
     signal.SIGUSR2,
     signal.SIGTTIN,
     signal.SIGTTOU,
-    signal.SIGWINCH,
     signal.SIGCHLD,
 ]
+AWAY = signal.SIGWINCH  # has the workers leave, so that the queue waits for a reload, and is reset at a stop
 ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 SLACK = 10  # times its figure that a time may take on a machine which has other work, too
 
@@ -126,43 +126,40 @@ def signals(scene: Scene) -> None:
     lives, each_life = scene.times(10), 100
     pace = threading.Event()
     for life in range(lives):
+        orders = ORDERS if life % 2 else [*ORDERS, AWAY]
         with scene.begun() as server:
-            until(lambda server=server: all(probe.catches(server.pid, each) for each in [*ORDERS[:5], *ENDS]))
+            until(lambda server=server: all(probe.catches(server.pid, each) for each in [*ORDERS, *ENDS]))
             early = scene.chance.randrange(each_life // 4)
-            if life % 4 == 3:
-                _storm(scene, server, early, pace)  # ... and the end comes while it starts
-            else:
-                _storm(scene, server, early, pace)
+            _storm(scene, server, orders, early, pace)
+            if life % 4 != 3:  # else the end comes while it starts
                 server.serving()
                 scene.load(server.addresses[0][1], 2)
-                _storm(scene, server, each_life - early, pace)
-                if life % 2:
-                    _at_rest(server)
-            for _ in range(scene.chance.randint(1, 3)):
-                server.kill(scene.chance.choice(ENDS))
+                _storm(scene, server, orders, each_life - early, pace)
+                if life % 3 == 0:
+                    until(lambda server=server: _at_rest(server), "a server at rest")
+            ends = scene.chance.choices(ENDS, k=scene.chance.randint(1, 3))
+            for each in ends:
+                server.kill(each)
                 pace.wait(scene.chance.uniform(0, 0.02))
-            scene.report.expect(server.exited() == 0, f"life {life} ended with {server.exited_already()}")
+            names = " ".join(each.name for each in ends)
+            scene.report.expect(server.exited() == 0, f"life {life}, {names}: status {server.exited_already()}")
             server.gone()
             if scene.loads:
-                scene.settle("refused", "crossed")
+                scene.settle("refused", "crossed", *(["reset"] if AWAY in orders else []))
     scene.report.done = f"{lives} lives, {each_life} signals each"
 
 
-def _storm(scene: Scene, server: Server, count: int, pace: threading.Event) -> None:
+def _storm(scene: Scene, server: Server, orders: list[signal.Signals], count: int, pace: threading.Event) -> None:
     for _ in range(count):
-        os.kill(server.pid, scene.chance.choice(ORDERS))
+        os.kill(server.pid, scene.chance.choice(orders))
         pace.wait(scene.chance.uniform(0, 0.02))  # the moments of the fault
 
 
-def _at_rest(server: Server) -> None:
-    """One generation, whole, and nobody else."""
-
-    def at_rest() -> bool:
-        workers = server.status()["workers"]
-        states = {each["state"] for each in workers}
-        return states <= {"idle", "busy"} and len(server.family()) == 2 + len(workers) and not zombies(server.pid)
-
-    until(at_rest, "a server at rest")
+def _at_rest(server: Server) -> bool:
+    """One generation, whole, and nobody else; or nobody, when the workers were sent away."""
+    workers = server.status()["workers"]
+    whole = {each["state"] for each in workers} <= {"idle", "busy"} and not zombies(server.pid)
+    return whole and len(server.family()) == (2 + len(workers) if workers else 1)
 
 
 def stopped_master(scene: Scene) -> None:
