@@ -25,9 +25,9 @@ types: $(VENV)/tested
 pytest: $(VENV)/tested
 	$(BIN)/pytest
 
-# Every promise of reliability under load, whole: some half an hour, as root.
+# Every promise of reliability under load, whole, and the page of what was seen: an hour, as root.
 chaos: $(VENV)/tested
-	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos --page docs/reliability.md
 
 PURE := forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/attention.py,forkd/retirement.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py
 coverage: $(VENV)/tested

@@ -1,13 +1,14 @@
 """Clients that check every byte: `python -m tests.load ADDRESS SHAPE CLIENTS SEED`, until standard input ends.
 
 SHAPE is `single` (a connection a request), `persistent` (requests with up to 20 ms of thought) or
-`pipelined` (50 requests in one write). The last line of output is one JSON object: how many
-requests ended how, and the ids that were sent and answered. Only a request that was sent and not
-rightly answered is a loss; a connection that the server ends between two requests is not.
+`pipelined` (50 requests in one write, with up to 100 ms of thought between). The last line of output
+is one JSON object, a `Tally`; with `--fates FILE` each client's requests leave one letter each, in
+the order sent, so that the ledger of what was served can be held against them.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -17,7 +18,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,101 +28,138 @@ from tests.server import ROOT, connect
 
 TIMEOUT = 20.0
 PIPELINE = 50
-THOUGHT = 0.02
+THOUGHT = {"single": 0.0, "persistent": 0.02, "pipelined": 0.1}
 
-LOSSES = ("refused", "reset", "cut short", "wrong", "timed out")
+# How a request may end without an answer. `unanswered`: the server ended its side before a byte of the reply.
+# `crossed`: the same, but on a connection that had been idle, so that the end and the request may have met on
+# the way. The others tell themselves.
+LOSSES = ("refused", "reset", "cut short", "unanswered", "crossed", "wrong", "timed out")
+
+ANSWERED, ENDED, LOST = b"a", b"e", b"l"  # the letters of a fate
 
 
-class Clients:
-    """Some clients of one shape, each a thread with a closed loop."""
+@dataclass
+class Tally:
+    """What the clients of a load have seen: how many requests ended how, the bytes both ways, and how long it took.
 
-    def __init__(self, address: str, shape: str, count: int, seed: int) -> None:
-        self.address = address
-        self.shape = shape
+    A connection that the server ends between two requests is told, and no loss.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: Tally) -> None:
+        self.counts += other.counts
+        self.sent += other.sent
+        self.received += other.received
+        self.seconds = max(self.seconds, other.seconds)
+
+    def losses(self, *forgiven: str) -> dict[str, int]:
+        """What must not be there."""
+        return {what: self.counts[what] for what in LOSSES if self.counts[what] and what not in forgiven}
+
+
+class Client:
+    """One client, a thread with a closed loop; its ids are `NAME-0`, `NAME-1` ...
+
+    It ends a connection itself after `most` requests, if that is not 0.
+    """
+
+    def __init__(self, name: str, address: str, shape: str, most: int, chance: random.Random) -> None:
+        self.name = name
+        self.tally = Tally()
+        self.fates = bytearray()
         self.stop = threading.Event()
-        self.counts: Counter[str] = Counter()
-        self.answered: list[str] = []
-        self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._run, args=(number, random.Random(seed * 1000 + number)))
-            for number in range(count)
-        ]
+        self.thread = threading.Thread(target=self._run)
+        self._address = address
+        self._size = PIPELINE if shape == "pipelined" else 1
+        self._most = 1 if shape == "single" else most
+        self._thought = THOUGHT[shape]
+        self._chance = chance
 
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def finish(self) -> dict[str, Any]:
-        self.stop.set()
-        for thread in self._threads:
-            thread.join(2 * TIMEOUT)
-        return dict(self.counts)
-
-    def _run(self, number: int, chance: random.Random) -> None:
-        sequence = 0
+    def _run(self) -> None:
         while not self.stop.is_set():
             try:
-                sock = connect(self.address, timeout=TIMEOUT)
+                sock = connect(self._address, timeout=TIMEOUT)
             except OSError as error:
-                self._count(_failure(error))
+                self.tally.counts[_failure(error)] += 1
                 self.stop.wait(0.001)
                 continue
             with sock:
-                sequence = self._converse(sock, number, sequence, chance)
+                try:
+                    self._converse(sock)
+                except OSError as error:  # between two requests
+                    self.tally.counts[_failure(error)] += 1
 
-    def _converse(self, sock: socket.socket, number: int, sequence: int, chance: random.Random) -> int:
-        """One connection; gives the next number for a request."""
+    def _converse(self, sock: socket.socket) -> None:
+        """One connection."""
         reader = sock.makefile("rb")
+        asked = 0
         while True:
-            size = PIPELINE if self.shape == "pipelined" else 1
-            batch = []
-            for _ in range(size):
-                name = f"{os.getpid()}-{number}-{sequence}"
-                batch.append(f"{name} {chance.randbytes(chance.randrange(1, 40)).hex()}".encode())
-                sequence += 1
-            if not self._ask(sock, reader, batch):
-                return sequence
-            if self.shape == "single" or self.stop.is_set():
+            if not self._ask(sock, reader, idle=asked > 0):
+                return
+            asked += self._size
+            if self.stop.is_set() or (self._most and asked >= self._most):
                 sock.shutdown(socket.SHUT_WR)
                 if reader.read():
-                    self._count("wrong")
-                return sequence
-            if self.shape == "persistent":
-                self.stop.wait(chance.uniform(0, THOUGHT))
+                    self.tally.counts["wrong"] += 1
+                return
+            if self._thought:
+                self.stop.wait(self._chance.uniform(0, self._thought))
             if _ended(sock):
-                self._count("ended between requests")
-                return sequence
+                self.tally.counts["ended between requests"] += 1
+                return
 
-    def _ask(self, sock: socket.socket, reader: Any, batch: list[bytes]) -> bool:
+    def _ask(self, sock: socket.socket, reader: Any, *, idle: bool) -> bool:
         """Sends requests together and checks each reply; False when the connection is over."""
+        first = len(self.fates)
+        batch = [
+            f"{self.name}-{first + number} {self._chance.randbytes(self._chance.randrange(1, 40)).hex()}".encode()
+            for number in range(self._size)
+        ]
         done = 0
         try:
-            sock.sendall(b"".join(request + b"\n" for request in batch))
+            data = b"".join(request + b"\n" for request in batch)
+            sock.sendall(data)
+            self.tally.sent += len(data)
             for request in batch:
                 name = request.partition(b" ")[0]
                 right = name + b" " + hashlib.sha256(request).hexdigest().encode() + b"\n"
                 reply = reader.readline()
                 if reply != right:
-                    self._count("wrong" if reply.endswith(b"\n") else "cut short", len(batch) - done)
-                    return False
+                    return self._missed(reply, self._size - done, crossed=idle and not done)
                 done += 1
-                self._count("answered")
+                self.tally.received += len(reply)
+                self.tally.counts["answered"] += 1
+                self.fates += ANSWERED
         except OSError as error:
-            self._count(_failure(error), len(batch) - done)
+            self.tally.counts[_failure(error)] += self._size - done
+            self.fates += LOST * (self._size - done)
             return False
         return True
 
-    def _count(self, what: str, times: int = 1) -> None:
-        with self._lock:
-            self.counts[what] += times
+    def _missed(self, reply: bytes, missing: int, *, crossed: bool) -> bool:
+        """What came instead of a reply: nothing, a part, or something else."""
+        if reply:
+            self.tally.counts["wrong" if reply.endswith(b"\n") else "cut short"] += missing
+            self.fates += LOST * missing
+        else:
+            self.tally.counts["crossed" if crossed else "unanswered"] += missing
+            self.fates += ENDED * missing
+        return False
 
 
 class Load:
-    """A load from another process, for a test: starts it, and later gives its counts."""
+    """A load from another process, for a test: starts it, and later gives its tally."""
 
-    def __init__(self, address: str, shape: str, clients: int = 8, seed: int = 1) -> None:
+    def __init__(
+        self, address: str, shape: str, clients: int = 8, seed: int = 1, *, fates: Path | None = None, most: int = 0
+    ) -> None:
+        command = [sys.executable, "-m", "tests.load", address, shape, str(clients), str(seed), "--most", str(most)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.load", address, shape, str(clients), str(seed)],
+            [*command, "--fates", str(fates)] if fates else command,
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -128,15 +168,18 @@ class Load:
         assert self._process.stdout is not None
         self._process.stdout.readline()  # it has begun
 
-    def finish(self) -> Counter[str]:
+    def finish(self) -> Tally:
         """Ends the load; gives how many requests ended how."""
         out, _ = self._process.communicate(timeout=4 * TIMEOUT)
-        return Counter(json.loads(out.splitlines()[-1]))
+        assert self._process.returncode == 0, "a load has failed"
+        told = json.loads(out.splitlines()[-1])
+        return Tally(**told | {"counts": Counter(told["counts"])})
 
-
-def losses(counts: Counter[str]) -> dict[str, int]:
-    """What must not be there."""
-    return {what: counts[what] for what in LOSSES if counts[what]}
+    def kill(self) -> None:
+        """Ends it without an account, if it is still there."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(TIMEOUT)
 
 
 def tcp_counters() -> dict[str, int]:
@@ -153,7 +196,8 @@ def tcp_counters() -> dict[str, int]:
 def _failure(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
-    return "refused" if isinstance(error, ConnectionRefusedError) else "reset"
+    # A unix socket's file is gone where a port would refuse.
+    return "refused" if isinstance(error, ConnectionRefusedError | FileNotFoundError) else "reset"
 
 
 def _ended(sock: socket.socket) -> bool:
@@ -163,12 +207,38 @@ def _ended(sock: socket.socket) -> bool:
 
 
 def main() -> None:
-    address, shape, count, seed = sys.argv[1:]
-    clients = Clients(address, shape, int(count), int(seed))
-    clients.start()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address")
+    parser.add_argument("shape", choices=list(THOUGHT))
+    parser.add_argument("clients", type=int)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--most", type=int, default=0, help="requests a connection")
+    parser.add_argument("--fates", type=Path, metavar="FILE")
+    told = parser.parse_args()
+    clients = [
+        Client(
+            f"{told.fates.name if told.fates else os.getpid()}-{number}",
+            told.address,
+            told.shape,
+            told.most,
+            random.Random(told.seed * 1000 + number),
+        )
+        for number in range(told.clients)
+    ]
+    began = time.monotonic()
+    for client in clients:
+        client.thread.start()
     print("begun", flush=True)
     sys.stdin.read()
-    print(json.dumps(clients.finish()), flush=True)
+    total = Tally(seconds=time.monotonic() - began)
+    for client in clients:
+        client.stop.set()
+    for client in clients:
+        client.thread.join(2 * TIMEOUT)
+        total.add(client.tally)
+    if told.fates:
+        told.fates.write_text("".join(f"{each.name} {each.fates.decode()}\n" for each in clients))
+    print(json.dumps(vars(total)), flush=True)
 
 
 if __name__ == "__main__":

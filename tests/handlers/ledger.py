@@ -1,7 +1,7 @@
 """A service whose every request leaves two lines in a file, so that lost and doubled ones can be counted.
 
 A request is `ID PAYLOAD`; the reply is `ID` and a digest of both. LEDGER names the file, NAP how
-long a request takes, in seconds.
+long a request takes, in seconds. Each worker leaves a line `born PID TIME` when it is ready.
 """
 
 import hashlib
@@ -35,5 +35,6 @@ def ledger() -> Iterator[int | None]:
         yield None
         return
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(fd, b"born %d %d\n" % (os.getpid(), time.monotonic_ns()))
     yield fd
     os.close(fd)

@@ -1,0 +1,209 @@
+"""What dies, or stands still, under load: workers, fork servers, the master; and signals at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+
+from tests.chaos import ledger, probe
+from tests.chaos.harness import Scenario, Scene
+from tests.load import PIPELINE
+from tests.server import Server, connect, exchange, until, zombies
+
+FORK_SERVER = r"forkd: test: fork server, .*"
+ORDERS = [
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCHLD,
+]
+AWAY = signal.SIGWINCH  # has the workers leave, so that the queue waits for a reload, and is reset at a stop
+ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+SLACK = 10  # times its figure that a time may take on a machine which has other work, too
+
+
+def kill_workers(scene: Scene) -> None:
+    """The worker that has served longest is killed every 50 ms: each costs the request it had in hand at most."""
+    scene.write()
+    kills = scene.times(300)
+    slots: dict[int, int] = {}
+    killed: dict[int, list[float]] = defaultdict(list)
+    dead: set[int] = set()
+    pace = threading.Event()
+    with scene.serving() as server:
+        scene.load(server.addresses[0][1])
+        for _ in range(kills):
+            workers = until(lambda: server.status()["workers"], "a worker", limit=2)
+            slots |= {each["pid"]: each["slot"] for each in workers}
+            victim = max(workers, key=lambda each: each["age"])
+            os.kill(victim["pid"], signal.SIGKILL)
+            killed[victim["slot"]].append(time.monotonic())
+            dead.add(victim["pid"])
+            pace.wait(0.05)  # the fault's own rate, not a wait for something
+        slots |= until(lambda: _whole(server, dead), "a whole pool", limit=60)
+        # What a worker has in hand is one request, or a whole pipeline.
+        scene.unfinished = kills * (PIPELINE if scene.report.shape == "pipelined" else 1)
+        scene.settle(lost=scene.unfinished)
+        scene.close(server)
+    scene.report.done = f"{kills} workers killed"
+    born: dict[int, list[float]] = defaultdict(list)
+    for moment, pid in ledger.births(scene.ledger):
+        born[slots[pid]].append(moment)
+    times = [new - old for slot, moments in killed.items() for old, new in zip(moments, born[slot][1:], strict=True)]
+    scene.report.took("killed to ready", times, SLACK * 0.025, quantile=0.99)
+
+
+def _whole(server: Server, dead: set[int]) -> dict[int, int]:
+    """The slots of the workers by pid, once 16 serve that have not been killed, whether or not that is known yet."""
+    serving = [each for each in server.status()["workers"] if each["state"] in ("idle", "busy")]
+    slots = {each["pid"]: each["slot"] for each in serving if each["pid"] not in dead}
+    return slots if len(slots) == 16 else {}
+
+
+def kill_fork_servers(scene: Scene) -> None:
+    """Its workers go on, a new generation follows; a life of the server has three, for they come slower each time."""
+    scene.write()
+    kills = scene.times(50)
+    done = 0
+    while done < kills:
+        with scene.serving() as server:
+            scene.load(server.addresses[0][1])
+            for number in range(min(3, kills - done)):
+                [pid] = until(lambda server=server: server.titled(FORK_SERVER))
+                os.kill(pid, signal.SIGKILL)
+                done += 1
+                until(lambda server=server, due=number + 2: server.status("test")["generation"] >= due, "another")
+                until(lambda server=server: len(server.titled(FORK_SERVER)) == 1, "only the next one")
+            scene.close(server, scene.settle())
+    scene.report.done = f"{done} fork servers killed"
+
+
+def kill_masters(scene: Scene) -> None:
+    """Everybody goes, whoever is served still gets the answer, and a new one serves at once on the same address.
+
+    Those in the accept queue are reset, for the address has to be free at once; nothing of theirs has run.
+    """
+    address = f"127.0.0.1:{probe.free_port()}"
+    scene.write(listen=f'"{address}"')
+    kills = scene.times(50)
+    free, idle_gone, all_gone, served = [], [], [], []
+    for number in range(kills):
+        with scene.begun() as server:
+            until(lambda: not probe.may_bind(address), "the address taken")
+            bound = time.monotonic()
+            scene.report.expect(exchange(connect(address), b"first 1\n").startswith(b"first "), "a wrong first answer")
+            served.append(time.monotonic() - bound)
+            server.serving()
+            if not number:
+                scene.load(address)
+            until(lambda server=server: server.status("test")["requests"] > 50, "a load")
+            idle = [each["pid"] for each in server.status()["workers"] if each["state"] == "idle"]
+            with probe.watched(server.family()[1:]) as obituaries:
+                killed = time.monotonic()
+                os.kill(server.pid, signal.SIGKILL)
+                until(lambda: probe.may_bind(address), "the address free", limit=5)
+                free.append(time.monotonic() - killed)
+                ends = obituaries.wait(limit=5)
+            idle_gone += [ends[pid] - killed for pid in idle]
+            all_gone.append(max(ends.values()) - killed)
+            server.gone()
+    scene.settle("refused", "reset", "crossed")
+    scene.report.done = f"{kills} masters killed"
+    scene.report.took("address free after", free, SLACK * 0.1)
+    scene.report.took("idle workers gone after", idle_gone, SLACK * 0.1)
+    scene.report.took("all gone after", all_gone, SLACK * 0.2)
+    scene.report.took("the next one bound to its first answer", served, SLACK * 0.2)
+
+
+def signals(scene: Scene) -> None:
+    """Whatever comes before, the server ends as the last ones ask for, with status 0, and leaves nobody behind."""
+    scene.write(workers="4")
+    lives, each_life = scene.times(10), 100
+    pace = threading.Event()
+    for life in range(lives):
+        orders = ORDERS if life % 2 else [*ORDERS, AWAY]
+        with scene.begun() as server:
+            until(lambda server=server: all(probe.catches(server.pid, each) for each in [*ORDERS, *ENDS]))
+            early = scene.chance.randrange(each_life // 4)
+            _storm(scene, server, orders, early, pace)
+            if life % 4 != 3:  # else the end comes while it starts
+                server.serving()
+                scene.load(server.addresses[0][1], 2)
+                _storm(scene, server, orders, each_life - early, pace)
+                if life % 3 == 0:
+                    until(lambda server=server: _at_rest(server), "a server at rest")
+            ends = scene.chance.choices(ENDS, k=scene.chance.randint(1, 3))
+            for each in ends:
+                server.kill(each)
+                pace.wait(scene.chance.uniform(0, 0.02))
+            names = " ".join(each.name for each in ends)
+            scene.report.expect(server.exited() == 0, f"life {life}, {names}: status {server.exited_already()}")
+            server.gone()
+            if scene.loads:
+                scene.settle("refused", "crossed", *(["reset"] if AWAY in orders else []))
+    scene.report.done = f"{lives} lives, {each_life} signals each"
+
+
+def _storm(scene: Scene, server: Server, orders: list[signal.Signals], count: int, pace: threading.Event) -> None:
+    for _ in range(count):
+        os.kill(server.pid, scene.chance.choice(orders))
+        pace.wait(scene.chance.uniform(0, 0.02))  # the moments of the fault
+
+
+def _at_rest(server: Server) -> bool:
+    """One generation, whole, and nobody else; or nobody, when the workers were sent away."""
+    workers = server.status()["workers"]
+    whole = {each["state"] for each in workers} <= {"idle", "busy"} and not zombies(server.pid)
+    return whole and len(server.family()) == (2 + len(workers) if workers else 1)
+
+
+def stopped_master(scene: Scene) -> None:
+    """A master that stood still for a while, as in a pause of its machine, finds nobody late for that.
+
+    It is stopped while new workers boot, and while requests are under way that end before their time is over.
+    """
+    os.environ["NAP"] = "0.2"
+    scene.write("request_timeout = 1\nboot_timeout = 1", workers="8")
+    seconds = max(3.0, 60 * scene.share)
+    with scene.serving() as server:
+        scene.load(server.addresses[0][1])
+        before = server.workers()
+        server.ask(command="scale", service="test", size=16)
+        os.kill(server.pid, signal.SIGSTOP)
+        threading.Event().wait(seconds)  # the fault itself
+        os.kill(server.pid, signal.SIGCONT)
+        until(lambda: server.status("test")["workers"]["total"] == 16, "a whole pool")
+        scene.report.expect(set(before) <= set(server.workers()), "a worker was replaced")
+        exits = server.status("test")["exits"]
+        scene.report.expect(not any(exits.values()), f"workers ended: {exits}")
+        killed = [line for line in server.lines if "ending a worker" in line]
+        scene.report.expect(not killed, f"{len(killed)} workers were killed: {killed[:1]}")
+        scene.close(server, scene.settle())
+    scene.report.done = f"the master stopped for {seconds:g} s"
+
+
+SCENARIOS = [
+    Scenario("kill-workers", "a worker killed every 50 ms, 300 times", "one request lost a kill at most", kill_workers),
+    Scenario("kill-fork-servers", "the fork server killed 50 times", "none lost", kill_fork_servers),
+    Scenario(
+        "kill-masters",
+        "the master killed 50 times",
+        "address free and idle workers gone within 100 ms, begun requests answered",
+        kill_masters,
+    ),
+    Scenario(
+        "signals",
+        "1,000 signals of all kinds at random moments",
+        "the end is what the last ones ask for; status 0, nobody left",
+        signals,
+        ("single",),
+    ),
+    Scenario(
+        "stopped-master", "a master stopped for a minute", "nobody killed for it", stopped_master, ("persistent",)
+    ),
+]

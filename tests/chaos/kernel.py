@@ -1,0 +1,121 @@
+"""What the kernel refuses: accept(2) with an error, a process without descriptors."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import threading
+import time
+from pathlib import Path
+
+from tests.chaos import probe
+from tests.chaos.harness import Scenario, Scene
+from tests.server import FORKD, Server, until
+
+# accept(2), "Error handling": what has happened to one connection, and is none of the listener's business.
+PASSING = [
+    "ECONNABORTED",
+    "EPROTO",
+    "ENETDOWN",
+    "ENOPROTOOPT",
+    "EHOSTDOWN",
+    "ENONET",
+    "EHOSTUNREACH",
+    "EOPNOTSUPP",
+    "ENETUNREACH",
+    "EPERM",
+    "ETIMEDOUT",
+    "EINTR",
+]
+CLEAN_RATE = 0.9  # of which so much is to be left
+NOISE = 0.15  # that the median of a few short measurements may be off by
+
+
+def accept_errors(scene: Scene) -> None:
+    """Every 7th accept4(2) fails: nobody is lost, no worker dies, and it costs less than a tenth of the rate."""
+    chosen = scene.chance.sample(PASSING, scene.times(len(PASSING)))
+    pairs = scene.times(7, least=3)
+    seconds = max(0.3, scene.share)
+    ratios = []
+    scene.write(workers="4", name="clean")
+    with scene.serving(name="clean", program=_traced(scene.folder / "clean.trace")) as clean:
+        for error in chosen:
+            scene.write(workers="4", name=error)
+            trace = scene.folder / f"{error}.trace"
+            inject = f"inject=accept4:error={error}:when=7+7"
+            with scene.serving(name=error, program=_traced(trace, "-e", inject)) as failing:
+                workers = failing.workers()
+                rates = [(_rate(scene, failing, seconds), _rate(scene, clean, seconds)) for _ in range(pairs)]
+                ratios.append(statistics.median(one for one, _ in rates) / statistics.median(one for _, one in rates))
+                scene.report.expect(failing.workers() == workers, f"{error}: a worker died")
+                scene.report.expect("(INJECTED)" in trace.read_text(), f"{error}: nothing failed")
+                scene.close(failing)
+        scene.close(clean)
+    scene.report.done = f"{len(chosen)} errors"
+    ratio = statistics.median(ratios)
+    scene.report.figures.append(f"{ratio:.0%} of the clean rate, at worst {min(ratios):.0%} with one error")
+    scene.report.expect(ratio >= CLEAN_RATE - (NOISE if scene.share < 1 else 0), f"{ratio:.0%} of the clean rate")
+
+
+def _traced(output: Path, *more: str) -> list[str]:
+    """forkd under a tracer, which leaves the family: the process that we start is forkd's own."""
+    tracer = ["strace", "-DDD", "-f", "-qq", "--seccomp-bpf", "-o", str(output), "-e", "trace=accept4", *more]
+    return [*tracer, *FORKD]
+
+
+def _rate(scene: Scene, server: Server, seconds: float) -> float:
+    """Requests a second."""
+    scene.load(server.addresses[0][1], 4)
+    threading.Event().wait(seconds)  # the length of a measurement
+    total = scene.settle()
+    return total.counts["answered"] / total.seconds
+
+
+def no_descriptors(scene: Scene) -> None:
+    """The workers' descriptors are used up for a while: whoever comes waits, at no cost, and is served then."""
+    scene.write()
+    seconds = max(1.5, 5 * scene.share)
+    with scene.serving() as server:
+        address = server.addresses[0][1]
+        # Before anybody is connected, or a connection's own descriptor would be room for the next.
+        limits = {pid: probe.lowest_free_descriptor(pid) for pid in server.workers()}
+        hard = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE)[1] for pid in limits}
+        scene.load(address)
+        until(lambda: server.status("test")["requests"] > 50, "a load")
+        for pid, limit in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard[pid]))
+        server.said("accept failed", len(limits))
+        requests = server.status("test")["requests"]
+        began, used = time.monotonic(), probe.processor_seconds(server.family())
+        threading.Event().wait(seconds)  # the fault itself
+        share = (probe.processor_seconds(server.family()) - used) / (time.monotonic() - began)
+        scene.report.expect(server.status("test")["requests"] == requests, "there were descriptors left")
+        for pid in limits:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard[pid], hard[pid]))
+        free = time.monotonic()
+        until(lambda: server.status("test")["requests"] > requests, "served again")
+        scene.report.took("serving again after", [time.monotonic() - free], 1.0)
+        scene.report.expect(share < 0.05, f"{share:.1%} of a processor used for nothing")
+        records = sum("accept failed" in line for line in server.lines)
+        scene.report.figures.append(f"{share:.1%} of a processor used and {records} records logged meanwhile")
+        scene.report.expect(set(server.workers()) == set(limits), "a worker was replaced")
+        scene.close(server, scene.settle())
+    scene.report.done = f"no descriptors for {seconds:g} s"
+
+
+SCENARIOS = [
+    Scenario(
+        "accept-errors",
+        "every 7th accept(2) fails, with each of twelve errors",
+        "none lost, 90 % of the clean rate, no worker dies",
+        accept_errors,
+        ("single",),
+    ),
+    Scenario(
+        "no-descriptors",
+        "all descriptors used up for 5 s",
+        "none lost, 5 % of a processor at most, serving again within 1 s",
+        no_descriptors,
+        ("single",),
+    ),
+]

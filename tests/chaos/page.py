@@ -1,0 +1,60 @@
+"""The table of a run, and the page that is made of it: docs/reliability.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+import forkd
+from tests.chaos.harness import Report, Scenario
+from tests.load import LOSSES
+
+HEAD = "| fault | shape | done | requests | lost | figures | promise |\n| --- | --- | --- | ---: | ---: | --- | --- |"
+
+_TEMPLATE = Path(__file__).with_name("page.md")
+
+
+def row(report: Report) -> str:
+    """One scenario in one shape, for whoever watches the run."""
+    verdict = "kept" if not report.broken else "BROKEN: " + "; ".join(report.broken[:5]).replace("\n", " ")
+    return _cells(report.scenario, report.shape, report.done, _number(report), _lost(report), _figures(report), verdict)
+
+
+def whole(scenarios: Mapping[str, Scenario], reports: Sequence[Report], share: float, seed: int) -> str:
+    """The page."""
+    rows = []
+    for report in reports:
+        told = scenarios[report.scenario]
+        verdict = "yes" if not report.broken else "**no**: " + re.sub(r"/tmp/\S+", "(a path)", report.broken[0])
+        cells = (report.shape, report.done, _number(report), _lost(report), _figures(report), verdict)
+        rows.append(_cells(told.fault, told.promise, *cells).replace("\n", " "))
+    kernel = ".".join(platform.release().split(".")[:2])
+    run = (
+        f"Run on {date.today():%-d %B %Y}: forkd {forkd.__version__}, Python {platform.python_version()}, "
+        f"Linux {kernel}, {os.cpu_count()} processors, seed {seed}, {_share(share)}."
+    )
+    return _TEMPLATE.read_text().replace("{run}", run).replace("{rows}", "\n".join(rows))
+
+
+def _share(share: float) -> str:
+    return "the whole counts" if share == 1 else f"{share:g} of the whole counts (a sample)"
+
+
+def _cells(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _number(report: Report) -> str:
+    return f"{report.counts['answered']:,}"
+
+
+def _lost(report: Report) -> str:
+    return ", ".join(f"{report.counts[what]:,} {what}" for what in LOSSES if report.counts[what]) or "0"
+
+
+def _figures(report: Report) -> str:
+    return "; ".join(report.figures)
