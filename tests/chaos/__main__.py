@@ -20,9 +20,6 @@ from tests.chaos import accounts, changes, deaths, kernel, page
 from tests.chaos.harness import SHAPES, Report, Scenario, Scene
 from tests.server import ROOT
 
-# What forkd does not do yet: take a name out when it does.
-NOT_YET = {"upgrade"}
-
 SCENARIOS = {
     each.name: each for each in [*changes.SCENARIOS, *deaths.SCENARIOS, *kernel.SCENARIOS, *accounts.SCENARIOS]
 }
@@ -70,7 +67,7 @@ def main() -> int:
         return 0
     print(f"seed {told.seed}, share {told.share:g}\n\n{page.HEAD}", flush=True)
     reports = []
-    for name in told.scenarios or [each for each in SCENARIOS if each not in NOT_YET]:
+    for name in told.scenarios or SCENARIOS:
         for shape in SCENARIOS[name].shapes:
             if not told.shape or shape in told.shape:
                 reports.append(play_apart(SCENARIOS[name], shape, told.share, told.seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -99,7 +100,11 @@ class Scene:
     def serving(self, listeners: int = 1, *, name: str = ".", program: list[str] | None = None) -> Iterator[Server]:
         """A server with the settings written, that serves."""
         with self.begun(name, program=program) as server:
-            yield server.serving(listeners)
+            try:
+                yield server.serving(listeners)
+            except Exception:
+                print(*server.lines[-40:], sep="\n", file=sys.stderr)  # what it had to say of that
+                raise
 
     def load(self, address: str, clients: int = 8, *, shape: str = "", most: int = 0) -> Load:
         """Begins a load, of the scenario's own shape unless told; `settle` ends it."""

@@ -32,6 +32,7 @@ pytestmark = [
         ("broken-reload", "persistent", 0.1),
         ("listeners", "pipelined", 0.1),
         ("scale", "single", 0.1),
+        ("upgrade", "persistent", 0.1),
         ("recycle", "single", 0.1),
         ("recycle", "pipelined", 0.1),
         ("stop", "single", 0.1),
