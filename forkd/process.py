@@ -154,17 +154,19 @@ def outcome(status: int) -> str:
 
 
 def is_child_of(pidfd: int, pid: int, parents: Set[int]) -> bool:
-    """Whether `pidfd` is of process `pid`, and that a child of one of `parents`; one that has ended by now may be."""
+    """Whether `pidfd` is of process `pid`, and that a child of one of `parents`; one that has ended by now may be.
+
+    Raises OSError where there is no descriptor left to look it up with.
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:  # noqa: PTH123
+        found = next((int(line.split()[1]) for line in info if line.startswith(b"Pid:")), 0)
+    if found != pid:
+        return found == -1
     try:
-        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:  # noqa: PTH123
-            found = next((int(line.split()[1]) for line in info if line.startswith(b"Pid:")), 0)
-        if found == -1:
-            return True
         with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
-            parent = int(stat.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return False
-    return found == pid and parent in parents
+            return int(stat.read().rpartition(b")")[2].split()[1]) in parents
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def reap() -> Iterator[tuple[int, int]]:

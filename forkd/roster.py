@@ -176,7 +176,9 @@ class Roster:
             pid = process.spawn("forkserver", theirs.fileno(), keep)
         except OSError as error:
             ours.close()
-            self._happened(ForkServerGone(*key, f"cannot start a fork server: {error.strerror}"))
+            self._happened(
+                ForkServerGone(*key, f"service {told.service}: cannot start a fork server: {error.strerror}")
+            )
             return
         finally:
             theirs.close()
@@ -329,10 +331,15 @@ class Roster:
         board, _ = self.board(server.service)
         row = self._rows.pop(key)
         reason = ""
-        if len(fds) != 3:  # we have no room for them, and a worker whose leash is lost leaves by itself
+        try:
+            # Fewer than were sent: we have no room for them, and a worker whose leash is lost leaves by itself.
+            room = len(fds) == 3
+            if room and not process.is_child_of(fds[0], pid, {server.pid, os.getpid()}):
+                reason = "its fork server told of a process that is not its child"
+        except OSError:
+            room = False
+        if not room:
             reason = "the master has too many descriptors open: raise LimitNOFILE= or ulimit -n"
-        elif not process.is_child_of(fds[0], pid, {server.pid, os.getpid()}):
-            reason = "its fork server told of a process that is not its child"
         if reason:
             for fd in fds:
                 os.close(fd)

@@ -43,7 +43,7 @@ pytestmark = [
         ("kill-fork-servers", "persistent", 0.1),
         ("kill-masters", "single", 0.1),
         ("kill-masters", "persistent", 0.1),
-        ("signals", "single", 0.4),
+        ("signals", "single", 0.1),
         ("stopped-master", "persistent", 0.05),
         ("accept-errors", "single", 0.1),
         ("no-descriptors", "single", 0.3),

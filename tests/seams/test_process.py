@@ -225,3 +225,22 @@ def test_whoever_is_not_root_cannot_become_anybody() -> None:
             process.become(Identity(1, 1, ()))
 
     assert in_child(child) == 0
+
+
+def test_a_pidfd_is_known_for_whose_child_it_is_of() -> None:
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    ours, stranger = os.pidfd_open(pid), os.pidfd_open(1)
+    try:
+        assert process.is_child_of(ours, pid, {os.getpid()})
+        assert not process.is_child_of(ours, pid, {1})
+        assert not process.is_child_of(stranger, pid, {os.getpid()}), "another process than it says"
+        assert not process.is_child_of(stranger, 1, {os.getpid()})
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert process.is_child_of(ours, pid, {os.getpid()}), "one that has ended"
+    os.close(ours)
+    os.close(stranger)
