@@ -126,7 +126,7 @@ def test_a_worker_that_has_served_long_enough_stays_until_another_serves(forkd: 
     for _ in range(20):
         assert exchange(server.connect(), b"still here\n") == b"still here\n"
     server.said("error worker could not boot")
-    assert server.workers() == [pid]
+    assert pid in server.workers()
     (tmp_path / "broken").unlink()
     until(lambda: pid not in server.workers() and server.workers(), "a successor")
     assert exchange(server.connect(), b"well\n") == b"well\n"
