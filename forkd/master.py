@@ -384,6 +384,7 @@ class Master:
         self.roster.close()
         self.premises.close()
         self.site.close_but(None)
+        process.hold_signals()  # or the next TERM would be how it ended
         if self.inbox is not None:
             self.inbox.close()
 

@@ -408,3 +408,14 @@ def test_a_strange_command_is_refused(forkd: Forkd, command: dict[str, Any]) -> 
     with pytest.raises(ControlError, match=r"does not know|no service|one JSON object"):
         server.ask(**command)
     assert exchange(server.connect(), b"well\n") == b"WELL\n"
+
+
+def test_a_stop_signal_too_many_does_not_change_how_it_ends(forkd: Forkd) -> None:
+    server = forkd("small:shout", workers=1).serving()
+    server.kill(signal.SIGTERM)
+    while server.exited_already() is None:  # also while the interpreter puts itself away
+        try:
+            os.kill(server.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            break
+    assert server.exited() == 0
