@@ -41,7 +41,10 @@ class Head:
 
 @dataclass(slots=True)
 class Estate:
-    """A running master between two events, with no reload under way; times are monotonic, in seconds."""
+    """A running master between two events, with no reload under way; times are monotonic, in seconds.
+
+    `signals` have come and were not obeyed yet.
+    """
 
     format: int
     version: str
@@ -54,6 +57,7 @@ class Estate:
     pools: dict[str, Pool]
     roster: RosterEstate
     premises: PremisesEstate
+    signals: list[int]
 
     def descriptors(self) -> list[int]:
         """Every descriptor that goes along."""

@@ -113,7 +113,7 @@ class Master:
             attend=self.lookers.append,
             handle=self.handle,
             rehearse=lambda done: Rehearsal(self.estate(), self.wait, monotonic(), done),
-            replace=lambda callers: upgrade.replace(self.estate(callers)),
+            replace=self.replace,
         )
 
     @property
@@ -153,6 +153,7 @@ class Master:
         self.listen_to_signals()
         process.unblock_signals()
         self.roster.resume(estate.roster)
+        self.obey_signals(estate.signals)
         self.changeover.reload([told_of_upgrade(caller) for caller in callers])
 
     def listen_to_signals(self) -> None:
@@ -212,7 +213,9 @@ class Master:
 
     def take_signals(self) -> None:
         assert self.inbox is not None
-        numbers = self.inbox.take()
+        self.obey_signals(self.inbox.take())
+
+    def obey_signals(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             if number != signal.SIGCHLD:
                 command = signals.COMMANDS[signal.Signals(number)]
@@ -331,8 +334,8 @@ class Master:
         self.site.close_taps()
         systemd.notify("STOPPING=1")
 
-    def estate(self, callers: Sequence[control.Reply] = ()) -> Estate:
-        """What another program would have to know; `callers` are those whom it is to answer."""
+    def estate(self, callers: Sequence[control.Reply] = (), signals_come: Sequence[int] = ()) -> Estate:
+        """What another program would have to know: whom it is to answer, and which signals it has still to obey."""
         return Estate(
             FORMAT,
             forkd.__version__,
@@ -345,7 +348,19 @@ class Master:
             self.lifecycle.pools,
             self.roster.leave(),
             self.premises.leave(callers),
+            list(signals_come),
         )
+
+    def replace(self, callers: Sequence[control.Reply]) -> None:
+        """Becomes the new program; ForkdError if it cannot."""
+        assert self.inbox is not None
+        # What has come into the inbox would be lost with it; what comes from now on waits for the new program's.
+        with process.signals_blocked():
+            come = self.inbox.take()
+            try:
+                upgrade.replace(self.estate(callers, come))
+            finally:
+                self.obey_signals(come)
 
     def snapshot(self) -> dict[str, Any]:
         """The status document."""
