@@ -44,11 +44,8 @@ pytestmark = [
         ("kill-masters", "single", 0.1),
         ("kill-masters", "persistent", 0.1),
         ("signals", "single", 0.1),
-        ("stopped-master", "persistent", 0.05),
-        ("accept-errors", "single", 0.1),
         ("no-descriptors", "single", 0.3),
         ("descriptors", "persistent", 0.1),
-        ("million", "pipelined", 0.1),
         ("raving", "single", 0.1),
     ],
 )
