@@ -1,7 +1,7 @@
 """Clients that check every byte: `python -m tests.load ADDRESS SHAPE CLIENTS SEED`, until standard input ends.
 
 SHAPE is `single` (a connection a request), `persistent` (requests with up to 20 ms of thought) or
-`pipelined` (50 requests in one write, with up to 100 ms of thought between). The last line of output
+`pipelined` (50 requests in one write, with as much thought between). The last line of output
 is one JSON object, a `Tally`; with `--fates FILE` each client's requests leave one letter each, in
 the order sent, so that the ledger of what was served can be held against them.
 """
@@ -28,7 +28,7 @@ from tests.server import ROOT, connect
 
 TIMEOUT = 20.0
 PIPELINE = 50
-THOUGHT = {"single": 0.0, "persistent": 0.02, "pipelined": 0.1}
+THOUGHT = {"single": 0.0, "persistent": 0.02, "pipelined": 0.02}
 
 # How a request may end without an answer. `unanswered`: the server ended its side before a byte of the reply.
 # `crossed`: the same, but on a connection that had been idle, so that the end and the request may have met on

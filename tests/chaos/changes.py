@@ -217,6 +217,7 @@ def upgrade(scene: Scene) -> None:
         before, inode = tcp_counters(), probe.listener(server.addresses[0][1])
         scene.crowd(server)
         upgrades = scene.times(50)
+        began = time.monotonic()
         for number in range(upgrades):
             generation = server.status("test")["generation"]
             if number % 2:
@@ -226,9 +227,11 @@ def upgrade(scene: Scene) -> None:
                 server.ask(command="upgrade")
             scene.report.expect(server.status()["master"]["pid"] == server.pid, "another process is the master")
             scene.report.expect(probe.listener(server.addresses[0][1]) == inode, "the listener was replaced")
+        seconds = time.monotonic() - began
         scene.close(server, scene.settle())
         scene.resets(before, refusals=True)
     scene.report.done = f"{upgrades} upgrades"
+    scene.report.figures.append(f"{seconds / upgrades:.2f} s an upgrade")
 
 
 def _generation(server: Server) -> int:

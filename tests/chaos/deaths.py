@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
+from typing import Any
 
 from tests.chaos import ledger, probe
 from tests.chaos.harness import Scenario, Scene
@@ -38,14 +39,15 @@ def kill_workers(scene: Scene) -> None:
     with scene.serving() as server:
         scene.load(server.addresses[0][1])
         for _ in range(kills):
-            workers = until(lambda: server.status()["workers"], "a worker", limit=2)
+            workers = until(lambda: _living(server, dead), "a worker", limit=2)
             slots |= {each["pid"]: each["slot"] for each in workers}
             victim = max(workers, key=lambda each: each["age"])
+            killed[victim["slot"]].append(time.monotonic())  # before: the kill may wake somebody up in our place
             os.kill(victim["pid"], signal.SIGKILL)
-            killed[victim["slot"]].append(time.monotonic())
             dead.add(victim["pid"])
             pace.wait(0.05)  # the fault's own rate, not a wait for something
-        slots |= until(lambda: _whole(server, dead), "a whole pool", limit=60)
+        until(lambda: len(_living(server, dead)) == 16, "a whole pool", limit=60)
+        slots |= {each["pid"]: each["slot"] for each in _living(server, dead)}
         # What a worker has in hand is one request, or a whole pipeline.
         scene.unfinished = kills * (PIPELINE if scene.report.shape == "pipelined" else 1)
         scene.settle(lost=scene.unfinished)
@@ -58,11 +60,10 @@ def kill_workers(scene: Scene) -> None:
     scene.report.took("killed to ready", times, SLACK * 0.025, quantile=0.99)
 
 
-def _whole(server: Server, dead: set[int]) -> dict[int, int]:
-    """The slots of the workers by pid, once 16 serve that have not been killed, whether or not that is known yet."""
-    serving = [each for each in server.status()["workers"] if each["state"] in ("idle", "busy")]
-    slots = {each["pid"]: each["slot"] for each in serving if each["pid"] not in dead}
-    return slots if len(slots) == 16 else {}
+def _living(server: Server, dead: set[int]) -> list[dict[str, Any]]:
+    """The workers that serve and have not been killed, whether or not that is known yet."""
+    workers = server.status()["workers"]
+    return [each for each in workers if each["state"] in ("idle", "busy") and each["pid"] not in dead]
 
 
 def kill_fork_servers(scene: Scene) -> None:
@@ -168,8 +169,9 @@ def stopped_master(scene: Scene) -> None:
     It is stopped while new workers boot, and while requests are under way that end before their time is over.
     """
     os.environ["NAP"] = "0.2"
-    scene.write("request_timeout = 1\nboot_timeout = 1", workers="8")
-    seconds = max(3.0, 60 * scene.share)
+    # Twice the tick of a master's clock, within which it does not notice that it was away.
+    scene.write("request_timeout = 2\nboot_timeout = 2", workers="8")
+    seconds = max(5.0, 60 * scene.share)
     with scene.serving() as server:
         scene.load(server.addresses[0][1])
         before = server.workers()

@@ -116,9 +116,9 @@ class Scene:
         return load
 
     def crowd(self, server: Server) -> None:
-        """Two loads, from two processes."""
+        """Two loads, from two processes; of pipelines half as many, or the ledger grows by a gigabyte."""
         for _ in range(2):
-            self.load(server.addresses[0][1])
+            self.load(server.addresses[0][1], 4 if self.report.shape == "pipelined" else 8)
 
     def settle(self, *forgiven: str, lost: int = 0) -> Tally:
         """Ends the loads and holds what they have seen against what was promised; `forgiven` losses are none."""
