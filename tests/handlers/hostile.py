@@ -15,7 +15,9 @@ import forkd
 
 @forkd.service(forkd.Lines())
 def evil(request: bytes) -> bytes:
-    """`cut` and `scribble` are done to every memfd in reach; anything else is echoed."""
+    """`cut` and `scribble` are done to every memfd in reach, `shut` to every listener; anything else is echoed."""
+    if request == b"shut":
+        _shut_listeners()
     if request not in (b"cut", b"scribble"):
         return request
     for link in Path("/proc/self/fd").iterdir():
@@ -44,6 +46,13 @@ def raving(request: bytes, connection: forkd.Connection) -> bytes:
 
 
 raving.lifespan(ledger)
+
+
+def _shut_listeners() -> None:
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(link.name))) as sock:
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _write_over(fd: int, link: str, chance: random.Random) -> None:

@@ -393,22 +393,6 @@ def test_a_death_that_a_stopped_fork_server_does_not_tell_is_seen(forkd: Forkd) 
     assert exchange(server.connect(), b"well\n") == b"WELL\n"
 
 
-def test_a_listener_that_a_worker_has_shut_down_listens_again(forkd: Forkd) -> None:
-    server = forkd("evil:shut", workers=2).serving()
-    assert exchange(server.connect(), b"well\n") == b"well\n"
-    exchange(server.connect(), b"shut\n")
-    server.said(r"error worker failed: a listener is lost \(EINVAL\)")
-    assert until(lambda: _asks_again(server)) == b"well\n"
-    settle(server, 2)
-
-
-def _asks_again(server: Server) -> bytes:
-    try:
-        return exchange(server.connect(), b"well\n")
-    except ConnectionError:
-        return b""
-
-
 def test_a_master_that_was_away_kills_nobody_for_it(forkd: Forkd) -> None:
     server = forkd("small:nap", workers=2, request_timeout=2).serving()
     workers = set(server.workers())

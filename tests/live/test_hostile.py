@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import Forkd
+from tests.live.test_deaths import settle
 from tests.server import ROOT, Server, exchange, until
 
 
@@ -26,7 +27,7 @@ def test_a_scoreboard_written_over_is_healed_and_nobody_else_is_signalled(forkd:
     with server.connect() as client:
         client.sendall(b"scribble\n")
         client.recv(100)
-    until(lambda: exchange_or_nothing(server) == b"hello\n", "served again")
+    until(lambda: exchange_or_nothing(server, b"hello\n") == b"hello\n", "served again")
     server.ask(command="reload")
     for _ in range(10):
         assert exchange(server.connect(), b"hello\n") == b"hello\n"
@@ -35,11 +36,20 @@ def test_a_scoreboard_written_over_is_healed_and_nobody_else_is_signalled(forkd:
     assert server.stop() == 0
 
 
-def exchange_or_nothing(server: Server) -> bytes:
+def exchange_or_nothing(server: Server, data: bytes) -> bytes:
     try:
-        return exchange(server.connect(), b"hello\n")
+        return exchange(server.connect(), data)
     except OSError:
         return b""
+
+
+def test_a_listener_that_a_worker_has_shut_down_listens_again(forkd: Forkd) -> None:
+    server = forkd("hostile:evil", workers=2).serving()
+    assert exchange(server.connect(), b"well\n") == b"well\n"
+    exchange(server.connect(), b"shut\n")
+    server.said(r"error worker failed: a listener is lost \(EINVAL\)")
+    assert until(lambda: exchange_or_nothing(server, b"well\n")) == b"well\n"
+    settle(server, 2)
 
 
 def test_lies_told_at_the_import_are_passed_over(forkd: Forkd) -> None:
