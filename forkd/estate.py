@@ -78,14 +78,14 @@ def decode(kind: type[T], data: bytes, jitter: random.Random, *, dry: bool = Fal
     msgspec.MsgspecError when it is of another kind.
     """
 
-    def read(kind: type, value: Any) -> Any:
+    def built(kind: type, value: Any) -> Any:
         if kind is random.Random:
             return jitter
         if kind is socket.socket:
             return socket.socket() if dry else socket.socket(fileno=value)
         return kind(value)
 
-    return msgspec.msgpack.decode(data, type=kind, dec_hook=read)
+    return msgspec.msgpack.decode(data, type=kind, dec_hook=built)
 
 
 def read(data: bytes, jitter: random.Random, *, dry: bool = False) -> Estate:

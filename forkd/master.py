@@ -399,7 +399,7 @@ class Master:
         self.roster.close()
         self.premises.close()
         self.site.close_but(None)
-        process.hold_signals()  # or the next TERM would be how it ended
+        process.hold_signals()  # the interpreter gives its handlers up before it ends: a TERM then would be its end
         if self.inbox is not None:
             self.inbox.close()
 

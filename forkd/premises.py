@@ -64,8 +64,9 @@ class Premises:
             self._keep_pidfile(Path(left.pidfile.path), left.pidfile)
         if left.control is None:
             return []
-        self._keep_control(ControlServer(left.control.path, wait, obey, left.control), left.control.path)
-        return self._control.waiting if self._control is not None else []
+        server = ControlServer(left.control.path, wait, obey, left.control)
+        self._keep_control(server, left.control.path)
+        return server.waiting
 
     def leavings(self) -> list[Leaving]:
         """The files that would stay behind if the master died.

@@ -47,7 +47,7 @@ def set_title(title: str) -> None:
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Holds every signal back until the end of the block, or for ever in a child that is born in it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = hold_signals()
     pid = os.getpid()
     try:
         yield
@@ -56,9 +56,9 @@ def signals_blocked() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hold_signals() -> None:
-    """Holds every signal back from now on: a process that ends gives its handlers up before it has ended."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+def hold_signals() -> set[int]:
+    """Holds every signal back from now on; gives those that were before."""
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()))
 
 
 def unblock_signals() -> None:
@@ -88,18 +88,17 @@ def spawn(module: str, fd: int, keep: Sequence[int], *, call: str = "main", stde
 def become_program(module: str, fd: int, keep: Sequence[int]) -> NoReturn:
     """Replaces this process's program by a fresh interpreter that runs `main(fd)` of `forkd.<module>` (execve(2)).
 
-    It keeps `fd`, `keep` and the standard three, and begins with all signals blocked: those that come
-    meanwhile wait for it. When it cannot be, OSError says why and all is as it was.
+    It keeps `fd`, `keep` and the standard three. Signals are to be blocked by then: it begins so, and those
+    that come meanwhile wait for it. When it cannot be, OSError says why and all is as it was.
     """
     kept = [each for each in {fd, *keep} if not os.get_inheritable(each)]
-    with signals_blocked():
-        try:
-            for each in kept:
-                os.set_inheritable(each, True)
-            os.execve(sys.executable, _argv(module, "main", fd), os.environ)
-        finally:
-            for each in kept:
-                os.set_inheritable(each, False)
+    try:
+        for each in kept:
+            os.set_inheritable(each, True)
+        os.execve(sys.executable, _argv(module, "main", fd), os.environ)
+    finally:
+        for each in kept:
+            os.set_inheritable(each, False)
 
 
 def _argv(module: str, call: str, fd: int) -> list[str]:

@@ -83,7 +83,7 @@ class Rehearsal:
 
 
 def replace(estate: Estate) -> None:
-    """Becomes the new program; returns by a ForkdError only, and then all is as it was."""
+    """Becomes the new program, with signals blocked by then; returns by a ForkdError only, and all is as it was."""
     memory = to_memory(encode(estate))
     try:
         process.become_program("successor", memory, estate.descriptors())
