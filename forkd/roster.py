@@ -306,7 +306,8 @@ class Roster:
         key = (server.service, server.generation)
         match message:
             case {"ready": _}:
-                for each in message.get("left_behind", ()):
+                left_behind = message.get("left_behind")
+                for each in left_behind if isinstance(left_behind, list) else []:
                     log.say("warning", f"after the import {each}; {hygiene.REMEDY}", server.name())
                 self._happened(ForkServerReady(*key))
             case {"failed": str(reason), "status": int(status)}:

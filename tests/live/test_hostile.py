@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from forkd.errors import ControlError
 from tests.conftest import Forkd
 from tests.live.test_deaths import settle
 from tests.server import ROOT, Server, exchange, until
@@ -59,6 +62,31 @@ def test_lies_told_at_the_import_are_passed_over(forkd: Forkd) -> None:
     server.ask(command="reload")
     until(lambda: len(server.workers()) == 2)
     until(lambda: _descriptors(server) <= before, "no descriptor kept")
+    assert server.stop() == 0
+
+
+HASTY = """
+import os, socket
+for fd in range(3, 64):
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            if sock.type == socket.SOCK_SEQPACKET:
+                sock.send(b'{"ready": 1, "left_behind": 7}')
+    except OSError:
+        pass
+"""
+
+
+def test_an_import_that_says_it_is_ready_harms_nobody_else(forkd: Forkd, tmp_path: Path) -> None:
+    """The order to fork comes while it imports, and ends it: the master tells so, and goes on where it served."""
+    server = forkd("small:shout", workers=1).serving()
+    (tmp_path / "hasty.py").write_text(f"{HASTY}\nimport time\ntime.sleep(60)\n")
+    other = f'[service.hasty]\napp = "hasty:shout"\npath = "{tmp_path}"\nlisten = "127.0.0.1:0"\n'
+    path = tmp_path / "forkd.toml"
+    path.write_text(path.read_text() + other)
+    with pytest.raises(ControlError, match="service hasty"):
+        server.ask(command="reload")
+    assert exchange(server.connect(), b"well\n") == b"WELL\n"
     assert server.stop() == 0
 
 
