@@ -216,19 +216,21 @@ class Master:
         self.obey_signals(self.inbox.take())
 
     def obey_signals(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            if number != signal.SIGCHLD:
-                command = signals.COMMANDS[signal.Signals(number)]
-                log.say("info", f"signal: {command.value}", {"signal": signal.Signals(number).name})
-                self.obey_signal(command)
+        commands = [number for number in numbers if number != signal.SIGCHLD]
+        for number, times in signals.runs(commands):
+            command = signals.COMMANDS[signal.Signals(number)]
+            repeated = {"times": times} if times > 1 else {}
+            log.say("info", f"signal: {command.value}", {"signal": signal.Signals(number).name} | repeated)
+            self.obey_signal(command, times)
         # Deaths last: a TERM for the whole process group is a stop, not a pool to be filled up again.
-        if signal.SIGCHLD in numbers:
+        if numbers:  # a full inbox has no room for a death's
             self.roster.reap()
 
-    def obey_signal(self, command: Command) -> None:
+    def obey_signal(self, command: Command, times: int) -> None:
         match command:
             case Command.STOP:
-                self.handle(StopAsked())
+                for _ in range(min(times, 2)):  # a second one means more than the first, a third does not
+                    self.handle(StopAsked())
             case Command.QUICK_STOP:
                 self.handle(StopAsked(quick=True))
             case Command.DUMP_STOP:
@@ -238,9 +240,9 @@ class Master:
             case Command.REOPEN:
                 self.premises.reopen_log(self.settings.master.log)
             case Command.MORE:
-                self.scale(ScaleAsked(by=1))
+                self.scale(ScaleAsked(by=times))
             case Command.FEWER:
-                self.scale(ScaleAsked(by=-1))
+                self.scale(ScaleAsked(by=-times))
             case Command.DRAIN:
                 self.drain()
             case Command.UPGRADE:

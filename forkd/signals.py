@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
+from itertools import groupby
 from types import FrameType
 from typing import Final
 
@@ -84,6 +85,12 @@ class Inbox:
         signal.set_wakeup_fd(-1)
         os.close(self.fd)
         os.close(self._write)
+
+
+def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Each number with how often it came in a row: a storm of one signal asks no more than two of it do."""
+    for number, row in groupby(numbers):
+        yield number, len(list(row))
 
 
 def ignore(signals: Iterable[signal.Signals]) -> None:

@@ -63,6 +63,12 @@ def test_a_full_inbox_loses_no_kind_of_signal_that_was_there() -> None:
 
 
 @apart
+def test_a_storm_of_one_signal_is_one_run() -> None:
+    term, hup = signal.SIGTERM, signal.SIGHUP
+    assert list(signals.runs([])) == []
+    assert list(signals.runs([term, hup, *[term] * 60_000, hup])) == [(term, 1), (hup, 1), (term, 60_000), (hup, 1)]
+
+
 def test_a_signal_of_a_child_does_not_land_in_the_parents_inbox() -> None:
     inbox = Inbox([signal.SIGTERM])
     with process.signals_blocked():
