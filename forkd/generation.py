@@ -26,6 +26,8 @@ BACKOFF_FIRST: Final = 0.5
 BACKOFF_LAST: Final = 30.0
 BACKOFF_JITTER: Final = 0.2
 BACKOFF_MEMORY: Final = 60.0
+REPLACE_RATE: Final = 32.0  # a second; what serves and is killed by its clients' requests costs some 3 ms of a processor
+REPLACE_BURST: Final = 50  # beside a whole pool
 
 
 class WorkerState(Enum):
@@ -112,6 +114,22 @@ class Backoff:
 
 
 @dataclass(slots=True)
+class Allowance:
+    """How fast workers that had served are replaced: a burst at once, REPLACE_RATE a second in the long run.
+
+    No slot waits for what befell it. A client whose request ends its worker could else empty the pool with a
+    few requests, and keep it so for the 30 s of a back-off.
+    """
+
+    spent_by: float = 0.0
+
+    def take(self, now: float, burst: int) -> float:
+        """From when on one more may be forked."""
+        self.spent_by = max(self.spent_by, now) + 1 / REPLACE_RATE
+        return max(now, self.spent_by - burst / REPLACE_RATE)
+
+
+@dataclass(slots=True)
 class Generation:
     """A fork server and its workers, by slot; `failure` is why it can't take over, and what a start then ends with.
 
@@ -126,6 +144,7 @@ class Generation:
     state: ForkServerState = ForkServerState.BOOTING
     workers: dict[int, Worker] = field(default_factory=dict)
     backoff: dict[int, Backoff] = field(default_factory=dict)
+    allowance: Allowance = field(default_factory=Allowance)
     failure: Exit | None = None
     minimum: int = 0
     maximum: int = 0
@@ -194,14 +213,14 @@ class Generation:
     # What happened.
 
     def boot_failed(self, slot: int, reason: str, now: float) -> None:
-        """The worker in `slot` can't become ready."""
+        """The worker in `slot` can't become ready: it is tried again, at once unless that happens again and again."""
         self.failure = Exit(1, reason)
-        self.crashed(slot, 0.0, now)
+        self._slot(slot).failed(now, self.jitter)
 
     def crashed(self, slot: int, lived: float, now: float) -> None:
-        """The worker in `slot` has to be replaced, at once unless that happens again and again."""
+        """The worker in `slot`, which served, has to be replaced, at once unless it is one of very many."""
         self._slot(slot).lived(lived)
-        self._slot(slot).failed(now, self.jitter)
+        self._slot(slot).until = self.allowance.take(now, self.maximum + REPLACE_BURST)
 
     def recycled(self, slot: int, lived: float) -> None:
         """The worker in `slot` has left of its own accord, or as one that retires."""

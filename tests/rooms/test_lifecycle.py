@@ -735,15 +735,16 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             ],
         ],
     ),
-    "a crash loop backs off, each slot by itself": (
+    "what cannot boot is tried less and less often, each slot by itself": (
         [TWO],
         [
             *TWO_UP,
             (1, crashed(1, 0), [fork(1, 0, 1)]),
-            *nothing(1, up(1, 0), crashed(1, 0)),
+            (1, boot_failed(1, 0), [fork(1, 0, 1)]),
+            *nothing(1, boot_failed(1, 0)),
             (1.5, TIME, [fork(1, 0, 1)]),
             (1.5, crashed(1, 1), [fork(1, 1, 2)]),
-            *nothing(1.5, up(1, 0), crashed(1, 0), up(1, 1)),
+            *nothing(1.5, boot_failed(1, 0), up(1, 1)),
             (2.5, TIME, [fork(1, 0, 1)]),
             *nothing(3, boot_failed(1, 0)),
             (5, TIME, [fork(1, 0, 1)]),
@@ -759,6 +760,20 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (93, TIME, [fork(1, 0, 1)]),
             *nothing(93, up(1, 0)),
             (153, crashed(1, 0), [fork(1, 0, 1)]),
+            (153, boot_failed(1, 0), [fork(1, 0, 1)]),
+        ],
+    ),
+    "what served and crashed is replaced at once, up to a burst, and then at a rate": (
+        [ONE],
+        [
+            *ONE_UP,
+            *(step for _ in range(51) for step in [(1, crashed(1, 0), [fork(1, 0, 1)]), *nothing(1, up(1, 0))]),
+            *nothing(1, crashed(1, 0)),
+            (1 + 1 / 32, TIME, [fork(1, 0, 1)]),
+            *nothing(1 + 1 / 32, up(1, 0), crashed(1, 0)),
+            (1 + 2 / 32, TIME, [fork(1, 0, 1)]),
+            *nothing(1 + 2 / 32, up(1, 0)),
+            (1 + 3 / 32, crashed(1, 0), [fork(1, 0, 1)]),
         ],
     ),
     "a long life is remembered, however it ends": (
@@ -766,10 +781,10 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *ONE_UP,
             (1, crashed(1, 0), [fork(1, 0, 1)]),
+            (1, boot_failed(1, 0), [fork(1, 0, 1)]),
             *nothing(1, up(1, 0)),
             (61, left(1, 0), [fork(1, 0, 1)]),
-            *nothing(62, up(1, 0)),
-            (63, crashed(1, 0), [fork(1, 0, 1)]),
+            (62, boot_failed(1, 0), [fork(1, 0, 1)]),
         ],
     ),
     "a new generation starts without a past": (
@@ -777,12 +792,14 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *ONE_UP,
             (1, crashed(1, 0), [fork(1, 0, 1)]),
-            *nothing(1, up(1, 0), crashed(1, 0)),
+            (1, boot_failed(1, 0), [fork(1, 0, 1)]),
+            *nothing(1, boot_failed(1, 0)),
             (1.1, ReloadAsked((ONE,)), [start(2)]),
             (1.1, ready(2), [fork(2, 0, 1)]),
             (1.2, up(2, 0), [Committed(), let_go(1)]),
             *nothing(1.3, died(1)),
             (1.4, crashed(2, 0), [fork(2, 0, 1)]),
+            (1.4, boot_failed(2, 0), [fork(2, 0, 1)]),
         ],
     ),
     "a handler over its time: abort, kill, and a new one meanwhile": (

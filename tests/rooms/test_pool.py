@@ -138,8 +138,8 @@ def test_missing_slots_are_the_lowest_each_with_its_backoff() -> None:
     one.fork(1, 1, 0.0)
     assert one.missing(0) == one.missing(1) == {}
     assert one.missing(3) == {0: 0.0, 2: 0.0}
-    one.crashed(2, 0.0, 5.0)
-    one.crashed(2, 0.0, 5.0)
+    one.boot_failed(2, "it broke", 5.0)
+    one.boot_failed(2, "it broke", 5.0)
     assert one.missing(2) == {0: 0.0}
     assert one.missing(3).keys() == {0, 2}
     assert 5.4 <= one.missing(3)[2] <= 5.6
