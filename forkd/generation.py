@@ -26,7 +26,7 @@ BACKOFF_FIRST: Final = 0.5
 BACKOFF_LAST: Final = 30.0
 BACKOFF_JITTER: Final = 0.2
 BACKOFF_MEMORY: Final = 60.0
-REPLACE_RATE: Final = 32.0  # a second; what serves and is killed by its clients' requests costs some 3 ms of a processor
+REPLACE_RATE: Final = 32.0  # a second; each costs some 3 ms of a processor
 REPLACE_BURST: Final = 50  # beside a whole pool
 
 

@@ -219,8 +219,8 @@ class Master:
         commands = [number for number in numbers if number != signal.SIGCHLD]
         for number, times in signals.runs(commands):
             command = signals.COMMANDS[signal.Signals(number)]
-            repeated = {"times": times} if times > 1 else {}
-            log.say("info", f"signal: {command.value}", {"signal": signal.Signals(number).name} | repeated)
+            facts: dict[str, object] = {"signal": signal.Signals(number).name, "times": times if times > 1 else None}
+            log.say("info", f"signal: {command.value}", facts)
             self.obey_signal(command, times)
         # Deaths last: a TERM for the whole process group is a stop, not a pool to be filled up again.
         if numbers:  # a full inbox has no room for a death's

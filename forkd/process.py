@@ -145,9 +145,19 @@ def become(who: Identity) -> None:
         raise ForkdError(f"privileges could be regained after the drop to uid {who.uid}")
 
 
-def outcome(status: int) -> str:
-    """A wait status in words: `signal 9 (SIGKILL)` or `exit status 1`."""
-    code = os.waitstatus_to_exitcode(status)
+def exit_code(status: int | None) -> int | None:
+    """The exit status in a wait status, negative for a signal; None for none, or for a number that cannot be one."""
+    try:
+        return None if status is None else os.waitstatus_to_exitcode(status)
+    except (ValueError, OverflowError):
+        return None
+
+
+def outcome(status: int | None) -> str:
+    """A wait status in words: `signal 9 (SIGKILL)`, `exit status 1` or `unknown`."""
+    code = exit_code(status)
+    if code is None:
+        return "unknown"
     if code >= 0:
         return f"exit status {code}"
     try:
@@ -191,15 +201,6 @@ def resident(pid: int) -> int:
         with open(f"/proc/{pid}/statm", "rb") as statm:  # noqa: PTH123
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
-        return 0
-
-
-def oom_kills() -> int:
-    """How many processes the kernel has killed for lack of memory (proc(5), vmstat); 0 where it does not tell."""
-    try:
-        with open("/proc/vmstat", "rb") as vmstat:  # noqa: PTH123
-            return next((int(line.split()[1]) for line in vmstat if line.startswith(b"oom_kill ")), 0)
-    except OSError:
         return 0
 
 

@@ -31,6 +31,7 @@ from forkd.events import (
     WorkerReady,
 )
 from forkd.handles import ForkServerHandle, WorkerEstate, WorkerHandle
+from forkd.oom import OomWatch
 from forkd.scoreboard import (
     BOOTING,
     BUSY,
@@ -92,7 +93,7 @@ class Roster:
         self._rows: dict[tuple[str, int, int], int] = {}
         self._explain = explain
         self._deaths = select.poll()
-        self._oom_kills = process.oom_kills()
+        self._oom = OomWatch(monotonic())
 
     def leave(self) -> RosterEstate:
         """All of it, for the program that takes our place."""
@@ -149,6 +150,7 @@ class Roster:
     def look(self, at: Callable[[float], float]) -> Iterator[Event]:
         """What the scoreboards say: who is ready, who is busy, and since when (`at` makes their time the master's)."""
         self._look_for_the_dead()
+        self._oom.look(monotonic())
         for service in list(self._boards):  # an event may be the last of a service
             workers = self.workers_of(service)
             for worker in workers:
@@ -401,8 +403,7 @@ class Roster:
             departure = Departure.LEFT
         elif state == BOOTING:
             departure = Departure.BOOT_FAILED
-        outcome = "unknown" if status is None else process.outcome(status)
-        reason = self._log_departure(worker, departure, outcome)
+        reason = self._log_departure(worker, departure, status)
         for gauge in GAUGES:
             worker.row[gauge] = 0
         del self._workers[key]
@@ -410,20 +411,18 @@ class Roster:
         worker.close()
         self._happened(WorkerGone(*key, departure, reason))
 
-    def _log_departure(self, worker: WorkerHandle, departure: Departure, outcome: str) -> str:
+    def _log_departure(self, worker: WorkerHandle, departure: Departure, status: int | None) -> str:
+        outcome = process.outcome(status)
         facts = worker.name() | {"age": round(monotonic() - worker.born, 3), "outcome": outcome}
         if departure is Departure.LEFT:
             log.say("debug", "worker left", facts)
             return ""
         stack = worker.stack_text()
-        why = worker.ended_for or ("the kernel's OOM killer was at work" if self._memory_ran_out() else None)
+        why = worker.ended_for
+        if not why and process.exit_code(status) == -signal.SIGKILL and self._oom.killed():
+            why = "the kernel's OOM killer was at work"
         log.say("error", f"worker {departure.value}", facts | {"why": why} | worker.last_doings(), block=stack)
         return f"service {worker.service}: worker {worker.slot} {departure.value} ({outcome})\n{stack}".rstrip()
-
-    def _memory_ran_out(self) -> bool:
-        """Whether the kernel has killed a process for lack of memory since the last time."""
-        before, self._oom_kills = self._oom_kills, process.oom_kills()
-        return self._oom_kills > before
 
 
 def _reaped(worker: WorkerHandle) -> bool:

@@ -244,3 +244,21 @@ def test_a_pidfd_is_known_for_whose_child_it_is_of() -> None:
     assert process.is_child_of(ours, pid, {os.getpid()}), "one that has ended"
     os.close(ours)
     os.close(stranger)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "exit status 0"),
+        (3 << 8, "exit status 3"),
+        (9, "signal 9 (SIGKILL)"),
+        (0x80 | 11, "signal 11 (SIGSEGV)"),
+        (50, "signal 50 (unnamed)"),
+        (None, "unknown"),
+        (0x137F, "unknown"),  # stopped, which is no end
+        (-1, "unknown"),
+        (10**30, "unknown"),
+    ],
+)
+def test_outcome(status: int | None, words: str) -> None:
+    assert process.outcome(status) == words
