@@ -24,8 +24,8 @@ RECEIVE_BYTES: Final = 65536
 GRACE: Final = 0.05
 """Seconds for which a leaving worker still reads from a silent client before it ends the connection."""
 FIRST_GRACE: Final = 0.5
-"""The same for a client that is let in at a stop: its first packet may have met the closed tap (see `tap`), and comes
-again after 200 ms at the least (RFC 6298 with Linux' smallest RTO)."""
+"""The same for a client that has sent nothing yet. One that is let in at a stop may have had its first packet meet the
+closed tap (see `tap`), which comes again after 200 ms at the least (RFC 6298 with Linux' smallest RTO)."""
 
 STRAGGLERS: Final = 0.01
 """Seconds for which a leaving worker holds its last replies back, for the rest of what the client is sending."""
@@ -75,6 +75,7 @@ class Connection:
     __slots__ = (
         "_deadline",
         "_held",
+        "_leave_by",
         "_limits",
         "_local",
         "_peer",
@@ -108,6 +109,7 @@ class Connection:
         self._limits = limits
         self._held = bytearray()
         self._deadline: float | None = None
+        self._leave_by = 0.0
         self.service = service
         self.number = number
         self.data: dict[Any, Any] = {}
@@ -289,15 +291,19 @@ class Connection:
             unsent.clear()
             self._send(data, socket.MSG_MORE if last else 0)
 
-    def hurry(self, grace: float = GRACE) -> None:
-        """The worker leaves: between requests, wait for no more than `grace` seconds; a request begun is still read.
+    def hurry(self) -> None:
+        """The worker leaves: between requests, wait a moment (GRACE) and no longer; a request begun is still read.
 
         Called by a signal handler, so it neither raises nor waits. The interrupted recv(2) starts
         again with the new timeout; had the handler raised instead, bytes already received could be lost.
+        Said again, as orders are that may have been missed, it grants no new time but GRACE.
         """
-        self.leaving = True
+        now = monotonic()
+        if not self.leaving:
+            self.leaving = True
+            self._leave_by = now + (GRACE if self.received else FIRST_GRACE)
         if self._deadline is None:
-            self._set_receive_timeout(grace)
+            self._set_receive_timeout(max(GRACE, self._leave_by - now))
 
     def last_call(self) -> None:
         """A leaving worker has answered all that has come: what is still on its way gets STRAGGLERS seconds."""

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from types import FrameType
 
-from forkd.connection import FIRST_GRACE, Connection
+from forkd.connection import Connection
 from forkd.events import Order
 
 
@@ -47,7 +47,7 @@ class Orders:
         """The connection that is served from now on; at a stop it has no more time than the others."""
         self.connection = connection
         if connection is not None and self.told is Order.FINISH:
-            connection.hurry(FIRST_GRACE)
+            connection.hurry()
 
     def leave(self, order: Order) -> None:
         """Notes an order to leave; FINISH outdoes DRAIN. Called in a signal handler: no waiting, no raising."""
