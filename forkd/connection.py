@@ -8,9 +8,11 @@ they report EAGAIN. What is made of the bytes is `conversation`'s affair.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -29,6 +31,9 @@ closed tap (see `tap`), which comes again after 200 ms at the least (RFC 6298 wi
 
 STRAGGLERS: Final = 0.01
 """Seconds for which a leaving worker holds its last replies back, for the rest of what the client is sending."""
+
+PARKED_BYTES: Final = 1 << 20
+"""How much of its replies may wait in memory for a client that does not read them; a handler that sends more waits."""
 
 # A timeout of 0 means for ever. It is set as ten years, for only a socket with a timeout has its
 # calls interrupted by a signal whatever SA_RESTART says (signal(7)), which is how `hurry` works.
@@ -73,19 +78,22 @@ class Connection:
     """
 
     __slots__ = (
-        "_deadline",
+        "_data",
         "_held",
-        "_leave_by",
         "_limits",
         "_local",
         "_peer",
         "_socket",
         "at_end",
         "closed",
-        "data",
+        "cut",
+        "deadline",
         "latest",
+        "leave_by",
         "leaving",
         "number",
+        "parked",
+        "parks",
         "received",
         "resources",
         "sent",
@@ -102,25 +110,36 @@ class Connection:
         limits: Limits = Limits(),  # noqa: B008  # immutable
         resources: Any = None,
         peer: object = None,
+        parks: bool = False,
     ) -> None:
         self._socket = sock
         self._peer = peer
         self._local: Address | None = None
         self._limits = limits
         self._held = bytearray()
-        self._deadline: float | None = None
-        self._leave_by = 0.0
+        self._data: dict[Any, Any] | None = None
+        self.deadline: float | None = None
+        self.leave_by = 0.0
         self.service = service
         self.number = number
-        self.data: dict[Any, Any] = {}
         self.resources = resources
         self.leaving = False
         self.at_end = False
         self.closed = False
+        self.cut = False
         self.latest = b""
         self.unsent: list[bytes] = []
+        self.parks = parks
+        self.parked = bytearray()
         self.received = 0
         self.sent = 0
+
+    @property
+    def data(self) -> dict[Any, Any]:
+        """The handler's own, from the first to the last call for this connection."""
+        if self._data is None:
+            self._data = {}
+        return self._data
 
     @property
     def peer(self) -> Address:
@@ -217,12 +236,11 @@ class Connection:
         """
         if self.closed:
             return
-        try:
+        with suppress(OSError):  # the client was faster
             self.flush(last=True)
-            self._socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # the client was faster
         self.closed = True
+        if not self.parked:
+            self._shut()
 
     # What follows is for forkd's own rooms.
 
@@ -239,42 +257,48 @@ class Connection:
                 try:
                     batch = feed(data)
                 except FramingError as error:
-                    self._stop_clock()
+                    self.stop_clock()
                     yield error.requests  # type: ignore[misc]  # the framing's own requests
                     raise
                 if batch:
                     # Stopped before the handler reads for itself, and so that each request has a clock of its own.
-                    if self._deadline is not None:
-                        self._stop_clock()
+                    if self.deadline is not None:
+                        self.stop_clock()
                     yield batch
                 if framing.pending if tells_pending else not batch:  # type: ignore[attr-defined]
-                    self._start_clock()
-                elif self._deadline is not None:
-                    self._stop_clock()
+                    self.start_clock()
+                elif self.deadline is not None:
+                    self.stop_clock()
                 data = receive(RECEIVE_BYTES)
         finally:
-            if self._deadline is not None:
-                self._stop_clock()
+            if self.deadline is not None:
+                self.stop_clock()
         last = framing.end()
         if last:
             yield last
 
     def receive(self, size: int) -> bytes:
         """What recv(2) gives, within the deadline in force; Leaving when the worker leaves and all is quiet."""
-        if self._deadline is not None:
+        if self.parked:
+            self.drain()
+        if self.deadline is not None:
             # Looked at even when bytes wait in the socket: a peer that drips quickly never lets the kernel's run out.
-            left = self._deadline - monotonic()
+            left = self.deadline - monotonic()
             if left <= 0:
-                raise self._silence()
+                raise self.silence()
             self._set_receive_timeout(left)
         try:
             data = self._socket.recv(size)
         except BlockingIOError:
-            raise self._silence() from None
+            raise self.silence() from None
         except OSError as error:
             raise PeerGone(f"the client broke off: {error.strerror}") from error
+        return self.took(data)
+
+    def took(self, data: bytes) -> bytes:
+        """Accounts for what has been received."""
         if not data:
-            self.at_end = True
+            self.at_end = not self.cut
         self.received += len(data)
         self.latest = data
         return data
@@ -301,17 +325,71 @@ class Connection:
         now = monotonic()
         if not self.leaving:
             self.leaving = True
-            self._leave_by = now + (GRACE if self.received else FIRST_GRACE)
-        if self._deadline is None:
-            self._set_receive_timeout(max(GRACE, self._leave_by - now))
+            self.leave_by = now + (GRACE if self.received else FIRST_GRACE)
+        if self.deadline is None:
+            self._set_receive_timeout(max(GRACE, self.leave_by - now))
 
     def last_call(self) -> None:
         """A leaving worker has answered all that has come: what is still on its way gets STRAGGLERS seconds."""
-        self._set_receive_timeout(STRAGGLERS)
+        if self.parks:
+            self.leave_by = monotonic() + STRAGGLERS
+        else:
+            self._set_receive_timeout(STRAGGLERS)
+
+    def start_clock(self) -> None:
+        """A request has begun: it has `read_timeout` to be whole, however many pieces it comes in."""
+        if self.deadline is None:
+            self.deadline = monotonic() + (self._limits.read_timeout or _FOR_EVER)
+
+    def stop_clock(self) -> None:
+        """The request is whole: silence is measured by `idle_timeout` again."""
+        self.deadline = None
+        self._set_receive_timeout(self._limits.idle_timeout)
+        if self.leaving:  # asked after the call: `hurry` may have come in between
+            self._set_receive_timeout(GRACE)
+
+    def unpark(self) -> bool:
+        """Sends what it can of what is parked; True when nothing is left."""
+        parked = self.parked
+        try:
+            while parked:
+                sent = self._socket.send(parked, socket.MSG_DONTWAIT)
+                self.sent += sent
+                del parked[:sent]
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise PeerGone(f"the client broke off: {error.strerror}") from error
+        if self.closed:
+            self._shut()
+        return True
+
+    def drain(self) -> None:
+        """Waits until the client has taken what is parked."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        until = monotonic() + (self._limits.write_timeout or _FOR_EVER)
+        while not self.unpark():
+            left = until - monotonic()
+            if left <= 0:
+                raise self.too_slow()
+            poll.poll(min(left, 86400) * 1000)
+
+    def too_slow(self) -> DeadlineError:
+        """The client has not taken its replies in time."""
+        return DeadlineError("write", self._limits.write_timeout)
+
+    def silence(self) -> ForkdError:
+        """What it means that nothing came within the deadline in force."""
+        if self.deadline is not None:
+            return DeadlineError("read", self._limits.read_timeout)
+        if self.leaving:
+            return Leaving("the worker leaves")
+        return DeadlineError("idle", self._limits.idle_timeout)
 
     def prepare(self) -> None:
         """Sets the socket's timeouts, where the listener did not hand them down."""
-        self._stop_clock()
+        self.stop_clock()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
 
     def _take(self, size: int) -> bytes:
@@ -327,7 +405,7 @@ class Connection:
         try:
             while (size := measure(held)) is None:
                 if held:
-                    self._start_clock()
+                    self.start_clock()
                 data = self.receive(RECEIVE_BYTES)
                 if not data:
                     raise _end_of_stream(len(held))
@@ -335,11 +413,14 @@ class Connection:
         except Leaving:
             raise _end_of_stream(0) from None
         finally:
-            if self._deadline is not None:
-                self._stop_clock()
+            if self.deadline is not None:
+                self.stop_clock()
         return self._take(size)
 
     def _send(self, data: bytes, flags: int) -> None:
+        if self.parks:
+            self._offer(data, flags)
+            return
         began = monotonic()
         try:
             sent = self._socket.send(data, flags)
@@ -347,13 +428,36 @@ class Connection:
             if sent < len(data):
                 self._send_rest(memoryview(data)[sent:], began)
         except BlockingIOError:
-            raise DeadlineError("write", self._limits.write_timeout) from None
+            raise self.too_slow() from None
         except DeadlineError:
             raise
         except OSError as error:
             if self.closed:
-                raise ValueError("nothing can be sent after close()") from None
+                raise _closed() from None
             raise PeerGone(f"the client broke off: {error.strerror}") from error
+
+    def _offer(self, data: bytes, flags: int) -> None:
+        """Sends what the client takes now, and parks the rest."""
+        if self.closed:
+            raise _closed()
+        sent = 0
+        if not self.parked:
+            try:
+                sent = self._socket.send(data, flags | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise PeerGone(f"the client broke off: {error.strerror}") from error
+            self.sent += sent
+            if sent == len(data):
+                return
+        self.parked += data[sent:]
+        if len(self.parked) > PARKED_BYTES:
+            self.drain()
+
+    def _shut(self) -> None:
+        with suppress(OSError):  # the client was faster
+            self._socket.shutdown(socket.SHUT_WR)
 
     def _send_rest(self, rest: memoryview, began: float) -> None:
         """Goes on after a short send(2): the deadline passed, or a signal came in between."""
@@ -362,7 +466,7 @@ class Connection:
             while rest:
                 left = began + allowed - monotonic()
                 if left <= 0:
-                    raise DeadlineError("write", allowed)
+                    raise self.too_slow()
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(left))
                 sent = self._socket.send(rest)
                 self.sent += sent
@@ -370,29 +474,16 @@ class Connection:
         finally:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
 
-    def _start_clock(self) -> None:
-        if self._deadline is None:
-            self._deadline = monotonic() + (self._limits.read_timeout or _FOR_EVER)
-
-    def _stop_clock(self) -> None:
-        self._deadline = None
-        self._set_receive_timeout(self._limits.idle_timeout)
-        if self.leaving:  # asked after the call: `hurry` may have come in between
-            self._set_receive_timeout(GRACE)
-
-    def _silence(self) -> ForkdError:
-        if self._deadline is not None:
-            return DeadlineError("read", self._limits.read_timeout)
-        if self.leaving:
-            return Leaving("the worker leaves")
-        return DeadlineError("idle", self._limits.idle_timeout)
-
     def _set_receive_timeout(self, seconds: float) -> None:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
 
 
 class EndOfStream(Truncated, EOFError):
     """The stream ended inside what a stream handler was reading."""
+
+
+def _closed() -> ValueError:
+    return ValueError("nothing can be sent after close()")
 
 
 def _end_of_stream(held: int) -> EOFError:

@@ -7,13 +7,13 @@ a fact for the worker to log and count. It knows no processes, listeners or sign
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
 from typing import Any, Final
 
-from forkd.connection import Connection, DeadlineError, Leaving, PeerGone
+from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, PeerGone
 from forkd.errors import FramingError, OverLimit, Truncated
 from forkd.framing import Framing
 from forkd.handler import Close, Service
@@ -46,6 +46,8 @@ class End(Enum):
     EXIT = "handler exit"
 
 
+_NOTHING: Final[Iterator[Any]] = iter(())
+
 _COLUMNS: Final = {
     End.IDLE: TIMED_OUT,
     End.READ: TIMED_OUT,
@@ -66,35 +68,20 @@ class Outcome:
 
 
 def converse(connection: Connection, service: Service[..., Any], meter: Meter) -> Outcome:
-    """Serves one connection to its end; the socket stays open for whoever accepted it."""
-    outcome = _serve(connection, service, meter)
-    if outcome.end in _COLUMNS:
-        meter.counted(_COLUMNS[outcome.end])
-    connection.close()
-    if service.close_hook is not None:
-        try:
-            service.close_hook(connection)
-        except BaseException as error:
-            outcome = _failure(error, meter)
-    _account(connection, meter)
-    return outcome
-
-
-def _serve(connection: Connection, service: Service[..., Any], meter: Meter) -> Outcome:
-    loop = _RequestLoop(connection, service, meter)
+    """Serves one connection to its end, waiting for the client; the socket stays open for whoever accepted it."""
+    conversation = Conversation(connection, service, meter)
     try:
-        loop.run()
-    except Close as close:
-        return loop.goodbye(close)
-    except _Failed as failed:
-        return _failure(failed.error, meter)
-    except (DeadlineError, FramingError, PeerGone, Leaving) as error:
-        return Outcome(_end_of(error), error)
+        conversation.start()
+        if service.framing is None:
+            conversation.session()
+        else:
+            while not connection.closed and (data := connection.receive(RECEIVE_BYTES)):
+                conversation.take(data)
+            conversation.end_of_stream()
+        outcome = conversation.over()
     except BaseException as error:
-        # The stream's own end, let through by a stream handler; else a hook's or a framing's own mistake.
-        if not isinstance(error, EOFError) or not (connection.at_end or connection.leaving):
-            return _failure(error, meter)
-    return Outcome(_quiet_end(connection))
+        outcome = conversation.over(error)
+    return conversation.finish(outcome)
 
 
 class _Failed(Exception):
@@ -104,138 +91,254 @@ class _Failed(Exception):
         self.error = error
 
 
-class _RequestLoop:
-    """The replies on their way, and what makes them."""
+class Conversation:
+    """What has been said on one connection: requests not yet answered, replies on their way, and what makes them.
 
-    __slots__ = ("connection", "encode", "handler", "held_bytes", "held_since", "meter", "service", "unsent")
+    It is pushed: whoever has the socket hands over what has arrived. What ends it is raised, and `over` says what
+    that means. A client that does not take its replies `pauses` it, where the connection parks them; `go_on`
+    takes it up again.
+    """
+
+    __slots__ = (
+        "_broken",
+        "_encode",
+        "_feed",
+        "_framing",
+        "_handler",
+        "_held_bytes",
+        "_held_since",
+        "_leave_at",
+        "_meter",
+        "_queue",
+        "_rest",
+        "_service",
+        "_tells_pending",
+        "_unsent",
+        "connection",
+    )
 
     def __init__(self, connection: Connection, service: Service[..., Any], meter: Meter) -> None:
         self.connection = connection
-        self.service = service
-        self.handler = service.handler
-        self.meter = meter
-        self.encode = _as_it_is
+        self._service = service
+        self._handler = service.handler
+        self._meter = meter
+        self._framing: Framing[Any] | None = None
+        self._encode = _as_it_is
         # The connection's own list, so that what a handler sends itself comes behind the replies before it.
-        self.unsent = connection.unsent
-        self.held_bytes = 0
-        self.held_since = 0
+        self._unsent = connection.unsent
+        self._queue: Iterator[Any] = _NOTHING
+        self._rest: Iterator[Any] | None = None
+        self._broken: FramingError | None = None
+        self._held_bytes = 0
+        self._held_since = 0
+        self._leave_at = 0.0
 
-    def run(self) -> None:
-        framing = None if self.service.framing is None else self.service.framing.copy()
-        if framing is not None:
-            self.encode = framing.encode
-        if self.service.connect_hook is not None:
-            self.reply(self.service.connect_hook(self.connection))
-            self.flush()
-        if self.connection.closed:
-            return
-        if framing is None:
-            self.stream()
-        else:
-            self.answer_all(framing)
+    def start(self) -> None:
+        """The service speaks first, where it has a hook for that."""
+        if self._service.framing is not None:
+            self._framing = framing = self._service.framing.copy()
+            self._feed, self._encode = framing.feed, framing.encode
+            self._tells_pending = hasattr(framing, "pending")
+        if self._service.connect_hook is not None:
+            self._reply(self._service.connect_hook(self.connection))
+            self._flush()
 
-    def stream(self) -> None:
-        try:
-            self.handler(self.connection)
-        finally:
-            self.meter.counted(REQUESTS)
+    def session(self) -> None:
+        """A stream handler's whole conversation."""
+        if not self.connection.closed:
+            try:
+                self._handler(self.connection)
+            finally:
+                self._meter.counted(REQUESTS)
 
-    def answer_all(self, framing: Framing[Any]) -> None:
+    def take(self, data: bytes) -> None:
+        """Answers the requests that `data`, the next bytes of the stream, completes."""
         connection = self.connection
-        leave_at = 0.0
-        for requests in connection.batches(framing):
-            for request in requests:
-                self.answer(request)
-                if connection.closed:
-                    break
-            if connection.leaving and not getattr(framing, "pending", 0):
-                leave_at = leave_at or monotonic() + _LEAVE_SECONDS
-                if monotonic() > leave_at:
-                    raise Leaving("the worker leaves")
-                connection.last_call()
-            else:
-                self.flush()
-            if connection.closed:
-                return
-
-    def answer(self, request: Any) -> None:
-        # A framing's own kind of request is told of by what came last.
-        began = self.meter.began(request if type(request) is bytes else self.connection.latest)
-        if not self.unsent:
-            self.held_bytes = 0
-            self.held_since = began
         try:
-            reply = self.handler(request, self.connection) if self.service.takes_connection else self.handler(request)
+            requests = self._feed(data)
+        except FramingError as error:
+            requests, self._broken = error.requests, error
+        if requests:
+            # Stopped before a handler reads for itself, and so that each request has a clock of its own.
+            if connection.deadline is not None:
+                connection.stop_clock()
+            self._queue = iter(requests)
+            self.go_on()
+        elif self._broken is not None:
+            raise self._broken
+        if self._framing.pending if self._tells_pending else not requests:  # type: ignore[union-attr]
+            connection.start_clock()
+        elif connection.deadline is not None:
+            connection.stop_clock()
+
+    def end_of_stream(self) -> None:
+        """Answers what the end of the client's side completes."""
+        if self.connection.deadline is not None:
+            self.connection.stop_clock()
+        if not self.connection.closed and self._framing is not None:
+            self._queue = iter(self._framing.end())
+            self.go_on()
+
+    @property
+    def paused(self) -> bool:
+        """Whether there is more to say that waits for the client to take what was said."""
+        return bool(self.connection.parked)
+
+    def go_on(self) -> None:
+        """Answers what is left of the requests that have come."""
+        connection = self.connection
+        if self._rest is not None:
+            self._say_the_rest()
+        for request in _NOTHING if connection.parked else self._queue:
+            self._answer(request)
+            if connection.closed:
+                break
+            if connection.parked:  # the iterator remembers its place
+                return
+        if connection.parked:
+            return
+        if connection.leaving and not getattr(self._framing, "pending", 0):
+            self._leave_at = self._leave_at or monotonic() + _LEAVE_SECONDS
+            if monotonic() > self._leave_at:
+                raise Leaving("the worker leaves")
+            connection.last_call()
+        elif self._unsent:
+            self._flush()
+        if self._broken is not None and not connection.parked:
+            raise self._broken
+
+    def over(self, error: BaseException | None = None) -> Outcome:
+        """What it means that the conversation is over, by what was raised or else because all is said."""
+        if isinstance(error, Close):
+            return self._goodbye(error)
+        if isinstance(error, _Failed):
+            return _failure(error.error, self._meter)
+        if isinstance(error, DeadlineError | FramingError | PeerGone | Leaving):
+            return Outcome(_end_of(error), error)
+        connection = self.connection
+        # The stream's own end may be let through by a stream handler; all else is a hook's or a framing's own mistake.
+        if error is not None and not (isinstance(error, EOFError) and (connection.at_end or connection.leaving)):
+            return _failure(error, self._meter)
+        return Outcome(_quiet_end(connection))
+
+    def finish(self, outcome: Outcome) -> Outcome:
+        """Ends our side, and lets the service know; what came of it."""
+        if outcome.end in _COLUMNS:
+            self._meter.counted(_COLUMNS[outcome.end])
+        self.connection.close()
+        if self._service.close_hook is not None:
+            try:
+                self._service.close_hook(self.connection)
+            except BaseException as error:
+                outcome = _failure(error, self._meter)
+        self.account()
+        return outcome
+
+    def account(self) -> None:
+        """Counts the bytes that have gone either way."""
+        connection = self.connection
+        self._meter.moved(connection.received, connection.sent)
+        connection.received = connection.sent = 0
+
+    def _answer(self, request: Any) -> None:
+        # A framing's own kind of request is told of by what came last.
+        began = self._meter.began(request if type(request) is bytes else self.connection.latest)
+        if not self._unsent:
+            self._held_bytes = 0
+            self._held_since = began
+        try:
+            reply = (
+                self._handler(request, self.connection) if self._service.takes_connection else self._handler(request)
+            )
             if type(reply) is bytes:
-                self.hold(reply)
+                self._hold(reply)
             elif reply is not None:
-                self.reply(reply)
+                self._reply(reply)
         except (Close, DeadlineError, PeerGone):
             raise
         except BaseException as error:
-            self.recover(error)
+            self._recover(error)
         finally:
-            now = self.meter.ended(began)
-        if self.held_bytes > _HELD_BYTES or (now - self.held_since > _HELD_NS and not self.connection.leaving):
-            self.flush()
+            now = self._meter.ended(began)
+        if self._held_bytes > _HELD_BYTES or (now - self._held_since > _HELD_NS and not self.connection.leaving):
+            self._flush()
 
-    def recover(self, error: BaseException) -> None:
+    def _recover(self, error: BaseException) -> None:
         """Turns a handler's error into a reply, where the service has a hook for that."""
-        hook = self.service.error_hook
+        hook = self._service.error_hook
         if hook is None or not isinstance(error, Exception):
             raise _Failed(error) from None
-        self.meter.counted(ERRORS)
+        self._meter.counted(ERRORS)
         try:
-            self.reply(hook(error, self.connection))
+            self._reply(hook(error, self.connection))
         except (Close, DeadlineError, PeerGone):
             raise
         except BaseException as second:
             raise _Failed(second) from error
 
-    def reply(self, reply: Any) -> None:
+    def _reply(self, reply: Any) -> None:
         """Takes any reply that a handler or hook may give."""
         if reply is None:
             return
         if isinstance(reply, bytes | bytearray | memoryview):
-            self.hold(bytes(reply))
+            self._hold(bytes(reply))
         elif isinstance(reply, str) or not isinstance(reply, Iterable):
             raise TypeError(f"a reply is bytes, an iterable of bytes, or None, not {type(reply).__name__}")
         else:
-            self.flush()
-            for one in reply:
+            self._flush()
+            self._rest = iter(reply)
+            self._send_rest()
+
+    def _send_rest(self) -> None:
+        """Sends the rest of several replies, as long as the client takes them."""
+        connection = self.connection
+        while not connection.parked:
+            for one in self._rest or ():
                 if not isinstance(one, bytes | bytearray | memoryview):
                     raise TypeError(f"each of several replies is bytes, not {type(one).__name__}")
-                self.connection.send(self.encode(bytes(one)))
+                connection.send(self._encode(bytes(one)))
+                break
+            else:
+                self._rest = None
+                return
 
-    def hold(self, reply: bytes) -> None:
-        data = self.encode(reply)
-        self.unsent.append(data)
-        self.held_bytes += len(data)
+    def _say_the_rest(self) -> None:
+        """The same for a handler that was paused amid its replies: it is at work again."""
+        self._meter.resumed(self.connection.latest)
+        try:
+            self._send_rest()
+        except (Close, DeadlineError, PeerGone):
+            raise
+        except BaseException as error:
+            self._rest = None
+            self._recover(error)
+        finally:
+            self._meter.paused()
 
-    def flush(self) -> None:
+    def _hold(self, reply: bytes) -> None:
+        data = self._encode(reply)
+        self._unsent.append(data)
+        self._held_bytes += len(data)
+
+    def _flush(self) -> None:
         """Sends what is held and accounts for the bytes."""
         self.connection.flush()
-        _account(self.connection, self.meter)
+        self.account()
 
-    def goodbye(self, close: Close) -> Outcome:
+    def _goodbye(self, close: Close) -> Outcome:
         """Sends the last words of a handler that ends the connection."""
         try:
-            self.reply(close.reply)
+            self._reply(close.reply)
             self.connection.flush(last=True)
         except (DeadlineError, PeerGone) as error:
             return Outcome(_end_of(error), error)
         except BaseException as error:
-            return _failure(error, self.meter)
+            return _failure(error, self._meter)
         return Outcome(End.CLOSED)
 
 
 def _as_it_is(reply: bytes) -> bytes:
     return reply
-
-
-def _account(connection: Connection, meter: Meter) -> None:
-    meter.moved(connection.received, connection.sent)
-    connection.received = connection.sent = 0
 
 
 def _failure(error: BaseException, meter: Meter) -> Outcome:

@@ -225,6 +225,16 @@ class Meter:
             row[SLOWEST] = taken
         return now
 
+    def resumed(self, request: bytes) -> None:
+        """A handler goes on, which had waited for the client."""
+        if self.keeps:
+            _REQUEST.pack_into(self.row, REQUEST * 8, len(request) + 1, request)
+        self.row[BUSY_SINCE] = monotonic_ns()
+
+    def paused(self) -> None:
+        """A handler waits for the client."""
+        self.row[BUSY_SINCE] = 0
+
     def counted(self, column: int) -> None:
         self.row[column] += 1
 

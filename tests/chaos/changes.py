@@ -153,6 +153,8 @@ def scale(scene: Scene) -> None:
             size = 16 if number % 2 else 1
             server.ask(command="scale", service="test", size=size)
             until(lambda size=size: _staying(server) == size, f"{size} workers")
+            wanted = server.status("test")["requests"] + 20  # a while of work with each size
+            until(lambda wanted=wanted: server.status("test")["requests"] >= wanted, f"{wanted} requests")
         scene.close(server, scene.settle())
         scene.resets(before, refusals=True)
     scene.report.done = f"scaled {times} times"
