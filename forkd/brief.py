@@ -60,6 +60,8 @@ class Brief:
     retirement: Retirement
     black_box: bool
     fork_check: str
+    worker: str = "sync"
+    threads: int = 0
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()

@@ -106,6 +106,8 @@ class _Trial:
             log_format="text",
             identity=identity if os.geteuid() == 0 else None,
             exclusive=False,
+            worker=self._service.worker,
+            threads=self._service.threads,
             leavings=(),
             stop_timeout=0,
             retirement=Retirement(),

@@ -84,6 +84,7 @@ class Connection:
         "_local",
         "_peer",
         "_socket",
+        "_timed",
         "at_end",
         "closed",
         "cut",
@@ -118,6 +119,7 @@ class Connection:
         self._limits = limits
         self._held = bytearray()
         self._data: dict[Any, Any] | None = None
+        self._timed = True
         self.deadline: float | None = None
         self.leave_by = 0.0
         self.service = service
@@ -344,9 +346,12 @@ class Connection:
     def stop_clock(self) -> None:
         """The request is whole: silence is measured by `idle_timeout` again."""
         self.deadline = None
+        if self.parks and not self._timed:
+            return  # nobody has waited in the kernel for this client
         self._set_receive_timeout(self._limits.idle_timeout)
         if self.leaving:  # asked after the call: `hurry` may have come in between
             self._set_receive_timeout(GRACE)
+        self._timed = False
 
     def unpark(self) -> bool:
         """Sends what it can of what is parked; True when nothing is left."""
@@ -475,6 +480,7 @@ class Connection:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
 
     def _set_receive_timeout(self, seconds: float) -> None:
+        self._timed = True
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
 
 

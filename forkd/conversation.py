@@ -17,7 +17,7 @@ from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, 
 from forkd.errors import FramingError, OverLimit, Truncated
 from forkd.framing import Framing
 from forkd.handler import Close, Service
-from forkd.scoreboard import ERRORS, MALFORMED, OVER_LIMIT, REQUESTS, RESET, TIMED_OUT, TRUNCATED, Meter
+from forkd.scoreboard import ERRORS, MALFORMED, OVER_LIMIT, REQUESTS, RESET, TIMED_OUT, TRUNCATED, Pen
 
 # Replies to requests that arrived together leave together, unless they grow beyond this or their
 # handlers take longer than this: then what is ready leaves before the next handler starts.
@@ -67,7 +67,7 @@ class Outcome:
     error: BaseException | None = None
 
 
-def converse(connection: Connection, service: Service[..., Any], meter: Meter) -> Outcome:
+def converse(connection: Connection, service: Service[..., Any], meter: Pen) -> Outcome:
     """Serves one connection to its end, waiting for the client; the socket stays open for whoever accepted it."""
     conversation = Conversation(connection, service, meter)
     try:
@@ -117,7 +117,7 @@ class Conversation:
         "connection",
     )
 
-    def __init__(self, connection: Connection, service: Service[..., Any], meter: Meter) -> None:
+    def __init__(self, connection: Connection, service: Service[..., Any], meter: Pen) -> None:
         self.connection = connection
         self._service = service
         self._handler = service.handler
@@ -329,6 +329,9 @@ class Conversation:
         """Sends the last words of a handler that ends the connection."""
         try:
             self._reply(close.reply)
+            while self._rest is not None:
+                self.connection.drain()
+                self._send_rest()
             self.connection.flush(last=True)
         except (DeadlineError, PeerGone) as error:
             return Outcome(_end_of(error), error)
@@ -341,7 +344,7 @@ def _as_it_is(reply: bytes) -> bytes:
     return reply
 
 
-def _failure(error: BaseException, meter: Meter) -> Outcome:
+def _failure(error: BaseException, meter: Pen) -> Outcome:
     meter.counted(ERRORS)
     return Outcome(End.EXIT if isinstance(error, SystemExit) else End.ERROR, error)
 

@@ -89,6 +89,7 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
         process.become(told.identity)
     sys.path.insert(0, told.path)
     service = load(told.app)
+    service.suits(told.worker, told.threads)
     own = {0, 1, 2, master, told.log, *(door.fd for door in told.doors)}
     left_behind = [] if told.fork_check == "off" else hygiene.left_behind(own)
     if left_behind and told.fork_check == "refuse":

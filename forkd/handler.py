@@ -53,6 +53,7 @@ class Service(Generic[P, R]):
         self.__module__ = getattr(handler, "__module__", None) or type(handler).__module__
         self.__wrapped__ = handler
         self.takes_connection = framing is not None and _takes_connection(handler)
+        self.is_async = inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)
         self.connect_hook: ConnectionHook | None = None
         self.close_hook: Callable[[Connection], object] | None = None
         self.error_hook: ErrorHook | None = None
@@ -93,6 +94,16 @@ class Service(Generic[P, R]):
             raise TypeError(f"lifespan takes a generator function (one with a yield), not {hook!r}")
         self.lifespan_hook = hook
         return hook
+
+    def suits(self, worker: str, threads: int) -> None:
+        """Whether workers of this kind can run the handler; BootError tells why they can not, and which could."""
+        if self.is_async and (worker == "sync" or threads):
+            raise BootError(f'{self.__name__} is an async def: it runs with worker = "event", without threads')
+        if self.framing is None and not self.is_async and worker == "event" and not threads:
+            raise BootError(
+                f"{self.__name__} has a connection to itself, and would hold up all others of its worker: "
+                'give it worker = "sync", threads, or make it an async def'
+            )
 
     def alive(self) -> AbstractContextManager[Any]:
         """The lifespan as a context manager, giving the resources."""

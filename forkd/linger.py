@@ -24,6 +24,9 @@ class Lingering:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._waiting
+
     def add(self, sock: socket.socket, now: float) -> int | None:
         """Takes over a socket whose writing side is shut; gives its descriptor to watch, None if it is done."""
         sock.setblocking(False)

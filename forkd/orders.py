@@ -21,13 +21,14 @@ class Orders:
     """What the worker has been told, and the connection that has to hear of it.
 
     `abandon` is called, in a signal handler, as soon as this worker will accept nothing more,
-    however long its connection or its handler takes: when it is told to drain amid a connection, and
+    however long its connection or its handler takes: when it is told to drain while it is `at_work`, and
     when the master has died.
     """
 
     def __init__(self, leash: socket.socket, log_fd: int, abandon: Callable[[], None]) -> None:
         self.told: Order | None = None
         self.connection: Connection | None = None
+        self.at_work = False
         self.abandon = abandon
         self._leash = leash
         self._log = log_fd
@@ -46,6 +47,7 @@ class Orders:
     def attend(self, connection: Connection | None) -> None:
         """The connection that is served from now on; at a stop it has no more time than the others."""
         self.connection = connection
+        self.at_work = connection is not None
         if connection is not None and self.told is Order.FINISH:
             connection.hurry()
 
@@ -76,7 +78,7 @@ class Orders:
             if data != b"reopened":
                 # The end of the leash is the end of the master: nothing is left to stay for.
                 self.leave(Order.DRAIN if data == b"drain" else Order.FINISH)
-            if not data or (data == b"drain" and self.connection is not None):
+            if not data or (data == b"drain" and self.at_work):
                 self.abandon()
             if not data:
                 return

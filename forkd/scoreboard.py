@@ -16,7 +16,7 @@ import os
 import struct
 from contextlib import suppress
 from time import monotonic_ns
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 ROW_BYTES: Final = 4096
 WORDS: Final = ROW_BYTES // 8
@@ -32,7 +32,8 @@ STATE: Final = 0
 BUSY_SINCE: Final = 1
 OPEN: Final = 2
 RETIRING: Final = 3
-GAUGES: Final = (STATE, BUSY_SINCE, OPEN, RETIRING)
+SHARE: Final = 4  # of an event worker that accepts: its open connections and one; 0 for all others
+GAUGES: Final = (STATE, BUSY_SINCE, OPEN, RETIRING, SHARE)
 ACCEPTED: Final = 8
 REQUESTS: Final = 9
 ERRORS: Final = 10
@@ -103,6 +104,12 @@ def bucket_top(place: int) -> int:
     return ((part + 9) << (octave + _LINEAR_BITS - 3)) - 1
 
 
+# The words of most durations, those under 131 us, looked up instead of reckoned at every request.
+_COMMON_NS: Final = 1 << 17
+_COMMON_SHIFT: Final = _LINEAR_BITS - 3
+_COMMON: Final = tuple(HISTOGRAM + bucket(step << _COMMON_SHIFT) for step in range(_COMMON_NS >> _COMMON_SHIFT))
+
+
 class Board:
     """The rows of one service, mapped from a memfd."""
 
@@ -145,6 +152,12 @@ class Board:
         words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
         return sum(1 for at in range(WORDS, (last + 1) * WORDS, WORDS) if words[at] == IDLE)
 
+    def mean_share(self) -> float:
+        """How many connections the event workers that accept have open, each."""
+        words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
+        shares = [share for at in range(WORDS, (last + 1) * WORDS, WORDS) if (share := words[at + SHARE])]
+        return sum(shares) / len(shares) - 1 if shares else 0.0
+
 
 class BlackBox(NamedTuple):
     """What a worker was doing: the peer it served, and of the request in hand its size and first bytes.
@@ -167,15 +180,30 @@ class BlackBox(NamedTuple):
         return cls(text, size - 1 if kept else None, request[: min(size - 1, REQUEST_BYTES)] if kept else b"")
 
 
+class Pen(Protocol):
+    """What a conversation is counted with: a `Meter`, or several threads' share of one."""
+
+    def meets(self, peer: bytes) -> None: ...
+    def began(self, request: bytes = ...) -> int: ...
+    def ended(self, began: int) -> int: ...
+    def resumed(self, request: bytes) -> None: ...
+    def paused(self) -> None: ...
+    def counted(self, column: int) -> None: ...
+    def moved(self, received: int, sent: int) -> None: ...
+
+
 class Meter:
     """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not."""
+
+    __slots__ = ("_met", "keeps", "row")
 
     def __init__(self, row: memoryview, *, keeps: bool = True) -> None:
         self.row = row
         self.keeps = keeps
+        self._met: bytes | None = None
 
     def booting(self) -> None:
-        self.meets("")
+        self.meets(b"")
         for gauge in GAUGES:
             self.row[gauge] = 0
         self.row[STATE] = BOOTING
@@ -192,14 +220,21 @@ class Meter:
         row[OPEN] += 1
         row[ACCEPTED] += 1
 
-    def meets(self, peer: str) -> None:
+    def meets(self, peer: bytes) -> None:
         """Notes whom the worker serves from now on."""
-        name = peer.encode(errors="backslashreplace")
-        _PEER.pack_into(self.row, PEER * 8, len(name), name)
+        if peer is not self._met:
+            self._met = peer
+            _PEER.pack_into(self.row, PEER * 8, len(peer), peer)
 
     def closed(self) -> None:
-        self.row[OPEN] -= 1
-        self.row[STATE] = IDLE
+        row = self.row
+        row[OPEN] -= 1
+        if not row[OPEN]:
+            row[STATE] = IDLE
+
+    def shares(self, connections: int | None) -> None:
+        """How many connections this worker has, beside others that accept; None: it accepts no more."""
+        self.row[SHARE] = 0 if connections is None else connections + 1
 
     def retires(self) -> None:
         """This worker has served long enough."""
@@ -208,28 +243,30 @@ class Meter:
     def began(self, request: bytes = b"") -> int:
         """A handler starts on `request`; gives the time, in nanoseconds, for `ended`."""
         now = monotonic_ns()
-        if self.keeps:
-            _REQUEST.pack_into(self.row, REQUEST * 8, len(request) + 1, request)  # 0 is for none
-        self.row[BUSY_SINCE] = now
+        self.shows(now, request)
         return now
 
-    def ended(self, began: int, requests: int = 1) -> int:
+    def shows(self, began: int, request: bytes) -> None:
+        """The request in hand, and since when."""
+        if self.keeps:
+            _REQUEST.pack_into(self.row, REQUEST * 8, len(request) + 1, request)  # 0 is for none
+        self.row[BUSY_SINCE] = began
+
+    def ended(self, began: int) -> int:
         """A handler has returned; gives the time, in nanoseconds."""
         now = monotonic_ns()
         taken = now - began
         row = self.row
         row[BUSY_SINCE] = 0
-        row[REQUESTS] += requests
-        row[HISTOGRAM + bucket(taken)] += 1
+        row[REQUESTS] += 1
+        row[_COMMON[taken >> _COMMON_SHIFT] if taken < _COMMON_NS else HISTOGRAM + bucket(taken)] += 1
         if taken > row[SLOWEST]:
             row[SLOWEST] = taken
         return now
 
     def resumed(self, request: bytes) -> None:
         """A handler goes on, which had waited for the client."""
-        if self.keeps:
-            _REQUEST.pack_into(self.row, REQUEST * 8, len(request) + 1, request)
-        self.row[BUSY_SINCE] = monotonic_ns()
+        self.shows(monotonic_ns(), request)
 
     def paused(self) -> None:
         """A handler waits for the client."""

@@ -93,7 +93,7 @@ class Service(Struct, frozen=True, kw_only=True):
         Literal["sync", "event"],
         Meta(
             description="`sync`: one connection at a time in a worker; "
-            "`event`: many connections in a worker, requests run to completion (not in this version yet)"
+            "`event`: many connections in a worker, requests run to completion"
         ),
     ] = "sync"
     threads: Annotated[

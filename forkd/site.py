@@ -83,6 +83,8 @@ class Site:
             retirement=retirement(settings),
             black_box=settings.black_box,
             fork_check=settings.fork_check,
+            worker=settings.worker,
+            threads=settings.threads,
         )
 
     def hand_down(self) -> None:
@@ -136,8 +138,6 @@ def not_yet(settings: Settings) -> list[Problem]:
     """What the settings may say but this version does not do: better refused than quietly passed over."""
     found = []
     for name, service in settings.services.items():
-        if service.worker != "sync":
-            found.append(settings.problem(f"service.{name}.worker", 'this version has "sync" workers only'))
         if service.rpcbind is not None:
             found.append(settings.problem(f"service.{name}.rpcbind", "this version does not speak to a port mapper"))
     return found

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
-from forkd import log, process, signals, sync
+from forkd import event, log, process, signals, sync
 from forkd.brief import Brief, Door
 from forkd.connection import Connection
 from forkd.conversation import End, Outcome
@@ -26,6 +26,7 @@ from forkd.handler import Service, application_traceback
 from forkd.orders import Orders
 from forkd.retirement import Tenure
 from forkd.scoreboard import REQUESTS, Board, Meter
+from forkd.seat import Seat
 
 _LEVELS = {
     End.CLIENT: "debug",
@@ -67,8 +68,9 @@ def live(
             os.eventfd_write(told.wake, 1)
 
     with _alive(service, stack, {"service": told.service, "worker": slot}) as resources:
-        sync.serve(
-            sync.Seat(
+        serve = sync.serve if told.worker == "sync" else event.serve
+        serve(
+            Seat(
                 told.service,
                 service,
                 doors,
@@ -80,6 +82,7 @@ def live(
                 resources,
                 Tenure(told.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
                 exclusive=told.exclusive,
+                threads=told.threads,
                 wake=wake,
                 report=Reporter(told.service, slot, told.generation),
             )

@@ -129,6 +129,14 @@ def test_idle_workers_are_counted_up_to_the_highest_row(board: Board) -> None:
         assert board.idle() == idle
 
 
+def test_the_mean_share_is_that_of_workers_that_accept(board: Board) -> None:
+    assert board.mean_share() == 0
+    board.header[scoreboard.HIGHEST] = 4
+    for number, connections in ((1, 10), (2, 0), (3, None), (4, 5)):
+        Meter(board.row(number)).shares(connections)
+    assert board.mean_share() == 5
+
+
 def test_a_meter_writes_what_a_worker_does(board: Board) -> None:
     row = board.row(1)
     meter = Meter(row)
@@ -160,6 +168,6 @@ def test_the_next_worker_in_a_slot_goes_on_counting(board: Board) -> None:
     first.began()
     second = Meter(row)
     second.booting()
-    assert [row[gauge] for gauge in scoreboard.GAUGES] == [scoreboard.BOOTING, 0, 0, 0]
+    assert [row[gauge] for gauge in scoreboard.GAUGES] == [scoreboard.BOOTING, 0, 0, 0, 0]
     second.moved(1, 1)
     assert [row[scoreboard.COUNTS[name]] for name in ("accepted", "bytes_in", "bytes_out")] == [1, 4, 6]

@@ -98,7 +98,7 @@ def test_what_workers_did_is_summed(service: Service) -> None:
     for slot in range(3):
         _, meter = service.worker(slot)
         meter.opened()
-        meter.ended(meter.began(), requests=4)
+        served(meter, 4)
         meter.moved(10, 20)
         for column in COUNTS.values():
             meter.counted(column)
@@ -112,13 +112,18 @@ def test_what_workers_did_is_summed(service: Service) -> None:
     )
 
 
+def served(meter: Meter, requests: int) -> None:
+    for _ in range(requests):
+        meter.ended(meter.began())
+
+
 def test_totals_stay_when_a_worker_has_gone_and_another_has_its_row(service: Service) -> None:
     first, meter = service.worker(0)
-    meter.ended(meter.began(), requests=7)
+    served(meter, 7)
     service.workers.remove(first)
     assert service.document()["requests"] == 7
     second, meter = service.worker(0)
-    meter.ended(meter.began(), requests=2)
+    served(meter, 2)
     assert service.document()["requests"] == 9
     assert status.worker(second, "serving", 100.0)["requests"] == 2
     first.row.release()

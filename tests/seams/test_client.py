@@ -246,7 +246,7 @@ def shown_on_a_terminal(address: Address) -> bytes:
         client.call(sock, None, None, terminal)
     os.close(terminal)
     shown = b""
-    with os.fdopen(screen, "rb", buffering=0) as rest, suppress(OSError):  # its end is EIO (pty(7))
+    with os.fdopen(screen, "rb", buffering=0) as rest, contextlib.suppress(OSError):  # its end is EIO (pty(7))
         while piece := rest.read(100):  # a write at a time
             shown += piece
     return shown

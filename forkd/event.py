@@ -1,0 +1,254 @@
+"""The `event` worker's loop: many connections, one wait for all of them, each request run to completion.
+
+A connection that is ready is read once and what has come is answered; it is never waited for. Deadlines
+cost nothing a request: a coarse `sweep` finds those whose time is over. With threads, `crew` has the connections,
+and the loop keeps the listeners, the deadlines and the orders.
+"""
+
+from __future__ import annotations
+
+import select
+from time import monotonic
+from typing import Final
+
+from forkd.connection import STRAGGLERS, Connection
+from forkd.conversation import End, Outcome
+from forkd.crew import Crew
+from forkd.doors import Doors, Guest
+from forkd.events import Order
+from forkd.linger import Lingering
+from forkd.scoreboard import PHASE, SPARE, STOPPING
+from forkd.seat import Seat
+from forkd.visit import Visit
+
+_EVENTS_AT_ONCE: Final = 64
+_ACCEPTS_AT_ONCE: Final = 16
+# A worker that has its share keeps away from the listeners for a moment, so that a colleague with less lets the
+# next connection in; when that has not happened by then, it does so itself: a connection waits no longer than this.
+_DEFER: Final = 0.002
+_SLACK: Final = 32  # a worker may have 1/32 more than the mean, and one
+# How coarse the sweep is: an eighth of the shortest deadline, but no finer and no coarser than this.
+_FINEST: Final = 0.01
+_COARSEST: Final = 1.0
+_NEVER: Final = float("inf")
+
+
+def serve(seat: Seat) -> None:
+    """Serves until told to leave; returns when the last connection has ended."""
+    loop = Loop(seat)
+    seat.meter.idle()
+    seat.wake()
+    loop.run()
+
+
+class Loop:
+    """The connections of one worker, `visits` by descriptor, and when to look at their deadlines again."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.now = monotonic()
+        self.visits: dict[int, Visit] = {}
+        self.lingering = Lingering()
+        self.epoll = select.epoll()
+        self.epoll.register(seat.inbox.fd, select.EPOLLIN)
+        self.doors = Doors(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
+        self.crew = Crew(seat, self) if seat.threads else None
+        self.pen = seat.meter if self.crew is None else self.crew.pen
+        self.number = 0
+        self.open = True
+        self.hurried = False
+        self.sweep_at: float | None = None
+        self.coarse = min(_COARSEST, max(_FINEST, min((each for each in seat.limits if each), default=8.0) / 8))
+        self.kept_away = 0.0
+        seat.orders.abandon = self.doors.abandon
+        seat.meter.shares(0)
+
+    def run(self) -> None:
+        while self.open or self.visits or self.lingering:
+            self.turn(self.timeout())
+
+    def turn(self, timeout: float | None) -> None:
+        """Waits once, and does all that has come to be done."""
+        orders, visits = self.seat.orders, self.visits
+        orders.at_work = False
+        events = self.epoll.poll(timeout, _EVENTS_AT_ONCE)
+        orders.at_work = True
+        self.now = monotonic()
+        for fd, event in events:
+            visit = visits.get(fd)
+            if visit is not None:
+                wanted = visit.interest
+                visit.ready(event)
+                if visit.interest != wanted and visit.interest:
+                    self.epoll.modify(fd, visit.interest)
+            elif fd in self.doors:
+                self.accept(fd)
+            elif fd in self.lingering:
+                self.lingering.readable(fd)
+            else:
+                self.attend(fd)
+        if orders.told is not None:
+            self.leave()
+        self.tidy()
+
+    # Who comes.
+
+    def accept(self, fd: int) -> None:
+        """Lets in who waits, as far as it is this worker's share."""
+        for _ in range(_ACCEPTS_AT_ONCE):
+            if not self.may_accept():
+                self.kept_away = self.now
+                self.doors.keep_away(self.now + _DEFER)
+                return
+            if not self.let_in(fd):
+                return
+
+    def may_accept(self) -> bool:
+        """Whether the next connection is for this worker, or has waited long enough for another one."""
+        if self.now - self.kept_away < 8 * _DEFER and self.kept_away:
+            self.kept_away = 0.0
+            return True
+        mean = self.seat.board.mean_share()
+        return len(self.visits) <= mean + mean / _SLACK
+
+    def let_in(self, fd: int) -> bool:
+        """Welcomes the next connection in the queue; False when there was none."""
+        guest = self.doors.accept(fd, stopping=self.stopping())
+        if isinstance(guest, bool):
+            return guest
+        self.welcome(guest)
+        return True
+
+    def welcome(self, guest: Guest) -> None:
+        seat = self.seat
+        self.number += 1
+        connection = Connection(
+            guest.sock,
+            service=seat.name,
+            number=self.number,
+            limits=seat.limits,
+            resources=seat.resources,
+            peer=guest.peer,
+            parks=True,
+        )
+        guest.prepare(connection)
+        visit = Visit(guest.sock, connection, seat.service, self.pen, seat.limits, self.crew or self)
+        self.due_by(self.now + (seat.limits.idle_timeout or _NEVER))
+        self.visits[visit.fd] = visit
+        self.opened()
+        if seat.board.header[SPARE] and seat.board.idle() < seat.board.header[SPARE]:
+            seat.wake()
+        if self.hurried:
+            visit.hurry()
+        if self.crew is not None:
+            self.crew.take(visit)
+            return
+        self.epoll.register(visit.fd, visit.interest)
+        visit.ready(0)
+        if visit.interest > select.EPOLLIN:
+            self.epoll.modify(visit.fd, visit.interest)
+
+    # Who goes.
+
+    def ended(self, visit: Visit, outcome: Outcome) -> None:
+        """The end of a visit; a thread of the crew may be the one to tell."""
+        seat, connection = self.seat, visit.connection
+        seat.report.ended(connection, outcome)
+        del self.visits[visit.fd]
+        if connection.at_end or outcome.end is End.RESET:
+            visit.sock.close()
+        elif self.crew is None:
+            self.epoll.modify(visit.fd, select.EPOLLIN)
+            self.linger(visit)
+        else:
+            self.crew.part(visit)
+        self.pen.closed()
+        self.share()
+        if outcome.end is End.EXIT:
+            seat.orders.leave(Order.FINISH)
+
+    def linger(self, visit: Visit) -> None:
+        self.lingering.add(visit.sock, self.now)
+
+    def leave(self) -> None:
+        """Off the listeners; at a stop their queues are emptied, unless whoever passed us a socket keeps it.
+
+        A worker that was woken for a connection and left without it would leave its client waiting beside idle
+        colleagues, so it has one more look at each listener that was not abandoned.
+        """
+        if self.seat.orders.told is Order.FINISH and not self.hurried:
+            self.hurried, self.coarse = True, STRAGGLERS
+            for visit in list(self.visits.values()):
+                visit.hurry()
+        if self.open:
+            self.open = False
+            self.doors.unwatch()
+            self.seat.meter.shares(None)
+            for fd, door in self.doors:
+                empty_it = self.stopping() and not door.passed
+                while self.let_in(fd) and empty_it:
+                    pass
+                self.doors.shut(fd)
+            self.doors.resume_at = None
+
+    def stopping(self) -> bool:
+        return self.seat.board.header[PHASE] == STOPPING
+
+    # What is due.
+
+    def due_by(self, when: float) -> None:
+        """Some visit's time may be over by then."""
+        if self.sweep_at is None or when < self.sweep_at:
+            self.sweep_at = when
+
+    def sweep(self) -> None:
+        """Ends the visits whose time is over."""
+        now, next_due = self.now, _NEVER
+        for visit in list(self.visits.values()):
+            due = visit.due()
+            if due > now:
+                next_due = min(next_due, due)
+            elif self.crew is None:
+                visit.expire()
+            else:
+                visit.cut()
+        self.sweep_at = None if next_due == _NEVER else max(next_due, now + self.coarse)
+
+    def tidy(self) -> None:
+        if self.crew is not None:
+            self.crew.see_off()
+        if self.sweep_at is not None and self.now >= self.sweep_at:
+            self.sweep()
+        self.lingering.expire(self.now)
+        self.doors.tidy(self.now)
+        self.seat.retire_in_time(self.now)
+
+    def timeout(self) -> float | None:
+        now = monotonic()
+        waits = [self.lingering.timeout(now), self.doors.timeout(now)]
+        if self.seat.tenure is not None:
+            waits.append(self.seat.tenure.timeout(now))
+        if self.sweep_at is not None:
+            waits.append(max(0.0, self.sweep_at - now))
+        if self.crew is not None and self.visits:
+            waits.append(self.coarse)  # threads set deadlines, too
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def opened(self) -> None:
+        self.pen.opened()
+        self.share()
+
+    def share(self) -> None:
+        if self.open:
+            self.seat.meter.shares(len(self.visits))
+
+    def attend(self, fd: int) -> None:
+        """A signal, or word from a thread of the crew."""
+        if fd == self.seat.inbox.fd:
+            self.seat.inbox.take()
+
+    def close(self) -> None:
+        """Lets go of what it waits with, where the process goes on."""
+        if self.crew is not None:
+            self.crew.close()
+        self.epoll.close()

@@ -1,0 +1,58 @@
+"""What a worker has to serve with, whichever kind it is: `worker` fills it, `sync` and `event` serve from it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from forkd.brief import Door
+from forkd.connection import Connection, Limits
+from forkd.conversation import Outcome
+from forkd.handler import Service
+from forkd.orders import Orders
+from forkd.process import own_memory
+from forkd.retirement import Tenure
+from forkd.scoreboard import REQUESTS, Board, Meter
+from forkd.signals import Inbox
+
+
+class Report(Protocol):
+    """Where the facts of a worker go."""
+
+    def ended(self, connection: Connection, outcome: Outcome) -> None: ...
+
+    def accept_failed(self, error: OSError) -> None: ...
+
+    def accept_goes_on(self, seconds: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Seat:
+    """`wake` tells the master to look at the scoreboard; `exclusive` is as in `doors`.
+
+    `tenure` is None once it is over; `threads` is how many run the handlers of an `event` worker, 0 for its loop.
+    """
+
+    name: str
+    service: Service[..., Any]
+    doors: list[tuple[socket.socket, Door]]
+    limits: Limits
+    board: Board
+    meter: Meter
+    orders: Orders
+    inbox: Inbox
+    resources: Any
+    tenure: Tenure | None
+    exclusive: bool
+    threads: int
+    wake: Callable[[], None]
+    report: Report
+
+    def retire_in_time(self, now: float) -> None:
+        """A worker that has served long enough says so, and goes on until it is told to leave."""
+        if self.tenure is not None and self.tenure.over(now, self.meter.row[REQUESTS], own_memory):
+            self.tenure = None
+            self.meter.retires()
+            self.wake()

@@ -1,0 +1,200 @@
+"""One connection in an `event` worker: its conversation, and what it waits for.
+
+Never waits itself: it is told that its socket is ready, and says what it wants to hear of next (`interest`,
+of epoll(7)). When its time is over is asked now and then (`due`); whose turn it is, `event` and `crew` know.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from forkd.connection import RECEIVE_BYTES, Connection, Limits, PeerGone
+from forkd.conversation import Conversation, End, Outcome
+from forkd.errors import ForkdError
+from forkd.handler import Service
+from forkd.scoreboard import Pen
+
+_NEVER: Final = float("inf")
+_DONT_WAIT: Final = socket.MSG_DONTWAIT
+IN: Final = select.EPOLLIN
+OUT: Final = select.EPOLLOUT
+
+
+class Host(Protocol):
+    """The loop, as a visit sees it."""
+
+    @property
+    def now(self) -> float:
+        """The time, of late."""
+
+    def due_by(self, when: float) -> None:
+        """A visit's time may be over by then."""
+
+    def ended(self, visit: Visit, outcome: Outcome) -> None:
+        """The last of it; its socket is the loop's to close."""
+
+
+class Visit:
+    """`at_work` while somebody has it in hand; then only that one may touch it, but for `cut`."""
+
+    __slots__ = (
+        "_host",
+        "_limits",
+        "_meter",
+        "_name",
+        "_outcome",
+        "_owed_since",
+        "_receive",
+        "_service",
+        "_started",
+        "_touched",
+        "_verdict",
+        "at_work",
+        "connection",
+        "conversation",
+        "fd",
+        "interest",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        connection: Connection,
+        service: Service[..., Any],
+        meter: Pen,
+        limits: Limits,
+        host: Host,
+    ) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.connection = connection
+        self.conversation = Conversation(connection, service, meter)
+        self.interest = IN
+        self.at_work = False
+        self._receive = sock.recv
+        self._service = service
+        self._meter = meter
+        self._name = str(connection.peer).encode(errors="backslashreplace")
+        self._limits = limits
+        self._host = host
+        self._touched = host.now
+        self._owed_since = 0.0
+        self._started = False
+        self._outcome: Outcome | None = None
+        self._verdict: ForkdError | None = None
+
+    def ready(self, event: int) -> None:
+        """Does what there is to do; `interest` is then what to wait for, 0 when it has ended."""
+        self._touched = self._host.now
+        self._meter.meets(self._name)
+        connection = self.connection
+        try:
+            if not self._started:
+                self._start()
+            elif connection.parked:
+                self._take_up()
+            elif event != OUT:
+                self._read()
+        except BaseException as error:
+            self._conclude(self.conversation.over(error))
+            return
+        if connection.closed or connection.at_end:
+            if not connection.parked:
+                self._conclude(self._outcome or self.conversation.over())
+                return
+        elif not connection.parked and connection.deadline is None and not connection.leaving:
+            self.interest = IN
+            return
+        self._wait_for_less()
+
+    def hurry(self) -> None:
+        """The worker leaves, and so does this client soon."""
+        self.connection.hurry()
+        self._host.due_by(self.connection.leave_by)
+
+    def due(self) -> float:
+        """When its time is over, unless something happens before."""
+        connection = self.connection
+        if connection.parked:
+            return self._owed_since + (self._limits.write_timeout or _NEVER)
+        if self.at_work and not connection.leaving:
+            return _NEVER
+        if connection.deadline is not None:
+            return connection.deadline
+        if connection.leaving:
+            return connection.leave_by
+        return self._touched + (self._limits.idle_timeout or _NEVER)
+
+    def expire(self) -> None:
+        """Its time is over."""
+        self._conclude(self.conversation.over(self._why()))
+
+    def cut(self) -> None:
+        """Its time is over while somebody else may have it in hand: whoever that is learns it by the socket's end."""
+        self._verdict = self._why()
+        self.connection.cut = True
+        with suppress(OSError):  # the client was faster
+            self.sock.shutdown(socket.SHUT_RDWR if self.connection.parked else socket.SHUT_RD)
+
+    def _why(self) -> ForkdError:
+        return self.connection.too_slow() if self.connection.parked else self.connection.silence()
+
+    def _start(self) -> None:
+        self._started = True
+        self.conversation.start()
+        if self._service.framing is None:
+            self.conversation.session()
+            self.connection.close()
+
+    def _read(self) -> None:
+        try:
+            data = self._receive(RECEIVE_BYTES, _DONT_WAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise PeerGone(f"the client broke off: {error.strerror}") from error
+        if self.connection.took(data):
+            self.conversation.take(data)
+        elif self._verdict is not None:
+            raise self._verdict
+        else:
+            self.conversation.end_of_stream()
+
+    def _take_up(self) -> None:
+        """The client takes what is parked: when all of it is gone, what it has asked meanwhile is answered."""
+        if self._verdict is not None:
+            raise self._verdict
+        connection = self.connection
+        if not connection.unpark():
+            return
+        if connection.deadline is not None:  # its time did not run while nobody read
+            connection.deadline = None
+            connection.start_clock()
+        if self._outcome is None:
+            self.conversation.go_on()
+
+    def _wait_for_less(self) -> None:
+        """Something is owed, half received, or hurried: a nearer time than silence may have."""
+        if not self.connection.parked:
+            self.interest = IN
+        elif self.interest != OUT:
+            self.interest = OUT
+            self._owed_since = self._host.now
+        self._host.due_by(self.due())
+
+    def _conclude(self, outcome: Outcome) -> None:
+        """All is said: the end, as soon as the client has taken what was said."""
+        connection = self.connection
+        if outcome.end in (End.RESET, End.WRITE):
+            connection.parked.clear()
+        connection.close()
+        if connection.parked and self._outcome is None:
+            self._outcome = outcome
+            self._wait_for_less()
+            return
+        self.interest = 0
+        self._host.ended(self, self.conversation.finish(outcome))

@@ -1,0 +1,116 @@
+"""One connection served by each kind of worker, in this process: the loop of `event` without listeners or orders."""
+
+from __future__ import annotations
+
+import os
+import socket
+from random import Random
+from time import monotonic
+from typing import Any
+
+from forkd.address import from_sockaddr
+from forkd.connection import Connection, Limits
+from forkd.conversation import Outcome
+from forkd.doors import Guest
+from forkd.event import Loop
+from forkd.handler import Service
+from forkd.orders import Orders
+from forkd.retirement import Retirement, Tenure
+from forkd.scoreboard import Board, Meter
+from forkd.seat import Seat
+
+
+class NoSignals:
+    """An inbox that nothing comes into."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0)
+
+    def take(self) -> list[int]:
+        return []
+
+
+class Kept:
+    """A report that keeps how connections ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def ended(self, connection: Connection, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def accept_failed(self, error: OSError) -> None:
+        raise AssertionError("there is nobody to accept")
+
+    def accept_goes_on(self, seconds: float) -> None:
+        raise AssertionError("there is nobody to accept")
+
+
+class Hall:
+    """An `event` worker's loop with connections that are handed to it."""
+
+    def __init__(
+        self,
+        service: Service[..., Any],
+        limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
+        threads: int = 0,
+        meter: type[Meter] = Meter,
+    ) -> None:
+        self.board = Board.create("test")
+        self.row = self.board.row(1)
+        self.report = Kept()
+        self.inbox = NoSignals()
+        leash, self.master = socket.socketpair()
+        self.orders = Orders(leash, -1, lambda: None)
+        self.seat = Seat(
+            "test",
+            service,
+            [],
+            limits,
+            self.board,
+            meter(self.row),
+            self.orders,
+            self.inbox,  # type: ignore[arg-type]
+            None,
+            Tenure(Retirement(), Random(1), monotonic(), 0),
+            exclusive=False,
+            threads=threads,
+            wake=lambda: None,
+            report=self.report,
+        )
+        self.loop = Loop(self.seat)
+        self.loop.open = False
+        self.loop.number = 6
+
+    def welcome(self, sock: socket.socket) -> None:
+        """Serves a copy of the socket, which is closed in the end as an accepted one is."""
+        copy = sock.dup()
+        self.loop.welcome(Guest(copy, None, from_sockaddr(copy.family, copy.getsockname())))
+
+    def run(self) -> None:
+        """Serves until the last connection has ended, though some may linger."""
+        while self.loop.visits:
+            self.loop.turn(self.loop.timeout())
+
+    def close(self) -> None:
+        for visit in self.loop.visits.values():
+            visit.sock.close()
+        self.loop.close()
+        os.close(self.inbox.fd)
+        self.master.close()
+
+
+def serve_by_event(
+    sock: socket.socket,
+    service: Service[..., Any],
+    limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
+    *,
+    threads: int = 0,
+    meter: type[Meter] = Meter,
+) -> tuple[Outcome, memoryview]:
+    hall = Hall(service, limits, threads, meter)
+    hall.welcome(sock)
+    sock.close()
+    hall.run()
+    hall.close()
+    return hall.report.outcomes[0], hall.row

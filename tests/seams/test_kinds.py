@@ -1,0 +1,38 @@
+"""The cases of the API as `event` workers run them, with and without threads."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+
+import pytest
+
+from tests.cases import CASES, Case, Serve, check, pair, tcp_pair
+from tests.kinds import serve_by_event
+
+KINDS: dict[str, Serve] = {"event": serve_by_event, "threads": partial(serve_by_event, threads=2)}
+CASES_OF_KINDS = [
+    pytest.param(kind, case, id=f"{kind}: {case.name}")
+    for kind in KINDS
+    for case in CASES
+    if kind == "threads" or case.service.framing is not None
+]
+every_case = pytest.mark.parametrize(("kind", "case"), CASES_OF_KINDS)
+
+
+@every_case
+def test_whole(kind: str, case: Case) -> None:
+    with pair() as (ours, theirs):
+        check(case, KINDS[kind], ours, theirs, [case.sent])
+
+
+@every_case
+def test_over_tcp(kind: str, case: Case) -> None:
+    with tcp_pair() as (ours, theirs):
+        check(case, KINDS[kind], ours, theirs, [case.sent])
+
+
+@every_case
+def test_byte_by_byte(kind: str, case: Case) -> None:
+    with pair(socket.SOCK_SEQPACKET) as (ours, theirs):
+        check(case, KINDS[kind], ours, theirs, (bytes([byte]) for byte in case.sent))
