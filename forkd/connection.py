@@ -11,14 +11,15 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
 from forkd.address import Address, from_sockaddr
-from forkd.errors import ForkdError, FramingError, OverLimit, Truncated
+from forkd.errors import ForkdError, OverLimit, Truncated
 from forkd.framing import Framing
+from forkd.hearing import Hearing
 
 Request = TypeVar("Request")
 
@@ -40,16 +41,27 @@ PARKED_BYTES: Final = 1 << 20
 _FOR_EVER: Final = 315_360_000.0
 
 
+Reading = Generator[None, bytes | None, bytes]
+"""A wait for bytes, apart from how one waits: it yields for each piece, is sent it, and returns what was wanted."""
+
+
 class Limits(NamedTuple):
-    """How long a connection may take over what, in seconds; 0 means for ever."""
+    """How long a connection may take over what, in seconds; 0 means for ever.
+
+    `request_timeout` is kept here for handlers that are awaited; all others the master sees to.
+    """
 
     idle_timeout: float = 60
     read_timeout: float = 20
     write_timeout: float = 30
+    request_timeout: float = 30
 
 
 class DeadlineError(ForkdError, TimeoutError):
-    """The peer was silent (`idle`), slow with a request (`read`) or slow to take a reply (`write`)."""
+    """The peer was silent (`idle`), slow with a request (`read`) or slow to take a reply (`write`).
+
+    Or the handler, one that is awaited, was slow itself (`request`).
+    """
 
     def __init__(self, what: str, seconds: float) -> None:
         self.what = what
@@ -172,7 +184,7 @@ class Connection:
         if n < 1:
             raise ValueError(f"recv needs room for at least one byte, not {n}")
         if self._held:
-            return self._take(n)
+            return self.take(n)
         if self.unsent:
             self.flush()
         try:
@@ -186,25 +198,14 @@ class Connection:
         The first byte may take `idle_timeout`, all of them `read_timeout` from then on. When it
         raises, what had come stays where the next read finds it.
         """
-        if n < 0:
-            raise ValueError(f"read_exactly cannot read {n} bytes")
-        return self._read(lambda held: n if len(held) >= n else None)
+        return self._driven(self.exactly(n))
 
     def read_until(self, mark: bytes, limit: int = 65536) -> bytes:
         """The bytes up to and with `mark`; raises EOFError at the stream's end, OverLimit beyond `limit` bytes.
 
         The deadlines, and what becomes of the bytes when it raises, are as with `read_exactly`.
         """
-        if not mark:
-            raise ValueError("read_until needs a mark of at least one byte")
-
-        def found(held: bytearray) -> int | None:
-            at = held.find(mark)
-            if at + len(mark) > limit or (at < 0 and len(held) >= limit):
-                raise OverLimit(f"no {mark!r} within {limit} bytes")
-            return None if at < 0 else at + len(mark)
-
-        return self._read(found)
+        return self._driven(self.until(mark, limit))
 
     def send(self, data: bytes) -> None:
         """Sends all of `data` as it is, without framing, behind the replies given before.
@@ -225,11 +226,22 @@ class Connection:
         """
         if self.unsent:
             self.flush()
+        hearing = Hearing(self, framing.copy())
+        data = self.take()
         try:
-            for batch in self.batches(framing.copy()):
-                yield from batch
+            while data := data or self.receive(RECEIVE_BYTES):
+                requests = hearing.hear(data)
+                yield from requests
+                if hearing.broken is not None:
+                    raise hearing.broken
+                hearing.await_more(heard_any=bool(requests))
+                data = b""
         except Leaving:
             return
+        finally:
+            if self.deadline is not None:
+                self.stop_clock()
+        yield from hearing.end()
 
     def close(self) -> None:
         """Ends our side: the client reads what was sent, then the end of the stream.
@@ -245,39 +257,6 @@ class Connection:
             self._shut()
 
     # What follows is for forkd's own rooms.
-
-    def batches(self, framing: Framing[Request]) -> Iterator[Sequence[Request]]:
-        """The requests as they arrive together, one sequence a receive that completed any.
-
-        Besides what `requests` raises: Leaving, between two requests of a worker told to leave.
-        """
-        feed, receive = framing.feed, self.receive
-        tells_pending = hasattr(framing, "pending")
-        data = self._take(len(self._held)) or receive(RECEIVE_BYTES)
-        try:
-            while data:
-                try:
-                    batch = feed(data)
-                except FramingError as error:
-                    self.stop_clock()
-                    yield error.requests  # type: ignore[misc]  # the framing's own requests
-                    raise
-                if batch:
-                    # Stopped before the handler reads for itself, and so that each request has a clock of its own.
-                    if self.deadline is not None:
-                        self.stop_clock()
-                    yield batch
-                if framing.pending if tells_pending else not batch:  # type: ignore[attr-defined]
-                    self.start_clock()
-                elif self.deadline is not None:
-                    self.stop_clock()
-                data = receive(RECEIVE_BYTES)
-        finally:
-            if self.deadline is not None:
-                self.stop_clock()
-        last = framing.end()
-        if last:
-            yield last
 
     def receive(self, size: int) -> bytes:
         """What recv(2) gives, within the deadline in force; Leaving when the worker leaves and all is quiet."""
@@ -397,13 +376,51 @@ class Connection:
         self.stop_clock()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
 
-    def _take(self, size: int) -> bytes:
+    def take(self, size: int | None = None) -> bytes:
+        """The first of the bytes that were received and not asked for; all of them unless told how many."""
         taken = bytes(self._held[:size])
         del self._held[:size]
         return taken
 
-    def _read(self, measure: Callable[[bytearray], int | None]) -> bytes:
-        """Reads until `measure` tells how many of the bytes held are wanted."""
+    def keep(self, data: bytes) -> None:
+        """What was received and not asked for."""
+        self._held += data
+
+    def exactly(self, n: int) -> Reading:
+        """Reading just `n` bytes, for whoever waits for what it yields for."""
+        if n < 0:
+            raise ValueError(f"read_exactly cannot read {n} bytes")
+        return self._reading(lambda held: n if len(held) >= n else None)
+
+    def until(self, mark: bytes, limit: int) -> Reading:
+        """Reading up to and with `mark`, likewise."""
+        if not mark:
+            raise ValueError("read_until needs a mark of at least one byte")
+
+        def found(held: bytearray) -> int | None:
+            at = held.find(mark)
+            if at + len(mark) > limit or (at < 0 and len(held) >= limit):
+                raise OverLimit(f"no {mark!r} within {limit} bytes")
+            return None if at < 0 else at + len(mark)
+
+        return self._reading(found)
+
+    def _driven(self, reading: Reading) -> bytes:
+        """What a reading comes to, waiting in recv(2) for what it wants."""
+        data = None
+        try:
+            while True:
+                reading.send(data)
+                try:
+                    data = self.receive(RECEIVE_BYTES)
+                except BaseException as error:
+                    reading.throw(error)
+                    raise
+        except StopIteration as done:
+            return bytes(done.value)
+
+    def _reading(self, measure: Callable[[bytearray], int | None]) -> Reading:
+        """Yields for each next piece of the stream, until `measure` tells how many of the bytes held are wanted."""
         if self.unsent:
             self.flush()
         held = self._held
@@ -411,7 +428,7 @@ class Connection:
             while (size := measure(held)) is None:
                 if held:
                     self.start_clock()
-                data = self.receive(RECEIVE_BYTES)
+                data = yield
                 if not data:
                     raise _end_of_stream(len(held))
                 held += data
@@ -420,7 +437,7 @@ class Connection:
         finally:
             if self.deadline is not None:
                 self.stop_clock()
-        return self._take(size)
+        return self.take(size)
 
     def _send(self, data: bytes, flags: int) -> None:
         if self.parks:

@@ -7,7 +7,7 @@ a fact for the worker to log and count. It knows no processes, listeners or sign
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, PeerGone
 from forkd.errors import FramingError, OverLimit, Truncated
-from forkd.framing import Framing
-from forkd.handler import Close, Service
+from forkd.handler import Close, ErrorHook, Service
+from forkd.hearing import Hearing
 from forkd.scoreboard import ERRORS, MALFORMED, OVER_LIMIT, REQUESTS, RESET, TIMED_OUT, TRUNCATED, Pen
 
 # Replies to requests that arrived together leave together, unless they grow beyond this or their
@@ -38,6 +38,7 @@ class End(Enum):
     IDLE = "idle_timeout"
     READ = "read_timeout"
     WRITE = "write_timeout"
+    REQUEST = "request_timeout"
     OVER_LIMIT = "over limit"
     MALFORMED = "malformed"
     TRUNCATED = "truncated"
@@ -52,6 +53,7 @@ _COLUMNS: Final = {
     End.IDLE: TIMED_OUT,
     End.READ: TIMED_OUT,
     End.WRITE: TIMED_OUT,
+    End.REQUEST: TIMED_OUT,
     End.OVER_LIMIT: OVER_LIMIT,
     End.MALFORMED: MALFORMED,
     End.TRUNCATED: TRUNCATED,
@@ -84,7 +86,7 @@ def converse(connection: Connection, service: Service[..., Any], meter: Pen) -> 
     return conversation.finish(outcome)
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """A handler raised `error` and nothing made a reply of it."""
 
     def __init__(self, error: BaseException) -> None:
@@ -100,21 +102,18 @@ class Conversation:
     """
 
     __slots__ = (
-        "_broken",
         "_encode",
-        "_feed",
-        "_framing",
         "_handler",
         "_held_bytes",
         "_held_since",
         "_leave_at",
         "_meter",
-        "_queue",
         "_rest",
         "_service",
-        "_tells_pending",
         "_unsent",
         "connection",
+        "hearing",
+        "queue",
     )
 
     def __init__(self, connection: Connection, service: Service[..., Any], meter: Pen) -> None:
@@ -122,26 +121,28 @@ class Conversation:
         self._service = service
         self._handler = service.handler
         self._meter = meter
-        self._framing: Framing[Any] | None = None
         self._encode = _as_it_is
         # The connection's own list, so that what a handler sends itself comes behind the replies before it.
         self._unsent = connection.unsent
-        self._queue: Iterator[Any] = _NOTHING
+        self.queue: Iterator[Any] = _NOTHING
         self._rest: Iterator[Any] | None = None
-        self._broken: FramingError | None = None
         self._held_bytes = 0
         self._held_since = 0
         self._leave_at = 0.0
 
+    def open(self) -> None:
+        """Has a framing of its own from now on."""
+        if self._service.framing is not None:
+            framing = self._service.framing.copy()
+            self.hearing = Hearing(self.connection, framing)
+            self._encode = framing.encode
+
     def start(self) -> None:
         """The service speaks first, where it has a hook for that."""
-        if self._service.framing is not None:
-            self._framing = framing = self._service.framing.copy()
-            self._feed, self._encode = framing.feed, framing.encode
-            self._tells_pending = hasattr(framing, "pending")
+        self.open()
         if self._service.connect_hook is not None:
             self._reply(self._service.connect_hook(self.connection))
-            self._flush()
+            self.flush()
 
     def session(self) -> None:
         """A stream handler's whole conversation."""
@@ -153,86 +154,81 @@ class Conversation:
 
     def take(self, data: bytes) -> None:
         """Answers the requests that `data`, the next bytes of the stream, completes."""
-        connection = self.connection
-        try:
-            requests = self._feed(data)
-        except FramingError as error:
-            requests, self._broken = error.requests, error
-        if requests:
-            # Stopped before a handler reads for itself, and so that each request has a clock of its own.
-            if connection.deadline is not None:
-                connection.stop_clock()
-            self._queue = iter(requests)
+        hearing = self.hearing
+        requests = hearing.hear(data)
+        if requests or hearing.broken is not None:
+            self.queue = iter(requests)
             self.go_on()
-        elif self._broken is not None:
-            raise self._broken
-        if self._framing.pending if self._tells_pending else not requests:  # type: ignore[union-attr]
-            connection.start_clock()
-        elif connection.deadline is not None:
-            connection.stop_clock()
+        hearing.await_more(heard_any=bool(requests))
 
     def end_of_stream(self) -> None:
         """Answers what the end of the client's side completes."""
-        if self.connection.deadline is not None:
-            self.connection.stop_clock()
-        if not self.connection.closed and self._framing is not None:
-            self._queue = iter(self._framing.end())
+        if not self.connection.closed:
+            self.queue = iter(self.hearing.end())
             self.go_on()
-
-    @property
-    def paused(self) -> bool:
-        """Whether there is more to say that waits for the client to take what was said."""
-        return bool(self.connection.parked)
 
     def go_on(self) -> None:
         """Answers what is left of the requests that have come."""
         connection = self.connection
         if self._rest is not None:
             self._say_the_rest()
-        for request in _NOTHING if connection.parked else self._queue:
+        for request in _NOTHING if connection.parked else self.queue:
             self._answer(request)
             if connection.closed:
                 break
             if connection.parked:  # the iterator remembers its place
                 return
-        if connection.parked:
-            return
-        if connection.leaving and not getattr(self._framing, "pending", 0):
+        if not connection.parked:
+            self.settle()
+
+    def settle(self) -> None:
+        """All that has come is answered: sends the replies, or holds the last ones back a moment."""
+        connection = self.connection
+        if connection.leaving and not self.hearing.pending:
             self._leave_at = self._leave_at or monotonic() + _LEAVE_SECONDS
             if monotonic() > self._leave_at:
                 raise Leaving("the worker leaves")
             connection.last_call()
         elif self._unsent:
-            self._flush()
-        if self._broken is not None and not connection.parked:
-            raise self._broken
+            self.flush()
+        if self.hearing.broken is not None and not connection.parked:
+            raise self.hearing.broken
 
     def over(self, error: BaseException | None = None) -> Outcome:
         """What it means that the conversation is over, by what was raised or else because all is said."""
         if isinstance(error, Close):
             return self._goodbye(error)
-        if isinstance(error, _Failed):
-            return _failure(error.error, self._meter)
+        if isinstance(error, Failed):
+            return self.failure(error.error)
         if isinstance(error, DeadlineError | FramingError | PeerGone | Leaving):
             return Outcome(_end_of(error), error)
         connection = self.connection
         # The stream's own end may be let through by a stream handler; all else is a hook's or a framing's own mistake.
         if error is not None and not (isinstance(error, EOFError) and (connection.at_end or connection.leaving)):
-            return _failure(error, self._meter)
+            return self.failure(error)
         return Outcome(_quiet_end(connection))
 
     def finish(self, outcome: Outcome) -> Outcome:
         """Ends our side, and lets the service know; what came of it."""
-        if outcome.end in _COLUMNS:
-            self._meter.counted(_COLUMNS[outcome.end])
-        self.connection.close()
+        self.close(outcome)
         if self._service.close_hook is not None:
             try:
                 self._service.close_hook(self.connection)
             except BaseException as error:
-                outcome = _failure(error, self._meter)
+                outcome = self.failure(error)
         self.account()
         return outcome
+
+    def close(self, outcome: Outcome) -> None:
+        """Ends our side, and counts how it ended."""
+        if outcome.end in _COLUMNS:
+            self._meter.counted(_COLUMNS[outcome.end])
+        self.connection.close()
+
+    def failure(self, error: BaseException) -> Outcome:
+        """What it means that the service's own code has raised `error`."""
+        self._meter.counted(ERRORS)
+        return Outcome(End.EXIT if isinstance(error, SystemExit) else End.ERROR, error)
 
     def account(self) -> None:
         """Counts the bytes that have gone either way."""
@@ -240,18 +236,60 @@ class Conversation:
         self._meter.moved(connection.received, connection.sent)
         connection.received = connection.sent = 0
 
-    def _answer(self, request: Any) -> None:
+    def begin(self, request: Any) -> int:
+        """A handler starts on the request; gives the time, in nanoseconds."""
         # A framing's own kind of request is told of by what came last.
         began = self._meter.began(request if type(request) is bytes else self.connection.latest)
         if not self._unsent:
             self._held_bytes = 0
             self._held_since = began
+        return began
+
+    def relieve(self, now: int) -> None:
+        """A handler is done, at `now`: what is held leaves, when that is much or has waited."""
+        if self._held_bytes > _HELD_BYTES or (now - self._held_since > _HELD_NS and not self.connection.leaving):
+            self.flush()
+
+    def hold(self, reply: Any) -> bool:
+        """Takes a reply that is one, or none; False for several, which are for `send_one`, one by one."""
+        if isinstance(reply, bytes | bytearray | memoryview):
+            data = self._encode(bytes(reply))
+            self._unsent.append(data)
+            self._held_bytes += len(data)
+            return True
+        if isinstance(reply, str) or not isinstance(reply, Iterable | AsyncIterable | None):
+            raise TypeError(f"a reply is bytes, an iterable of bytes, or None, not {type(reply).__name__}")
+        return reply is None
+
+    def send_one(self, reply: Any) -> None:
+        """Sends one of several replies."""
+        if not isinstance(reply, bytes | bytearray | memoryview):
+            raise TypeError(f"each of several replies is bytes, not {type(reply).__name__}")
+        self.connection.send(self._encode(bytes(reply)))
+
+    def flush(self) -> None:
+        """Sends what is held and accounts for the bytes."""
+        self.connection.flush()
+        self.account()
+
+    def excused(self, error: BaseException) -> ErrorHook:
+        """The hook that may turn a handler's error into a reply; raises the end of the conversation without one."""
+        hook = self._service.error_hook
+        if hook is None or not isinstance(error, Exception):
+            raise Failed(error) from None
+        self._meter.counted(ERRORS)
+        return hook
+
+    def _answer(self, request: Any) -> None:
+        began = self.begin(request)
         try:
             reply = (
                 self._handler(request, self.connection) if self._service.takes_connection else self._handler(request)
             )
             if type(reply) is bytes:
-                self._hold(reply)
+                data = self._encode(reply)
+                self._unsent.append(data)
+                self._held_bytes += len(data)
             elif reply is not None:
                 self._reply(reply)
         except (Close, DeadlineError, PeerGone):
@@ -260,43 +298,30 @@ class Conversation:
             self._recover(error)
         finally:
             now = self._meter.ended(began)
-        if self._held_bytes > _HELD_BYTES or (now - self._held_since > _HELD_NS and not self.connection.leaving):
-            self._flush()
+        self.relieve(now)
 
     def _recover(self, error: BaseException) -> None:
         """Turns a handler's error into a reply, where the service has a hook for that."""
-        hook = self._service.error_hook
-        if hook is None or not isinstance(error, Exception):
-            raise _Failed(error) from None
-        self._meter.counted(ERRORS)
+        hook = self.excused(error)
         try:
-            self._reply(hook(error, self.connection))
+            self._reply(hook(error, self.connection))  # type: ignore[arg-type]  # no other is excused
         except (Close, DeadlineError, PeerGone):
             raise
         except BaseException as second:
-            raise _Failed(second) from error
+            raise Failed(second) from error
 
     def _reply(self, reply: Any) -> None:
         """Takes any reply that a handler or hook may give."""
-        if reply is None:
-            return
-        if isinstance(reply, bytes | bytearray | memoryview):
-            self._hold(bytes(reply))
-        elif isinstance(reply, str) or not isinstance(reply, Iterable):
-            raise TypeError(f"a reply is bytes, an iterable of bytes, or None, not {type(reply).__name__}")
-        else:
-            self._flush()
+        if not self.hold(reply):
+            self.flush()
             self._rest = iter(reply)
             self._send_rest()
 
     def _send_rest(self) -> None:
         """Sends the rest of several replies, as long as the client takes them."""
-        connection = self.connection
-        while not connection.parked:
+        while not self.connection.parked:
             for one in self._rest or ():
-                if not isinstance(one, bytes | bytearray | memoryview):
-                    raise TypeError(f"each of several replies is bytes, not {type(one).__name__}")
-                connection.send(self._encode(bytes(one)))
+                self.send_one(one)
                 break
             else:
                 self._rest = None
@@ -315,16 +340,6 @@ class Conversation:
         finally:
             self._meter.paused()
 
-    def _hold(self, reply: bytes) -> None:
-        data = self._encode(reply)
-        self._unsent.append(data)
-        self._held_bytes += len(data)
-
-    def _flush(self) -> None:
-        """Sends what is held and accounts for the bytes."""
-        self.connection.flush()
-        self.account()
-
     def _goodbye(self, close: Close) -> Outcome:
         """Sends the last words of a handler that ends the connection."""
         try:
@@ -336,17 +351,12 @@ class Conversation:
         except (DeadlineError, PeerGone) as error:
             return Outcome(_end_of(error), error)
         except BaseException as error:
-            return _failure(error, self._meter)
+            return self.failure(error)
         return Outcome(End.CLOSED)
 
 
 def _as_it_is(reply: bytes) -> bytes:
     return reply
-
-
-def _failure(error: BaseException, meter: Pen) -> Outcome:
-    meter.counted(ERRORS)
-    return Outcome(End.EXIT if isinstance(error, SystemExit) else End.ERROR, error)
 
 
 def _quiet_end(connection: Connection) -> End:

@@ -19,18 +19,18 @@ from typing import Protocol
 from forkd.conversation import Outcome
 from forkd.scoreboard import Meter
 from forkd.seat import Seat
-from forkd.visit import IN, OUT, Visit
+from forkd.visit import IN, OUT, Visitor
 
 
 class Loop(Protocol):
     """The loop that the crew works for."""
 
-    visits: dict[int, Visit]
+    visits: dict[int, Visitor]
     epoll: select.epoll
 
-    def ended(self, visit: Visit, outcome: Outcome) -> None: ...
+    def ended(self, visit: Visitor, outcome: Outcome) -> None: ...
 
-    def linger(self, visit: Visit) -> None: ...
+    def linger(self, visit: Visitor) -> None: ...
 
 
 class Crew:
@@ -40,7 +40,7 @@ class Crew:
         self.pen = SharedPen(seat.meter)
         self._loop = loop
         self._epoll = select.epoll()
-        self._parted: deque[Visit] = deque()
+        self._parted: deque[Visitor] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         loop.epoll.register(self._wake, select.EPOLLIN)
         self._threads = [
@@ -57,15 +57,18 @@ class Crew:
     def due_by(self, when: float) -> None:
         """The loop looks often enough."""
 
-    def take(self, visit: Visit) -> None:
+    def take(self, visit: Visitor) -> None:
         """Has the visit served: at once, for the service may speak first."""
         self._epoll.register(visit.fd, IN | OUT | select.EPOLLONESHOT)
 
-    def ended(self, visit: Visit, outcome: Outcome) -> None:
+    def watch(self, visit: Visitor) -> None:
+        """Whoever has it in hand says so when it is done."""
+
+    def ended(self, visit: Visitor, outcome: Outcome) -> None:
         self._loop.ended(visit, outcome)
         os.eventfd_write(self._wake, 1)
 
-    def part(self, visit: Visit) -> None:
+    def part(self, visit: Visitor) -> None:
         """Leaves it to the loop to linger with the client."""
         self._epoll.unregister(visit.fd)
         self._parted.append(visit)

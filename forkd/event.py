@@ -8,6 +8,7 @@ and the loop keeps the listeners, the deadlines and the orders.
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -17,9 +18,9 @@ from forkd.crew import Crew
 from forkd.doors import Doors, Guest
 from forkd.events import Order
 from forkd.linger import Lingering
-from forkd.scoreboard import PHASE, SPARE, STOPPING
+from forkd.scoreboard import PHASE, SPARE, STOPPING, Pen
 from forkd.seat import Seat
-from forkd.visit import Visit
+from forkd.visit import Visit, Visitor
 
 _EVENTS_AT_ONCE: Final = 64
 _ACCEPTS_AT_ONCE: Final = 16
@@ -42,18 +43,23 @@ def serve(seat: Seat) -> None:
 
 
 class Loop:
-    """The connections of one worker, `visits` by descriptor, and when to look at their deadlines again."""
+    """The connections of one worker, `visits` by descriptor, and when to look at their deadlines again.
 
-    def __init__(self, seat: Seat) -> None:
+    `replan` is called when somebody else who waits for this loop has to look at `timeout` or `over` again.
+    """
+
+    def __init__(self, seat: Seat, visit: Callable[..., Visitor] = Visit, pen: Pen | None = None) -> None:
         self.seat = seat
         self.now = monotonic()
-        self.visits: dict[int, Visit] = {}
+        self.visits: dict[int, Visitor] = {}
+        self.visit = visit
+        self.replan: Callable[[], None] = _nothing
         self.lingering = Lingering()
         self.epoll = select.epoll()
         self.epoll.register(seat.inbox.fd, select.EPOLLIN)
         self.doors = Doors(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
         self.crew = Crew(seat, self) if seat.threads else None
-        self.pen = seat.meter if self.crew is None else self.crew.pen
+        self.pen = pen or (seat.meter if self.crew is None else self.crew.pen)
         self.number = 0
         self.open = True
         self.hurried = False
@@ -64,8 +70,13 @@ class Loop:
         seat.meter.shares(0)
 
     def run(self) -> None:
-        while self.open or self.visits or self.lingering:
+        while not self.over:
             self.turn(self.timeout())
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do, ever."""
+        return not (self.open or self.visits or self.lingering)
 
     def turn(self, timeout: float | None) -> None:
         """Waits once, and does all that has come to be done."""
@@ -77,10 +88,7 @@ class Loop:
         for fd, event in events:
             visit = visits.get(fd)
             if visit is not None:
-                wanted = visit.interest
                 visit.ready(event)
-                if visit.interest != wanted and visit.interest:
-                    self.epoll.modify(fd, visit.interest)
             elif fd in self.doors:
                 self.accept(fd)
             elif fd in self.lingering:
@@ -132,7 +140,7 @@ class Loop:
             parks=True,
         )
         guest.prepare(connection)
-        visit = Visit(guest.sock, connection, seat.service, self.pen, seat.limits, self.crew or self)
+        visit = self.visit(guest.sock, connection, seat.service, self.pen, seat.limits, self.crew or self)
         self.due_by(self.now + (seat.limits.idle_timeout or _NEVER))
         self.visits[visit.fd] = visit
         self.opened()
@@ -142,15 +150,17 @@ class Loop:
             visit.hurry()
         if self.crew is not None:
             self.crew.take(visit)
-            return
-        self.epoll.register(visit.fd, visit.interest)
-        visit.ready(0)
-        if visit.interest > select.EPOLLIN:
-            self.epoll.modify(visit.fd, visit.interest)
+        else:
+            self.epoll.register(visit.fd, visit.interest)
+            visit.ready(0)
+
+    def watch(self, visit: Visitor) -> None:
+        """The visit waits for something else now."""
+        self.epoll.modify(visit.fd, visit.interest)
 
     # Who goes.
 
-    def ended(self, visit: Visit, outcome: Outcome) -> None:
+    def ended(self, visit: Visitor, outcome: Outcome) -> None:
         """The end of a visit; a thread of the crew may be the one to tell."""
         seat, connection = self.seat, visit.connection
         seat.report.ended(connection, outcome)
@@ -166,8 +176,9 @@ class Loop:
         self.share()
         if outcome.end is End.EXIT:
             seat.orders.leave(Order.FINISH)
+        self.replan()
 
-    def linger(self, visit: Visit) -> None:
+    def linger(self, visit: Visitor) -> None:
         self.lingering.add(visit.sock, self.now)
 
     def leave(self) -> None:
@@ -200,6 +211,7 @@ class Loop:
         """Some visit's time may be over by then."""
         if self.sweep_at is None or when < self.sweep_at:
             self.sweep_at = when
+            self.replan()
 
     def sweep(self) -> None:
         """Ends the visits whose time is over."""
@@ -252,3 +264,7 @@ class Loop:
         if self.crew is not None:
             self.crew.close()
         self.epoll.close()
+
+
+def _nothing() -> None:
+    """Nobody else waits."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import fcntl
 import gc
+import importlib
 import os
 import select
 import signal
@@ -90,6 +91,8 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
     sys.path.insert(0, told.path)
     service = load(told.app)
     service.suits(told.worker, told.threads)
+    if service.is_async:
+        importlib.import_module("forkd.tasks")  # once, for all workers
     own = {0, 1, 2, master, told.log, *(door.fd for door in told.doors)}
     left_behind = [] if told.fork_check == "off" else hygiene.left_behind(own)
     if left_behind and told.fork_check == "refuse":

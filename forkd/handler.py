@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -27,7 +27,7 @@ Reply = bytes | Iterable[bytes] | None
 
 ConnectionHook = Callable[[Connection], Reply]
 ErrorHook = Callable[[Exception, Connection], bytes | None]
-Lifespan = Callable[[], Iterator[Any]]
+Lifespan = Callable[[], Iterator[Any]] | Callable[[], AsyncIterator[Any]]
 
 
 class Close(Exception):
@@ -90,7 +90,7 @@ class Service(Generic[P, R]):
         What stands before its `yield` runs after the fork and before the first connection, what
         stands after it when the worker leaves, gracefully or by an error.
         """
-        if not inspect.isgeneratorfunction(hook):
+        if not inspect.isgeneratorfunction(hook) and not (self.is_async and inspect.isasyncgenfunction(hook)):
             raise TypeError(f"lifespan takes a generator function (one with a yield), not {hook!r}")
         self.lifespan_hook = hook
         return hook
@@ -107,11 +107,12 @@ class Service(Generic[P, R]):
 
     def alive(self) -> AbstractContextManager[Any]:
         """The lifespan as a context manager, giving the resources."""
-        return nullcontext() if self.lifespan_hook is None else _alive(self.lifespan_hook)
+        hook = self.lifespan_hook
+        return nullcontext() if hook is None or inspect.isasyncgenfunction(hook) else _alive(hook)  # type: ignore[arg-type]
 
 
 @contextmanager
-def _alive(hook: Lifespan) -> Iterator[Any]:
+def _alive(hook: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     # An error that ends the worker is not thrown into the hook: its clean-up runs, with or without a `finally`.
     with ExitStack() as stack:
         life = contextmanager(hook)()

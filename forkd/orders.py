@@ -22,7 +22,7 @@ class Orders:
 
     `abandon` is called, in a signal handler, as soon as this worker will accept nothing more,
     however long its connection or its handler takes: when it is told to drain while it is `at_work`, and
-    when the master has died.
+    when the master has died. `notify` is called, likewise, for whoever does not wait for signals.
     """
 
     def __init__(self, leash: socket.socket, log_fd: int, abandon: Callable[[], None]) -> None:
@@ -30,6 +30,7 @@ class Orders:
         self.connection: Connection | None = None
         self.at_work = False
         self.abandon = abandon
+        self.notify: Callable[[], None] | None = None
         self._leash = leash
         self._log = log_fd
 
@@ -57,6 +58,8 @@ class Orders:
             self.told = order
         if self.told is Order.FINISH and self.connection is not None:
             self.connection.hurry()
+        if self.notify is not None:
+            self.notify()
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self.leave(Order.FINISH)

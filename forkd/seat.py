@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from forkd.brief import Door
 from forkd.connection import Connection, Limits
 from forkd.conversation import Outcome
+from forkd.errors import ForkdError
 from forkd.handler import Service
 from forkd.orders import Orders
 from forkd.process import own_memory
@@ -27,12 +28,15 @@ class Report(Protocol):
 
     def accept_goes_on(self, seconds: float) -> None: ...
 
+    def lifespan_failed(self, error: Exception) -> None: ...
+
 
 @dataclass(slots=True)
 class Seat:
     """`wake` tells the master to look at the scoreboard; `exclusive` is as in `doors`.
 
     `tenure` is None once it is over; `threads` is how many run the handlers of an `event` worker, 0 for its loop.
+    `boot_error` leaves word of why a lifespan does not begin, and gives the error to end with.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Seat:
     threads: int
     wake: Callable[[], None]
     report: Report
+    boot_error: Callable[[BaseException], ForkdError]
 
     def retire_in_time(self, now: float) -> None:
         """A worker that has served long enough says so, and goes on until it is told to leave."""

@@ -145,7 +145,7 @@ def not_yet(settings: Settings) -> list[Problem]:
 
 def limits(service: Service) -> Limits:
     """A service's settings as its connections know them."""
-    return Limits(service.idle_timeout, service.read_timeout, service.write_timeout)
+    return Limits(service.idle_timeout, service.read_timeout, service.write_timeout, service.request_timeout)
 
 
 def retirement(service: Service) -> Retirement:

@@ -23,6 +23,22 @@ IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
 
 
+class Visitor(Protocol):
+    """A visit, as the loop sees it; `at_work` while somebody has it in hand."""
+
+    fd: int
+    sock: socket.socket
+    connection: Connection
+    interest: int
+    at_work: bool
+
+    def ready(self, event: int) -> None: ...
+    def hurry(self) -> None: ...
+    def due(self) -> float: ...
+    def expire(self) -> None: ...
+    def cut(self) -> None: ...
+
+
 class Host(Protocol):
     """The loop, as a visit sees it."""
 
@@ -33,7 +49,10 @@ class Host(Protocol):
     def due_by(self, when: float) -> None:
         """A visit's time may be over by then."""
 
-    def ended(self, visit: Visit, outcome: Outcome) -> None:
+    def watch(self, visit: Visitor) -> None:
+        """The visit's `interest` has changed."""
+
+    def ended(self, visit: Visitor, outcome: Outcome) -> None:
         """The last of it; its socket is the loop's to close."""
 
 
@@ -106,8 +125,7 @@ class Visit:
             if not connection.parked:
                 self._conclude(self._outcome or self.conversation.over())
                 return
-        elif not connection.parked and connection.deadline is None and not connection.leaving:
-            self.interest = IN
+        elif not connection.parked and connection.deadline is None and not connection.leaving and self.interest == IN:
             return
         self._wait_for_less()
 
@@ -174,16 +192,16 @@ class Visit:
         if connection.deadline is not None:  # its time did not run while nobody read
             connection.deadline = None
             connection.start_clock()
-        if self._outcome is None:
+        if not connection.closed:
             self.conversation.go_on()
 
     def _wait_for_less(self) -> None:
         """Something is owed, half received, or hurried: a nearer time than silence may have."""
-        if not self.connection.parked:
-            self.interest = IN
-        elif self.interest != OUT:
-            self.interest = OUT
+        wanted = OUT if self.connection.parked else IN
+        if wanted != self.interest:
+            self.interest = wanted
             self._owed_since = self._host.now
+            self._host.watch(self)
         self._host.due_by(self.due())
 
     def _conclude(self, outcome: Outcome) -> None:

@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -35,6 +35,7 @@ _LEVELS = {
     End.IDLE: "debug",
     End.RESET: "debug",
     End.ERROR: "error",
+    End.REQUEST: "error",
     End.EXIT: "error",
 }
 
@@ -67,9 +68,9 @@ def live(
         with suppress(BlockingIOError):
             os.eventfd_write(told.wake, 1)
 
-    with _alive(service, stack, {"service": told.service, "worker": slot}) as resources:
-        serve = sync.serve if told.worker == "sync" else event.serve
-        serve(
+    report = Reporter(told.service, slot, told.generation)
+    with _alive(service, stack, report) as resources:
+        _loop_for(told, service)(
             Seat(
                 told.service,
                 service,
@@ -84,7 +85,8 @@ def live(
                 exclusive=told.exclusive,
                 threads=told.threads,
                 wake=wake,
-                report=Reporter(told.service, slot, told.generation),
+                report=report,
+                boot_error=lambda error: _boot_error(error, stack),
             )
         )
     meter.left()
@@ -117,6 +119,19 @@ class Reporter:
     def accept_goes_on(self, seconds: float) -> None:
         log.say("warning", "accept goes on", self._fields | {"after": round(seconds, 3)})
 
+    def lifespan_failed(self, error: Exception) -> None:
+        log.say("error", "the lifespan's clean-up failed", self._fields, error=error)
+
+
+def _loop_for(told: Brief, service: Service[..., Any]) -> Callable[[Seat], None]:
+    if told.worker == "sync":
+        return sync.serve
+    if service.is_async:
+        from forkd import tasks
+
+        return tasks.serve
+    return event.serve
+
 
 def _end() -> None:
     """A worker that has not begun to serve ends at once when the master dies: its lifespan may never return."""
@@ -124,24 +139,24 @@ def _end() -> None:
 
 
 @contextmanager
-def _alive(service: Service[..., Any], stack: int, facts: dict[str, object]) -> Iterator[Any]:
+def _alive(service: Service[..., Any], stack: int, report: Reporter) -> Iterator[Any]:
     """The service's lifespan around a worker's: BootError if it does not begin, a record if it does not end well."""
     lifespan = service.alive()
     try:
         resources = lifespan.__enter__()
     except BaseException as error:
-        _tell_boot_error(error, stack)
-        raise BootError(str(error)) from None
+        raise _boot_error(error, stack) from None
     try:
         yield resources
     finally:
         try:
             lifespan.__exit__(None, None, None)
         except Exception as error:
-            log.say("error", "the lifespan's clean-up failed", facts, error=error)
+            report.lifespan_failed(error)
 
 
-def _tell_boot_error(error: BaseException, stack: int) -> None:
-    """Leaves the reason where the master looks when a worker has gone."""
+def _boot_error(error: BaseException, stack: int) -> BootError:
+    """Leaves the reason where the master looks when a worker has gone; gives what to end with."""
     text = f"the lifespan failed: {error!r}\n{application_traceback(error)}"
     os.write(stack, text.encode(errors="backslashreplace")[:16384])
+    return BootError(str(error))

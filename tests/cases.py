@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import forkd
-from forkd.connection import Connection
 from forkd.conversation import End, Outcome
 from forkd.handler import Service
 from forkd.scoreboard import (
@@ -302,7 +301,7 @@ CASES = [
     Case("no banner", service(upper, on_connect=lambda c: None), b"a\n", b"A\n"),
     Case("refused", service(upper, on_connect=raising(forkd.Close(b"busy"))), b"a\n", b"busy\n", End.CLOSED, 0),
     Case("refused silently", service(upper, on_connect=raising(forkd.Close())), b"a\n", b"", End.CLOSED, 0),
-    Case("closed at once", service(upper, on_connect=Connection.close), b"a\n", b"", End.CLOSED, 0),
+    Case("closed at once", service(upper, on_connect=lambda c: c.close()), b"a\n", b"", End.CLOSED, 0),
     Case(
         "on_connect fails", service(upper, on_connect=raising(ValueError())), b"a\n", b"", End.ERROR, 0, 1, ValueError
     ),

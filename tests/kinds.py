@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from random import Random
 from time import monotonic
 from typing import Any
 
+import forkd
 from forkd.address import from_sockaddr
 from forkd.connection import Connection, Limits
 from forkd.conversation import Outcome
 from forkd.doors import Guest
+from forkd.errors import BootError
 from forkd.event import Loop
 from forkd.handler import Service
 from forkd.orders import Orders
 from forkd.retirement import Retirement, Tenure
 from forkd.scoreboard import Board, Meter
 from forkd.seat import Seat
+from forkd.tasks import Turner
 
 
 class NoSignals:
@@ -44,6 +48,9 @@ class Kept:
 
     def accept_goes_on(self, seconds: float) -> None:
         raise AssertionError("there is nobody to accept")
+
+    def lifespan_failed(self, error: Exception) -> None:
+        raise AssertionError("there is no lifespan")
 
 
 class Hall:
@@ -77,6 +84,7 @@ class Hall:
             threads=threads,
             wake=lambda: None,
             report=self.report,
+            boot_error=lambda error: BootError(str(error)),
         )
         self.loop = Loop(self.seat)
         self.loop.open = False
@@ -114,3 +122,41 @@ def serve_by_event(
     hall.run()
     hall.close()
     return hall.report.outcomes[0], hall.row
+
+
+def awaited(service: Service[..., Any]) -> Service[..., Any]:
+    """The same service, with a handler that is an `async def` and waits before it answers."""
+    handler = service.handler
+
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(0)
+        return handler(request)
+
+    made: Service[..., Any] = forkd.service(service.framing)(answer)
+    made.connect_hook, made.close_hook, made.error_hook = service.connect_hook, service.close_hook, service.error_hook
+    return made
+
+
+def serve_by_tasks(
+    sock: socket.socket,
+    service: Service[..., Any],
+    limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
+) -> tuple[Outcome, memoryview]:
+    async def serve() -> tuple[Outcome, memoryview]:
+        hall = Hall(service, limits)
+        hall.loop.close()
+        turner = Turner(hall.seat)
+        hall.loop = turner.loop
+        hall.loop.open, hall.loop.number = False, 6
+        hall.welcome(sock)
+        sock.close()
+        over = asyncio.ensure_future(turner.run())
+        while not hall.report.outcomes:  # it may linger
+            await asyncio.sleep(0)
+        over.cancel()
+        asyncio.get_running_loop().remove_reader(turner.loop.epoll.fileno())
+        turner.close()
+        hall.close()
+        return hall.report.outcomes[0], hall.row
+
+    return asyncio.run(serve())

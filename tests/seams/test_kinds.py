@@ -8,14 +8,23 @@ from functools import partial
 import pytest
 
 from tests.cases import CASES, Case, Serve, check, pair, tcp_pair
-from tests.kinds import serve_by_event
+from tests.kinds import awaited, serve_by_event, serve_by_tasks
 
-KINDS: dict[str, Serve] = {"event": serve_by_event, "threads": partial(serve_by_event, threads=2)}
+KINDS: dict[str, Serve] = {
+    "event": serve_by_event,
+    "threads": partial(serve_by_event, threads=2),
+    "async": lambda sock, service: serve_by_tasks(sock, awaited(service)),
+}
+
+
+def can_serve(kind: str, case: Case) -> bool:
+    """Streams wait for their client, and an `async def` waits with other words."""
+    stream = case.service.framing is None
+    return kind == "threads" or (not stream and (kind == "event" or not case.service.takes_connection))
+
+
 CASES_OF_KINDS = [
-    pytest.param(kind, case, id=f"{kind}: {case.name}")
-    for kind in KINDS
-    for case in CASES
-    if kind == "threads" or case.service.framing is not None
+    pytest.param(kind, case, id=f"{kind}: {case.name}") for kind in KINDS for case in CASES if can_serve(kind, case)
 ]
 every_case = pytest.mark.parametrize(("kind", "case"), CASES_OF_KINDS)
 

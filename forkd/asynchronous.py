@@ -1,0 +1,435 @@
+"""One connection of a service whose handler is an `async def`: a coroutine that waits where others block.
+
+`AsyncConnection` is what such a handler sees: `Connection`, with what may take time to be awaited. `AsyncVisit` is what
+the loop of `event` sees, as a `Visit`. A reply's way, its errors and its accounts are `conversation`'s as ever; the
+loop of asyncio is `tasks`' affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import traceback
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import Any, Final, TypeVar
+
+from forkd.address import Address
+from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, Limits, PeerGone, Reading
+from forkd.conversation import Conversation, End, Failed
+from forkd.errors import ForkdError
+from forkd.framing import Framing
+from forkd.handler import Close, Service
+from forkd.hearing import Hearing
+from forkd.scoreboard import REQUESTS, Pen
+from forkd.visit import IN, OUT, Host
+
+Request = TypeVar("Request")
+
+_NEVER: Final = float("inf")
+_PARKED_AT_EASE: Final = 65536  # bytes that a handler may leave to a slow client before its `send` waits
+
+
+class AsyncConnection:
+    """One client, from accept to close, for an `async def` handler; the names are those of `Connection`."""
+
+    __slots__ = ("_plain", "_visit")
+
+    def __init__(self, plain: Connection, visit: AsyncVisit) -> None:
+        self._plain = plain
+        self._visit = visit
+
+    @property
+    def peer(self) -> Address:
+        """The client's address, as it is seen from here."""
+        return self._plain.peer
+
+    @property
+    def local(self) -> Address:
+        """The address that the client called, also where the listener is a wildcard."""
+        return self._plain.local
+
+    @property
+    def service(self) -> str:
+        """The service's name."""
+        return self._plain.service
+
+    @property
+    def number(self) -> int:
+        """This worker's connections, counted from 1."""
+        return self._plain.number
+
+    @property
+    def data(self) -> dict[Any, Any]:
+        """The handler's own, from the first to the last call for this connection."""
+        return self._plain.data
+
+    @property
+    def resources(self) -> Any:
+        """What the service's lifespan gave."""
+        return self._plain.resources
+
+    async def recv(self, n: int) -> bytes:
+        """At most `n` bytes, as soon as there are any; `b""` at the stream's end. See `Connection.recv`."""
+        return await self._visit.recv(n)
+
+    async def read_exactly(self, n: int) -> bytes:
+        """Just `n` bytes; raises EOFError where the stream ends before. See `Connection.read_exactly`."""
+        return await self._visit.read(self._plain.exactly(n))
+
+    async def read_until(self, mark: bytes, limit: int = 65536) -> bytes:
+        """The bytes up to and with `mark`; see `Connection.read_until`."""
+        return await self._visit.read(self._plain.until(mark, limit))
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of `data` as it is; waits while a slow client has much to take still. See `Connection.send`."""
+        self._plain.send(data)
+        await self._visit.taken(_PARKED_AT_EASE)
+
+    async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
+        """The requests that `framing` cuts out of the rest of the stream, to its end. See `Connection.requests`."""
+        async for request in self._visit.requests(framing.copy()):
+            yield request
+
+    def close(self) -> None:
+        """Ends our side: the client reads what was sent, then the end of the stream."""
+        self._plain.close()
+
+
+class AsyncVisit:
+    """One connection of such a service: the coroutine that serves it, and what that waits for.
+
+    `interest` is what the loop has to watch for (epoll(7)): input is watched for even while the handler is at work,
+    until some comes that nobody waits for yet.
+    """
+
+    __slots__ = (
+        "_began",
+        "_host",
+        "_limits",
+        "_loop",
+        "_meter",
+        "_name",
+        "_owed_since",
+        "_plain",
+        "_room",
+        "_service",
+        "_task",
+        "_touched",
+        "_verdict",
+        "_waiter",
+        "at_work",
+        "connection",
+        "conversation",
+        "fd",
+        "interest",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        connection: Connection,
+        service: Service[..., Any],
+        meter: Pen,
+        limits: Limits,
+        host: Host,
+    ) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.connection = connection
+        self.conversation = Conversation(connection, service, meter)
+        self.interest = IN
+        self.at_work = False
+        self._began = 0.0
+        self._plain = AsyncConnection(connection, self)
+        self._service = service
+        self._meter = meter
+        self._name = str(connection.peer).encode(errors="backslashreplace")
+        self._limits = limits
+        self._host = host
+        self._touched = host.now
+        self._owed_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[bytes] | None = None  # for input
+        self._room: asyncio.Future[None] | None = None  # for the client to take what is parked
+        self._task: asyncio.Task[None] | None = None
+        self._verdict: ForkdError | None = None
+
+    # What the loop tells.
+
+    def ready(self, event: int) -> None:
+        """The socket is ready, or it is time to begin."""
+        self._touched = self._host.now
+        if self._task is None:
+            self._task = self._loop.create_task(self._converse())
+        elif self.connection.parked:
+            if event & ~IN:
+                self._unpark()
+        elif self._waiter is None or self._waiter.done():
+            self._want(0)  # nobody asks for it yet
+        else:
+            self._read(self._waiter)
+
+    def hurry(self) -> None:
+        """The worker leaves, and so does this client soon."""
+        self.connection.hurry()
+        self._host.due_by(self.connection.leave_by)
+
+    def due(self) -> float:
+        """When its time is over, unless something happens before."""
+        connection = self.connection
+        if connection.parked:
+            return self._owed_since + (self._limits.write_timeout or _NEVER)
+        if self._waiter is None:
+            return self._began + (self._limits.request_timeout or _NEVER) if self.at_work else _NEVER
+        if connection.deadline is not None:
+            return connection.deadline
+        if connection.leaving:
+            return connection.leave_by
+        return self._touched + (self._limits.idle_timeout or _NEVER)
+
+    def expire(self) -> None:
+        """Its time is over."""
+        connection = self.connection
+        if connection.parked:
+            self._fail(connection.too_slow())
+        elif self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_exception(connection.silence())
+        elif self._task is not None:
+            error = DeadlineError("request", self._limits.request_timeout)
+            error.add_note(f"the handler waited here:\n{_stack(self._task)}")
+            self._fail(error)
+
+    def cut(self) -> None:
+        self.expire()
+
+    # What the handler waits for.
+
+    async def recv(self, n: int) -> bytes:
+        if n < 1:
+            raise ValueError(f"recv needs room for at least one byte, not {n}")
+        if held := self.connection.take(n):
+            return held
+        self.connection.flush()
+        try:
+            data = await self._receive()
+        except Leaving:
+            return b""
+        self.connection.keep(data[n:])
+        return data[:n]
+
+    async def read(self, reading: Reading) -> bytes:
+        """What a reading comes to."""
+        data = None
+        try:
+            while True:
+                reading.send(data)
+                try:
+                    data = await self._receive()
+                except BaseException as error:
+                    reading.throw(error)
+                    raise
+        except StopIteration as done:
+            return bytes(done.value)
+
+    async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
+        connection = self.connection
+        connection.flush()
+        hearing = Hearing(connection, framing)
+        data = connection.take()
+        try:
+            while data := data or await self._receive():
+                requests = hearing.hear(data)
+                for request in requests:
+                    yield request
+                if hearing.broken is not None:
+                    raise hearing.broken
+                hearing.await_more(heard_any=bool(requests))
+                data = b""
+        except Leaving:
+            return
+        finally:
+            if connection.deadline is not None:
+                connection.stop_clock()
+        for request in hearing.end():
+            yield request
+
+    async def taken(self, all_but: int = 0) -> None:
+        """Waits until no more than so many bytes are left of what the client has to take."""
+        while len(self.connection.parked) > all_but:
+            self._want(OUT)
+            self._room = self._loop.create_future()
+            await self._room
+
+    async def _receive(self) -> bytes:
+        """The next bytes; what recv(2) gives, or the error that a deadline is."""
+        await self.taken()
+        self._waiter = self._loop.create_future()
+        self._want(IN)
+        self._host.due_by(self.due())
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def _read(self, waiter: asyncio.Future[bytes]) -> None:
+        try:
+            data = self.sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            waiter.set_exception(PeerGone(f"the client broke off: {error.strerror}"))
+        else:
+            waiter.set_result(self.connection.took(data))
+
+    def _unpark(self) -> None:
+        try:
+            done = self.connection.unpark()
+        except PeerGone as error:
+            self._fail(error)
+            return
+        if self._room is not None and not self._room.done() and len(self.connection.parked) <= _PARKED_AT_EASE:
+            self._room.set_result(None)
+        if done:
+            self._want(IN)
+
+    def _want(self, interest: int) -> None:
+        if interest != self.interest:
+            if interest == OUT:
+                self._owed_since = self._host.now
+            self.interest = interest
+            self._host.watch(self)
+        if interest == OUT:
+            self._host.due_by(self.due())
+
+    def _fail(self, error: ForkdError) -> None:
+        """Ends what the handler is at with `error`."""
+        self._verdict = error
+        self.connection.parked.clear()
+        if self._room is not None and not self._room.done():
+            self._room.set_exception(error)
+        elif self._task is not None:
+            self._task.cancel()
+
+    # What it is served by.
+
+    async def _converse(self) -> None:
+        conversation, connection = self.conversation, self.connection
+        try:
+            await self._serve()
+            outcome = conversation.over()
+        except asyncio.CancelledError as error:
+            outcome = conversation.over(self._verdict or error)
+        except BaseException as error:
+            outcome = conversation.over(error)
+        connection.close()
+        try:
+            if outcome.end not in (End.RESET, End.WRITE):
+                await self.taken()
+        except (DeadlineError, PeerGone) as error:
+            outcome = conversation.over(error)
+        except asyncio.CancelledError:
+            pass  # the loop is at its end
+        connection.parked.clear()
+        conversation.close(outcome)
+        if self._service.close_hook is not None:
+            try:
+                await _settled(self._service.close_hook(self._plain))  # type: ignore[arg-type]
+            except BaseException as error:
+                outcome = conversation.failure(error)
+        conversation.account()
+        self.interest = 0
+        self._host.ended(self, outcome)
+
+    async def _serve(self) -> None:
+        conversation, connection, service = self.conversation, self.connection, self._service
+        conversation.open()
+        if service.connect_hook is not None:
+            await self._reply(service.connect_hook(self._plain))  # type: ignore[arg-type]
+            conversation.flush()
+        if connection.closed:
+            return
+        if service.framing is None:
+            try:
+                await service.handler(self._plain)
+            finally:
+                self._meter.counted(REQUESTS)
+            return
+        hearing = conversation.hearing
+        while not connection.closed and (data := await self._receive()):
+            requests = hearing.hear(data)
+            await self._answer_all(requests)
+            hearing.await_more(heard_any=bool(requests))
+        if not connection.closed:
+            await self._answer_all(hearing.end())
+
+    async def _answer_all(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            await self._answer(request)
+            if self.connection.closed:
+                return
+        if requests or self.conversation.hearing.broken is not None:
+            await self.taken()
+            self.conversation.settle()
+
+    async def _answer(self, request: Any) -> None:
+        conversation, service = self.conversation, self._service
+        self._meter.meets(self._name)
+        began = conversation.begin(request)
+        self.at_work, self._began = True, self._host.now
+        self._host.due_by(self.due())
+        try:
+            reply = service.handler(request, self._plain) if service.takes_connection else service.handler(request)
+            await self._reply(reply)
+        except (Close, DeadlineError, PeerGone, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            await self._recover(error)
+        finally:
+            self.at_work = False
+            now = self._meter.ended(began)
+        conversation.relieve(now)
+
+    async def _recover(self, error: BaseException) -> None:
+        """Turns a handler's error into a reply, where the service has a hook for that."""
+        hook = self.conversation.excused(error)
+        try:
+            await self._reply(hook(error, self._plain))  # type: ignore[arg-type]
+        except (Close, DeadlineError, PeerGone, asyncio.CancelledError):
+            raise
+        except BaseException as second:
+            raise Failed(second) from error
+
+    async def _reply(self, reply: Any) -> None:
+        """Takes any reply that a handler or hook may give, at once or by and by."""
+        conversation = self.conversation
+        if inspect.isawaitable(reply):
+            reply = await reply
+        if conversation.hold(reply):
+            return
+        conversation.flush()
+        if isinstance(reply, AsyncIterable):
+            async for one in reply:
+                conversation.send_one(one)
+                await self.taken(_PARKED_AT_EASE)
+        else:
+            for one in reply:
+                conversation.send_one(one)
+                await self.taken(_PARKED_AT_EASE)
+
+
+async def _settled(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+def _stack(task: asyncio.Task[Any]) -> str:
+    """Where a task waits: the frames of the coroutines that await one another (Task.get_stack has the first alone)."""
+    summary = traceback.StackSummary()
+    waits: Any = task.get_coro()
+    while inspect.iscoroutine(waits) and waits.cr_frame is not None:
+        frame = waits.cr_frame
+        summary.append(traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        waits = waits.cr_await
+    return "".join(summary.format())

@@ -1,0 +1,66 @@
+"""What one framing makes of one stream: pieces in, requests out, and a clock for the request that has begun.
+
+Whoever has the bytes hands them over; nothing is waited for here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
+
+from forkd.errors import FramingError
+from forkd.framing import Framing
+
+Request = TypeVar("Request")
+
+
+class Clocked(Protocol):
+    """The connection, as far as its clock goes; `deadline` is None while no request is half received."""
+
+    deadline: float | None
+
+    def start_clock(self) -> None: ...
+
+    def stop_clock(self) -> None: ...
+
+
+class Hearing(Generic[Request]):
+    """`broken` is the error that the stream has come to; nothing is heard after that."""
+
+    __slots__ = ("_connection", "_feed", "_framing", "_tells_pending", "broken")
+
+    def __init__(self, connection: Clocked, framing: Framing[Request]) -> None:
+        self._connection = connection
+        self._framing = framing
+        self._feed = framing.feed
+        self._tells_pending = hasattr(framing, "pending")
+        self.broken: FramingError | None = None
+
+    def hear(self, data: bytes) -> Sequence[Request]:
+        """The requests that `data`, the next bytes of the stream, completes; `await_more` is to follow."""
+        try:
+            requests = self._feed(data)
+        except FramingError as error:
+            requests, self.broken = error.requests, error  # type: ignore[assignment]  # the framing's own requests
+        # Stopped before a handler reads for itself, and so that each request has a clock of its own.
+        if requests and self._connection.deadline is not None:
+            self._connection.stop_clock()
+        return requests
+
+    def await_more(self, *, heard_any: bool) -> None:
+        """What has been heard is done with: a request that has begun has its time to be whole."""
+        if self._framing.pending if self._tells_pending else not heard_any:  # type: ignore[attr-defined]
+            self._connection.start_clock()
+        elif self._connection.deadline is not None:
+            self._connection.stop_clock()
+
+    def end(self) -> Sequence[Request]:
+        """The requests that the end of the stream completes; raises Truncated inside one."""
+        if self._connection.deadline is not None:
+            self._connection.stop_clock()
+        return self._framing.end()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a request is known to be half received."""
+        return bool(self._tells_pending and self._framing.pending)  # type: ignore[attr-defined]

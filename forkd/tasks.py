@@ -1,0 +1,178 @@
+"""An `event` worker whose handlers are coroutines: its loop inside asyncio's, or uvloop's where that is installed.
+
+epoll(7) descriptors nest: asyncio waits for the worker's own, and the worker's loop then takes its turn. So
+accepting, deadlines and leaving are those of every event worker, and only what a handler awaits is asyncio's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import select
+from asyncio import AbstractEventLoop, Task
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic_ns
+from typing import Any, Final
+
+from forkd.asynchronous import AsyncVisit
+from forkd.event import Loop
+from forkd.scoreboard import Meter
+from forkd.seat import Seat
+
+_BEATS: Final = 4  # how often within request_timeout a loop that has handlers at work says that it turns
+
+
+def loop_factory() -> Callable[[], AbstractEventLoop] | None:
+    """uvloop's loop, where that is installed; None for asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    made: Callable[[], AbstractEventLoop] = uvloop.new_event_loop
+    return made
+
+
+def serve(seat: Seat) -> None:
+    """Serves until told to leave; returns when the last connection has ended."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_serve(seat))
+
+
+async def _serve(seat: Seat) -> None:
+    async with _alive(seat):
+        turner = Turner(seat)
+        seat.meter.idle()
+        seat.wake()
+        await turner.run()
+
+
+@asynccontextmanager
+async def _alive(seat: Seat) -> AsyncIterator[None]:
+    """The service's lifespan, where it is one to await; all others the worker has seen to."""
+    hook = seat.service.lifespan_hook
+    if hook is None or not inspect.isasyncgenfunction(hook):
+        yield
+        return
+    life = asynccontextmanager(hook)()
+    try:
+        seat.resources = await life.__aenter__()
+    except BaseException as error:
+        raise seat.boot_error(error) from None
+    try:
+        yield
+    finally:
+        try:
+            await life.__aexit__(None, None, None)
+        except Exception as error:
+            seat.report.lifespan_failed(error)
+
+
+class Turner:
+    """Gives the worker's loop its turns."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.pen = TaskPen(seat.meter)
+        self.loop = Loop(seat, AsyncVisit, self.pen)
+        self._aio = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._aio.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._beat = seat.limits.request_timeout / _BEATS
+        # Some loops have the process's signals written elsewhere than into the worker's inbox.
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.loop.epoll.register(self._wake, select.EPOLLIN | select.EPOLLET)
+        seat.orders.notify = self._notify
+
+    async def run(self) -> None:
+        """Serves until the last connection has ended."""
+        self.loop.replan = self.plan
+        self._aio.add_reader(self.loop.epoll.fileno(), self.turn)
+        self.turn()
+        await self._over
+
+    def turn(self) -> None:
+        if self._over.done():
+            return
+        try:
+            self.loop.turn(0)
+            self.plan()
+        except BaseException as error:
+            self._over.set_exception(error)
+
+    def plan(self) -> None:
+        """Sets the time of the next turn, should nothing happen before; or the end, when there is none."""
+        if self.loop.over:
+            if not self._over.done():
+                self._over.set_result(None)
+            return
+        timeout = self.loop.timeout()
+        if self.pen.in_hand and self._beat:
+            self.pen.beat()
+            timeout = self._beat if timeout is None else min(timeout, self._beat)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if timeout is None else self._aio.call_later(timeout, self.turn)
+
+    def close(self) -> None:
+        """Lets go of what it waits with, where the process goes on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        os.close(self._wake)
+
+    def _notify(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+
+class TaskPen:
+    """A worker's pen for handlers that take turns.
+
+    What the row says of a request in hand is since when the loop has not turned: a handler that only waits is
+    `AsyncVisit`'s affair, one that holds up the loop the master's.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.in_hand: dict[Task[Any] | None, tuple[bytes, bytes]] = {}
+        self._meter = meter
+        self._peer = b""
+
+    def meets(self, peer: bytes) -> None:
+        self._peer = peer
+
+    def opened(self) -> None:
+        self._meter.opened()
+
+    def closed(self) -> None:
+        self._meter.closed()
+
+    def began(self, request: bytes = b"") -> int:
+        now = monotonic_ns()
+        self.in_hand[asyncio.current_task()] = (self._peer, request)
+        self._meter.meets(self._peer)
+        self._meter.shows(now, request)
+        return now
+
+    def ended(self, began: int) -> int:
+        now = self._meter.ended(began)
+        del self.in_hand[asyncio.current_task()]
+        self.beat()
+        return now
+
+    def resumed(self, request: bytes) -> None:
+        self._meter.resumed(request)
+
+    def paused(self) -> None:
+        self._meter.paused()
+
+    def counted(self, column: int) -> None:
+        self._meter.counted(column)
+
+    def moved(self, received: int, sent: int) -> None:
+        self._meter.moved(received, sent)
+
+    def beat(self) -> None:
+        """The loop turns; the row tells of the request that has been in hand the longest."""
+        if self.in_hand:
+            peer, request = next(iter(self.in_hand.values()))
+            self._meter.meets(peer)
+            self._meter.shows(monotonic_ns(), request)
