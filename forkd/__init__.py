@@ -4,6 +4,7 @@ The public names; all else in this package is internal, `forkd.testing` and `for
 """
 
 from forkd.address import Address
+from forkd.asyncconnection import AsyncConnection
 from forkd.connection import Connection, DeadlineError, PeerGone
 from forkd.errors import FramingError, OverLimit, Truncated
 from forkd.framing import Chunks, Delimited, Fixed, Framing, LengthPrefixed, Lines, Netstrings
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Address",
+    "AsyncConnection",
     "Chunks",
     "Close",
     "Connection",

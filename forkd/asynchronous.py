@@ -1,8 +1,7 @@
 """One connection of a service whose handler is an `async def`: a coroutine that waits where others block.
 
-`AsyncConnection` is what such a handler sees: `Connection`, with what may take time to be awaited. `AsyncVisit` is what
-the loop of `event` sees, as a `Visit`. A reply's way, its errors and its accounts are `conversation`'s as ever; the
-loop of asyncio is `tasks`' affair.
+The handler sees an `AsyncConnection`, the loop of `event` a visit like all others. A reply's way, its errors and its
+accounts are `conversation`'s as ever; the loop of asyncio is `tasks`' affair.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any, Final, TypeVar
 
-from forkd.address import Address
+from forkd.asyncconnection import AT_EASE, AsyncConnection
 from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, Limits, PeerGone, Reading
 from forkd.conversation import Conversation, End, Failed
 from forkd.errors import ForkdError
@@ -27,73 +26,6 @@ from forkd.visit import IN, OUT, Host
 Request = TypeVar("Request")
 
 _NEVER: Final = float("inf")
-_PARKED_AT_EASE: Final = 65536  # bytes that a handler may leave to a slow client before its `send` waits
-
-
-class AsyncConnection:
-    """One client, from accept to close, for an `async def` handler; the names are those of `Connection`."""
-
-    __slots__ = ("_plain", "_visit")
-
-    def __init__(self, plain: Connection, visit: AsyncVisit) -> None:
-        self._plain = plain
-        self._visit = visit
-
-    @property
-    def peer(self) -> Address:
-        """The client's address, as it is seen from here."""
-        return self._plain.peer
-
-    @property
-    def local(self) -> Address:
-        """The address that the client called, also where the listener is a wildcard."""
-        return self._plain.local
-
-    @property
-    def service(self) -> str:
-        """The service's name."""
-        return self._plain.service
-
-    @property
-    def number(self) -> int:
-        """This worker's connections, counted from 1."""
-        return self._plain.number
-
-    @property
-    def data(self) -> dict[Any, Any]:
-        """The handler's own, from the first to the last call for this connection."""
-        return self._plain.data
-
-    @property
-    def resources(self) -> Any:
-        """What the service's lifespan gave."""
-        return self._plain.resources
-
-    async def recv(self, n: int) -> bytes:
-        """At most `n` bytes, as soon as there are any; `b""` at the stream's end. See `Connection.recv`."""
-        return await self._visit.recv(n)
-
-    async def read_exactly(self, n: int) -> bytes:
-        """Just `n` bytes; raises EOFError where the stream ends before. See `Connection.read_exactly`."""
-        return await self._visit.read(self._plain.exactly(n))
-
-    async def read_until(self, mark: bytes, limit: int = 65536) -> bytes:
-        """The bytes up to and with `mark`; see `Connection.read_until`."""
-        return await self._visit.read(self._plain.until(mark, limit))
-
-    async def send(self, data: bytes) -> None:
-        """Sends all of `data` as it is; waits while a slow client has much to take still. See `Connection.send`."""
-        self._plain.send(data)
-        await self._visit.taken(_PARKED_AT_EASE)
-
-    async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
-        """The requests that `framing` cuts out of the rest of the stream, to its end. See `Connection.requests`."""
-        async for request in self._visit.requests(framing.copy()):
-            yield request
-
-    def close(self) -> None:
-        """Ends our side: the client reads what was sent, then the end of the stream."""
-        self._plain.close()
 
 
 class AsyncVisit:
@@ -290,7 +222,7 @@ class AsyncVisit:
         except PeerGone as error:
             self._fail(error)
             return
-        if self._room is not None and not self._room.done() and len(self.connection.parked) <= _PARKED_AT_EASE:
+        if self._room is not None and not self._room.done() and len(self.connection.parked) <= AT_EASE:
             self._room.set_result(None)
         if done:
             self._want(IN)
@@ -413,11 +345,11 @@ class AsyncVisit:
         if isinstance(reply, AsyncIterable):
             async for one in reply:
                 conversation.send_one(one)
-                await self.taken(_PARKED_AT_EASE)
+                await self.taken(AT_EASE)
         else:
             for one in reply:
                 conversation.send_one(one)
-                await self.taken(_PARKED_AT_EASE)
+                await self.taken(AT_EASE)
 
 
 async def _settled(value: Any) -> Any:

@@ -55,7 +55,7 @@ class Crew:
         return monotonic()
 
     def due_by(self, when: float) -> None:
-        """The loop looks often enough."""
+        """The loop looks often enough, as long as it has visits."""
 
     def take(self, visit: Visitor) -> None:
         """Has the visit served: at once, for the service may speak first."""

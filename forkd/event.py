@@ -141,7 +141,7 @@ class Loop:
         )
         guest.prepare(connection)
         visit = self.visit(guest.sock, connection, seat.service, self.pen, seat.limits, self.crew or self)
-        self.due_by(self.now + (seat.limits.idle_timeout or _NEVER))
+        self.due_by(self.now + (seat.limits.idle_timeout or _NEVER if self.crew is None else self.coarse))
         self.visits[visit.fd] = visit
         self.opened()
         if seat.board.header[SPARE] and seat.board.idle() < seat.board.header[SPARE]:
@@ -191,6 +191,7 @@ class Loop:
             self.hurried, self.coarse = True, STRAGGLERS
             for visit in list(self.visits.values()):
                 visit.hurry()
+            self.due_by(self.now + self.coarse)
         if self.open:
             self.open = False
             self.doors.unwatch()
@@ -224,6 +225,8 @@ class Loop:
                 visit.expire()
             else:
                 visit.cut()
+        if self.crew is not None and self.visits:
+            next_due = now  # a thread may have set a nearer one meanwhile
         self.sweep_at = None if next_due == _NEVER else max(next_due, now + self.coarse)
 
     def tidy(self) -> None:
@@ -242,8 +245,6 @@ class Loop:
             waits.append(self.seat.tenure.timeout(now))
         if self.sweep_at is not None:
             waits.append(max(0.0, self.sweep_at - now))
-        if self.crew is not None and self.visits:
-            waits.append(self.coarse)  # threads set deadlines, too
         return min((wait for wait in waits if wait is not None), default=None)
 
     def opened(self) -> None:

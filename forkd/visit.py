@@ -139,7 +139,7 @@ class Visit:
         connection = self.connection
         if connection.parked:
             return self._owed_since + (self._limits.write_timeout or _NEVER)
-        if self.at_work and not connection.leaving:
+        if self._verdict is not None or (self.at_work and not connection.leaving):
             return _NEVER
         if connection.deadline is not None:
             return connection.deadline

@@ -28,7 +28,7 @@ REFUSED = {
     "framing": {"socket", "time"},
 }
 # A heavy room that a command of its own needs, and the others do without.
-LATE = {"cli": {"master", "table"}}
+LATE = {"cli": {"master", "table"}, "worker": {"tasks"}}
 
 
 def read_map(text: str) -> dict[str, set[str]]:

@@ -1,4 +1,4 @@
-"""Faults under load: `python -m tests.chaos [--share S] [--seed N] [--shape X] [--page FILE] [SCENARIO ...]`.
+"""Faults under load: `python -m tests.chaos [--share S] [--seed N] [--kind K] [--shape X] [SCENARIO ...]`.
 
 Each scenario runs in a network namespace of its own (root needed), so that its TCP counters start
 clean, and prints one row of a table; the exit status is 1 if any broke its promise. `--share 0.1` does a tenth
@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 from tests.chaos import accounts, changes, deaths, kernel, page
-from tests.chaos.harness import SHAPES, Report, Scenario, Scene
+from tests.chaos.harness import KINDS, SHAPES, Report, Scenario, Scene
 from tests.server import ROOT
 
 SCENARIOS = {
@@ -25,9 +26,9 @@ SCENARIOS = {
 }
 
 
-def play(scenario: Scenario, shape: str, share: float, seed: int) -> Report:
+def play(scenario: Scenario, kind: str, shape: str, share: float, seed: int) -> Report:
     """Runs one scenario in this process's network."""
-    report = Report(scenario.name, shape)
+    report = Report(scenario.name, shape, kind)
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(Path(folder), random.Random(f"{seed} {scenario.name} {shape}"), share, report)
         try:
@@ -40,15 +41,19 @@ def play(scenario: Scenario, shape: str, share: float, seed: int) -> Report:
     return report
 
 
-def play_apart(scenario: Scenario, shape: str, share: float, seed: int) -> Report:
+def play_apart(scenario: Scenario, kind: str, shape: str, share: float, seed: int) -> Report:
     """Runs one scenario in a network of its own."""
-    inside = [sys.executable, "-m", "tests.chaos", "--here", "--shape", shape, "--share", str(share)]
+    inside = [sys.executable, "-m", "tests.chaos", "--here", "--kind", kind, "--shape", shape]
     command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *inside]
     done = subprocess.run(
-        [*command, "--seed", str(seed), scenario.name], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+        [*command, "--share", str(share), "--seed", str(seed), scenario.name],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        return Report(scenario.name, shape, broken=["it could not be played"])
+        return Report(scenario.name, shape, kind, broken=["it could not be played"])
     told = json.loads(done.stdout.splitlines()[-1])
     return Report(**told | {"counts": Counter(told["counts"])})
 
@@ -58,19 +63,20 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--shape", choices=SHAPES, action="append", help="how clients ask; all, unless told")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="the kind of worker; all, unless told")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of what is promised there")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
     told = parser.parse_args()
     if told.here:
-        print(json.dumps(vars(play(SCENARIOS[told.scenarios[0]], told.shape[0], told.share, told.seed))))
+        print(json.dumps(vars(play(SCENARIOS[told.scenarios[0]], told.kind[0], told.shape[0], told.share, told.seed))))
         return 0
     print(f"seed {told.seed}, share {told.share:g}\n\n{page.HEAD}", flush=True)
     reports = []
-    for name in told.scenarios or SCENARIOS:
+    for name, kind in product(told.scenarios or SCENARIOS, told.kind or KINDS):
         for shape in SCENARIOS[name].shapes:
             if not told.shape or shape in told.shape:
-                reports.append(play_apart(SCENARIOS[name], shape, told.share, told.seed))
+                reports.append(play_apart(SCENARIOS[name], kind, shape, told.share, told.seed))
                 print(page.row(reports[-1]), flush=True)
     if told.page:
         told.page.write_text(page.whole(SCENARIOS, reports, told.share, told.seed))

@@ -31,6 +31,7 @@ class Report:
 
     scenario: str
     shape: str
+    kind: str = "sync"
     done: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     figures: list[str] = field(default_factory=list)
@@ -47,6 +48,15 @@ class Report:
         label = "worst" if quantile == 1 else f"p{quantile * 100:g}"
         self.figures.append(f"{what}: median {milliseconds(statistics.median(ordered))}, {label} {milliseconds(worst)}")
         self.expect(worst <= limit, f"{what}: {label} {milliseconds(worst)}, more than {milliseconds(limit)}")
+
+
+KINDS = {
+    "sync": "",
+    "event": 'worker = "event"\n',
+    "threads": 'worker = "event"\nthreads = 2\n',
+    "async": 'worker = "event"\n',
+}
+"""The kinds of worker, and what makes a service run on them."""
 
 
 @dataclass
@@ -79,7 +89,7 @@ class Scene:
         self,
         text: str = "",
         *,
-        app: str = "ledger:answer",
+        app: str = "",
         workers: str = "16",
         listen: str = '"127.0.0.1:0"',
         name: str = ".",
@@ -88,9 +98,14 @@ class Scene:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         (folder / "forkd.toml").write_text(
-            f'[master]\ncontrol = "{folder}/control.sock"\n[service.test]\napp = "{app}"\n'
-            f'path = "{HANDLERS}"\nlisten = {listen}\nworkers = {workers}\n{text}'
+            f'[master]\ncontrol = "{folder}/control.sock"\n[service.test]\napp = "{app or self.app}"\n'
+            f'path = "{HANDLERS}"\nlisten = {listen}\nworkers = {workers}\n{KINDS[self.report.kind]}{text}'
         )
+
+    @property
+    def app(self) -> str:
+        """The ledger service, as this kind of worker runs it."""
+        return "ledger:answer_async" if self.report.kind == "async" else "ledger:answer"
 
     def begun(self, name: str = ".", *, program: list[str] | None = None) -> AbstractContextManager[Server]:
         """A server with the settings written, that has just been started."""

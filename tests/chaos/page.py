@@ -13,7 +13,10 @@ import forkd
 from tests.chaos.harness import Report, Scenario
 from tests.load import LOSSES
 
-HEAD = "| fault | shape | done | requests | lost | figures | promise |\n| --- | --- | --- | ---: | ---: | --- | --- |"
+HEAD = (
+    "| fault | worker | shape | done | requests | lost | figures | promise |\n"
+    "| --- | --- | --- | --- | ---: | ---: | --- | --- |"
+)
 
 _TEMPLATE = Path(__file__).with_name("page.md")
 
@@ -21,7 +24,8 @@ _TEMPLATE = Path(__file__).with_name("page.md")
 def row(report: Report) -> str:
     """One scenario in one shape, for whoever watches the run."""
     verdict = "kept" if not report.broken else "BROKEN: " + "; ".join(report.broken[:5]).replace("\n", " ")
-    return _cells(report.scenario, report.shape, report.done, _number(report), _lost(report), _figures(report), verdict)
+    told = (report.done, _number(report), _lost(report), _figures(report), verdict)
+    return _cells(report.scenario, report.kind, report.shape, *told)
 
 
 def whole(scenarios: Mapping[str, Scenario], reports: Sequence[Report], share: float, seed: int) -> str:
@@ -30,7 +34,7 @@ def whole(scenarios: Mapping[str, Scenario], reports: Sequence[Report], share: f
     for report in reports:
         told = scenarios[report.scenario]
         verdict = "yes" if not report.broken else "**no**: " + re.sub(r"/tmp/\S+", "(a path)", report.broken[0])
-        cells = (report.shape, report.done, _number(report), _lost(report), _figures(report), verdict)
+        cells = (report.kind, report.shape, report.done, _number(report), _lost(report), _figures(report), verdict)
         rows.append(_cells(told.fault, told.promise, *cells).replace("\n", " "))
     kernel = ".".join(platform.release().split(".")[:2])
     run = (

@@ -4,6 +4,7 @@ A request is `ID PAYLOAD`; the reply is `ID` and a digest of both. LEDGER names 
 long a request takes, in seconds. Each worker leaves a line `born PID TIME` when it is ready.
 """
 
+import asyncio
 import hashlib
 import os
 import time
@@ -28,6 +29,21 @@ def answer(request: bytes, connection: forkd.Connection) -> bytes:
     return reply
 
 
+@forkd.service(forkd.Lines())
+async def answer_async(request: bytes, connection: forkd.AsyncConnection) -> bytes:
+    """The same, for workers with coroutines."""
+    number, _, _ = request.partition(b" ")
+    ledger = connection.resources
+    if ledger is not None:
+        os.write(ledger, b"%s start\n" % number)
+    await asyncio.sleep(NAP)
+    reply = number + b" " + hashlib.sha256(request).hexdigest().encode()
+    if ledger is not None:
+        os.write(ledger, b"%s end\n" % number)
+    return reply
+
+
+@answer_async.lifespan
 @answer.lifespan
 def ledger() -> Iterator[int | None]:
     path = os.environ.get("LEDGER")

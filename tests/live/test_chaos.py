@@ -23,33 +23,45 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("scenario", "shape", "share"),
-    [
-        ("reload", "single", 0.02),
-        ("reload", "persistent", 0.1),
-        ("reload", "pipelined", 0.1),
-        ("broken-reload", "persistent", 0.1),
-        ("listeners", "pipelined", 0.1),
-        ("scale", "single", 0.1),
-        ("upgrade", "persistent", 0.1),
-        ("recycle", "single", 0.1),
-        ("recycle", "pipelined", 0.1),
-        ("stop", "single", 0.1),
-        ("stop", "persistent", 0.05),
-        ("stop", "pipelined", 0.05),
-        ("kill-workers", "single", 0.05),
-        ("kill-workers", "persistent", 0.05),
-        ("kill-fork-servers", "persistent", 0.1),
-        ("kill-masters", "single", 0.1),
-        ("kill-masters", "persistent", 0.1),
-        ("signals", "single", 0.1),
-        ("no-descriptors", "single", 0.3),
-        ("descriptors", "persistent", 0.1),
-        ("raving", "single", 0.1),
-    ],
-)
-def test_the_promises_hold_under_load(scenario: str, shape: str, share: float) -> None:
-    program = [sys.executable, "-m", "tests.chaos", "--share", str(share), "--shape", shape, scenario]
+# Of each scenario a tenth, or what fits the time of a test.
+SAMPLE = [
+    ("reload", "sync", "single", 0.02),
+    ("reload", "sync", "persistent", 0.1),
+    ("reload", "sync", "pipelined", 0.1),
+    ("broken-reload", "sync", "persistent", 0.1),
+    ("listeners", "sync", "pipelined", 0.1),
+    ("scale", "sync", "single", 0.1),
+    ("upgrade", "sync", "persistent", 0.1),
+    ("recycle", "sync", "single", 0.1),
+    ("recycle", "sync", "pipelined", 0.1),
+    ("stop", "sync", "single", 0.1),
+    ("stop", "sync", "persistent", 0.05),
+    ("stop", "sync", "pipelined", 0.05),
+    ("kill-workers", "sync", "single", 0.05),
+    ("kill-workers", "sync", "persistent", 0.05),
+    ("kill-fork-servers", "sync", "persistent", 0.1),
+    ("kill-masters", "sync", "single", 0.1),
+    ("kill-masters", "sync", "persistent", 0.1),
+    ("signals", "sync", "single", 0.1),
+    ("stopped-master", "sync", "persistent", 0.05),
+    ("accept-errors", "sync", "single", 0.1),
+    ("no-descriptors", "sync", "single", 0.3),
+    ("descriptors", "sync", "persistent", 0.1),
+    ("million", "sync", "pipelined", 0.1),
+    ("raving", "sync", "single", 0.1),
+    *(
+        (scenario, kind, shape, 0.05)
+        for kind in ("event", "threads", "async")
+        for scenario, shape in [("reload", "persistent"), ("recycle", "pipelined"), ("stop", "single")]
+    ),
+    ("upgrade", "event", "persistent", 0.05),
+    ("kill-workers", "event", "persistent", 0.05),
+]
+
+
+@pytest.mark.parametrize(("scenario", "kind", "shape", "share"), SAMPLE)
+def test_the_promises_hold_under_load(scenario: str, kind: str, shape: str, share: float) -> None:
+    told = ["--share", str(share), "--kind", kind, "--shape", shape, scenario]
+    program = [sys.executable, "-m", "tests.chaos", *told]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False, timeout=170)
     assert done.returncode == 0, done.stdout + done.stderr
