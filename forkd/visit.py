@@ -189,6 +189,7 @@ class Visit:
         connection = self.connection
         if not connection.unpark():
             return
+        self._owed_since = self._host.now
         if connection.deadline is not None:  # its time did not run while nobody read
             connection.deadline = None
             connection.start_clock()

@@ -26,8 +26,9 @@ def forkd(tmp_path: Path) -> Iterator[Forkd]:
             app: str = "", *, file: str = "", listen: str = "127.0.0.1:0", master: str = "", **keys: object
         ) -> Server:
             if not file:
+                keys.setdefault("path", f'"{HANDLERS}"')
                 lines = "\n".join(f"{key} = {value}" for key, value in keys.items())
-                file = f'[service.test]\napp = "{app}"\npath = "{HANDLERS}"\nlisten = "{listen}"\n{lines}\n'
+                file = f'[service.test]\napp = "{app}"\nlisten = "{listen}"\n{lines}\n'
             head = f'[master]\ncontrol = "{tmp_path}/control.sock"\n{master}\n'
             (tmp_path / "forkd.toml").write_text(head + file)
             return servers.enter_context(running(["forkd.toml"], tmp_path))

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import forkd
 
@@ -68,3 +69,16 @@ def remark(request: bytes) -> bytes:
     level, _, text = request.decode().partition(" ")
     logging.getLogger("shop").log(logging.getLevelNamesMapping()[level], "remark: %s", text)
     return b"logged"
+
+
+@forkd.service(forkd.Lines())
+def swell(request: bytes) -> bytes:
+    """A reply twenty times as long."""
+    return request * 20
+
+
+@forkd.service(forkd.Lines())
+def endless(request: bytes) -> Iterator[bytes]:
+    """Replies for ever, a kilobyte at a time."""
+    while True:
+        yield b"x" * 1023
