@@ -6,17 +6,22 @@ handler sees framing, hooks and deadlines as a client would, in microseconds.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
 from typing import Any
 
+from forkd.asynchronous import AsyncVisit
 from forkd.connection import Connection, Limits
 from forkd.conversation import End, Outcome, converse
 from forkd.framing import Framing
 from forkd.handler import Service
 from forkd.scoreboard import ROW_BYTES, Meter
+from forkd.visit import IN, OUT, Visitor
 
 
 class Client:
@@ -147,16 +152,82 @@ class _Session:
             raise self._error
 
     def _run(self) -> None:
-        connection = Connection(self._socket, service=self._name, limits=self._limits, peer="")
+        connection = Connection(
+            self._socket, service=self._name, limits=self._limits, peer="", parks=self._service.is_async
+        )
         try:
             with self._service.alive() as connection.resources:
                 connection.prepare()
                 meter = Meter(memoryview(bytearray(ROW_BYTES)).cast("Q"))
-                self.outcome = converse(connection, self._service, meter)
-                if self.outcome.end in (End.ERROR, End.EXIT):
+                if self._service.is_async:
+                    self.outcome = asyncio.run(
+                        _Alone.serve(connection, self._socket, self._service, self._limits, meter)
+                    )
+                else:
+                    self.outcome = converse(connection, self._service, meter)
+                if self.outcome.end in (End.ERROR, End.EXIT, End.REQUEST):
                     self._error = self.outcome.error
         except BaseException as error:
             self._error = error
         finally:
             # Not closed here: unread input would reset the client, from which a worker's lingering keeps it.
             connection.close()
+
+
+class _Alone:
+    """The host of one visit, for a handler that is a coroutine."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._outcome: asyncio.Future[Outcome] = self._loop.create_future()
+        self._visit: Visitor | None = None
+
+    @classmethod
+    async def serve(
+        cls, connection: Connection, sock: socket.socket, service: Service[..., Any], limits: Limits, meter: Meter
+    ) -> Outcome:
+        alone = cls(limits)
+        visit = alone._visit = AsyncVisit(sock, connection, service, meter, limits, alone)
+        async with _resources(service, connection):
+            alone.watch(visit)
+            visit.ready(0)
+            return await alone._outcome
+
+    @property
+    def now(self) -> float:
+        return monotonic()
+
+    def due_by(self, when: float) -> None:
+        self._loop.call_later(max(0.0, min(when - self.now, 86400.0)), self._look)
+
+    def watch(self, visit: Visitor) -> None:
+        self._loop.remove_reader(visit.fd)
+        self._loop.remove_writer(visit.fd)
+        if visit.interest & IN:
+            self._loop.add_reader(visit.fd, visit.ready, IN)
+        if visit.interest & OUT:
+            self._loop.add_writer(visit.fd, visit.ready, OUT)
+
+    def ended(self, visit: Visitor, outcome: Outcome) -> None:
+        self._loop.remove_reader(visit.fd)
+        self._loop.remove_writer(visit.fd)
+        self._outcome.set_result(outcome)
+
+    def _look(self) -> None:
+        if self._visit is not None and not self._outcome.done():
+            if self._visit.due() <= self.now:
+                self._visit.expire()
+            else:
+                self.due_by(self._visit.due())
+
+
+@asynccontextmanager
+async def _resources(service: Service[..., Any], connection: Connection) -> AsyncIterator[None]:
+    """The service's lifespan, where that is to be awaited."""
+    hook = service.lifespan_hook
+    if hook is None or not inspect.isasyncgenfunction(hook):
+        yield
+        return
+    async with asynccontextmanager(hook)() as connection.resources:
+        yield

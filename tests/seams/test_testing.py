@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -219,3 +220,33 @@ def test_a_clean_up_that_fails() -> None:
 
     with pytest.raises(ConnectionResetError, match="went first"), connect(tell) as client:
         assert client.call(b"?") == b"something"
+
+
+@forkd.service(forkd.Lines())
+async def patient(request: bytes, connection: forkd.AsyncConnection) -> bytes:
+    if request == b"fail":
+        raise ValueError("no good")
+    await asyncio.sleep(float(request))
+    return b"%s %s" % (connection.resources, request)
+
+
+@patient.lifespan
+async def pool() -> AsyncIterator[bytes]:
+    yield b"pooled"
+
+
+def test_a_coroutine() -> None:
+    with connect(patient) as client:
+        assert client.call(b"0.01") == b"pooled 0.01"
+    with connect(patient, limits=Limits(idle_timeout=0.05)) as client:
+        assert client.call(b"0") == b"pooled 0"
+        assert client.recv(100) == b""
+    assert client.outcome.end is End.IDLE
+    with pytest.raises(ValueError, match="no good"), connect(patient) as client:
+        client.call(b"fail")
+
+
+def test_a_coroutine_over_its_time() -> None:
+    with pytest.raises(TimeoutError), connect(patient, limits=Limits(request_timeout=0.05)) as client:
+        client.call(b"60")
+    assert client.outcome.end is End.REQUEST
