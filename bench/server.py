@@ -18,6 +18,7 @@ from bench.asking import Failure
 from bench.contenders import ROOT, Contender, environment
 
 _LIMIT: Final = 20.0
+_GRACE: Final = 5.0
 _PAUSE: Final = 0.001
 
 
@@ -71,20 +72,21 @@ class Server:
         return processes.cpu_ns(self.family())
 
     def end(self) -> None:
-        """TERM, then KILL for whoever of its processes is left."""
+        """TERM, then KILL for whoever of its processes is left; returns when all are gone."""
         known = self.family()
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
-        # Not by process group: what has ended by itself may have left its number to others.
+            self.process.wait(_GRACE)
         for pid in known:
             with suppress(ProcessLookupError):
-                if pid != self.pid and processes.alive(pid) and os.getsid(pid) == self.pid:
+                # By its session it is known to be still ours: a number may have gone to somebody else.
+                if processes.alive(pid) and os.getsid(pid) == self.pid:
                     os.kill(pid, signal.SIGKILL)
-        if self.process.poll() is None:
-            self.process.kill()
         self.process.wait()
+        deadline = time.monotonic() + _LIMIT
+        while any(processes.alive(pid) for pid in known) and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
 
 
 def free_port() -> int:
