@@ -1,7 +1,8 @@
 """`python -m bench [--rounds N] [--seconds S] [--only NAME ...] [--seed N] [--out FOLDER]`.
 
 NAME is a trial or a figure (its trial is played then); --list names them all. The outcome goes into FOLDER as
-JSON, and from there onto the page and into the plots; --page makes those again of what is there.
+JSON, and from there onto the page and into the plots; --page makes those again of what is there. A part of the
+trials goes into a folder of its own, unless told, so that the page of the whole stays.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import sys
 from pathlib import Path
 
 from bench import about, contenders, figures, page, plots, processes, record, trials
+from bench.asking import BUILD
 from bench.contenders import ROOT
 from bench.rounds import Outcome, play
 
 OUT = ROOT / "docs" / "benchmarks"
+PART = BUILD / "part"
 
 
 def main() -> int:
@@ -40,7 +43,7 @@ def main() -> int:
         for trial in every:
             if trial.name in wanted:
                 outcomes[trial.name] = play(trial, options.rounds, chance)
-        record.write(options.out, about.end(run), outcomes)
+                record.write(options.out, about.end(run), outcomes)  # whoever interrupts it has what was measured
     run, outcomes = record.read(options.out)
     findings = list(figures.find(outcomes))
     plotted = plots.draw(options.out, outcomes)
@@ -57,10 +60,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="how long a client asks in one run (2)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="trials or figures; all, unless told")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the order")
-    parser.add_argument("--out", type=Path, default=OUT, help="where the outcome goes (docs/benchmarks)")
+    parser.add_argument("--out", type=Path, help="where the outcome goes (docs/benchmarks; a part, bench/build/part)")
     parser.add_argument("--page", action="store_true", help="measure nothing, make page and plots again")
     parser.add_argument("--list", action="store_true", help="name all trials and figures")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.out = options.out or (PART if options.only else OUT)
+    return options
 
 
 def _wanted(only: list[str], every: list[str]) -> set[str]:

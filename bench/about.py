@@ -33,7 +33,8 @@ def begin(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def end(run: dict[str, Any]) -> dict[str, Any]:
-    return run | {"minutes": round((time.time() - run.pop("began")) / 60, 1)}
+    """The same, so far."""
+    return {key: value for key, value in run.items() if key != "began"} | {"minutes": (time.time() - run["began"]) / 60}
 
 
 def _processor() -> str:

@@ -38,83 +38,68 @@ class Finding:
         return None if self.spread is None else self.spread.median <= self.figure.bound
 
 
-def _cpu(name: str, says: str, bound: float, trial: str, ours: str, theirs: str) -> Figure:
-    return Figure(name, says, bound, trial, "cpu us", ours, theirs)
+_SYNC, _EVENT, _C_PREFORK, _C_EPOLL, _UVLOOP = "forkd sync", "forkd event", "C prefork", "C epoll", "uvloop Protocol"
+_OTHERS = ["gevent", "asyncio streams", "Twisted", "socketserver, threads", "socketserver, forks"]
+_MANY, _NONE = "forkd event, 10,000 idle", "forkd event, 0 idle"
+_PYTHON = "python -c 'import asyncio'"
 
 
-def _against(theirs: str) -> Figure:
-    name = "event-vs-" + theirs.lower().replace(", ", "-").replace(" ", "-")
-    return _cpu(name, f"the same against {theirs}", 0.5, "event-64", "forkd event", theirs)
+def _cpu(name: str, of: str, bound: float, trial: str, ours: str, theirs: str) -> Figure:
+    return Figure(name, f"{of}: CPU a request, against {theirs}", bound, trial, "cpu us", ours, theirs)
+
+
+def _named(other: str) -> str:
+    return "event-" + other.lower().replace(",", "").replace(" ", "-")
 
 
 FIGURES = [
-    _cpu(
-        "sync-64",
-        "CPU a request, 4 sync workers, 64 bytes, against C prefork",
-        1.2,
-        "sync-64",
-        "forkd sync",
-        "C prefork",
-    ),
-    _cpu("sync-16k", "the same with 16 KiB", 1.2, "sync-16k", "forkd sync", "C prefork"),
-    _cpu("sync-single", "the same with a connection a request", 1.6, "sync-single", "forkd sync", "C prefork"),
-    _cpu(
-        "event-vs-c",
-        "CPU a request, 1 event worker, 64 connections, against C epoll",
-        1.25,
-        "event-64",
-        "forkd event",
-        "C epoll",
-    ),
-    _cpu("event-vs-uvloop", "the same against a uvloop Protocol", 1.0, "event-64", "forkd event", "uvloop Protocol"),
-    _cpu(
-        "pipelined-vs-uvloop",
-        "the same with 16 requests in one write",
-        1.0,
-        "event-pipelined",
-        "forkd event",
-        "uvloop Protocol",
-    ),
-    *map(_against, ["gevent", "asyncio streams", "Twisted", "socketserver, threads", "socketserver, forks"]),
+    _cpu("sync-64", "sync, 64 bytes", 1.2, "sync-64", _SYNC, _C_PREFORK),
+    _cpu("sync-16k", "sync, 16 KiB", 1.2, "sync-16k", _SYNC, _C_PREFORK),
+    _cpu("sync-single", "sync, a connection a request", 1.6, "sync-single", _SYNC, _C_PREFORK),
+    _cpu("event-c", "event, 64 connections", 1.25, "event-64", _EVENT, _C_EPOLL),
+    _cpu("event-uvloop", "event, 64 connections", 1.0, "event-64", _EVENT, _UVLOOP),
+    _cpu("event-pipelined", "event, 16 requests in one write", 1.0, "event-pipelined", _EVENT, _UVLOOP),
+    *(_cpu(_named(other), "event, 64 connections", 0.5, "event-64", _EVENT, other) for other in _OTHERS),
     Figure(
         "p99",
-        "99th percentile at half of full load, open loop, against a uvloop Protocol",
+        f"event, half of full load: 99th percentile, against {_UVLOOP}",
         1.0,
         "half-load",
         "p99 us",
-        "forkd event",
-        "uvloop Protocol",
+        _EVENT,
+        _UVLOOP,
     ),
     Figure(
         "memory-sync",
-        "private dirty memory of a sync worker after 100,000 requests",
+        "sync: private dirty memory of a worker after 100,000 requests",
         1.2,
         "memory",
         "private dirty MB",
-        "forkd sync",
+        _SYNC,
         unit="MB",
     ),
-    Figure("memory-event", "the same of an event worker", 2.5, "memory", "private dirty MB", "forkd event", unit="MB"),
+    Figure(
+        "memory-event",
+        "event: private dirty memory of a worker after 100,000 requests",
+        2.5,
+        "memory",
+        "private dirty MB",
+        _EVENT,
+        unit="MB",
+    ),
     Figure(
         "idle-memory",
-        "memory an idle connection, 10,000 in 2 event workers",
+        "event, 10,000 idle connections in 2 workers: memory of each",
         2500,
         "idle-connections",
         "bytes a connection",
-        "forkd event, 10,000 idle",
+        _MANY,
         unit="bytes",
     ),
-    _cpu(
-        "idle-beside",
-        "CPU a request of 64 busy connections beside those, against without",
-        1.1,
-        "idle-connections",
-        "forkd event, 10,000 idle",
-        "forkd event, 0 idle",
-    ),
+    _cpu("idle-beside", "event, 64 busy connections beside 10,000 idle", 1.1, "idle-connections", _MANY, _NONE),
     _cpu(
         "pool",
-        "CPU a request, 64 sync workers against 4, 4 connections",
+        "sync, 4 busy connections of 64 workers",
         1.15,
         "pool",
         "forkd sync, 64 workers",
@@ -122,25 +107,25 @@ FIGURES = [
     ),
     Figure(
         "idle-workers",
-        "wake-ups of all processes, 16 idle sync workers",
+        "sync, 16 idle workers: wake-ups of all processes",
         1.5,
         "idle-workers",
         "wake-ups a second",
-        "forkd sync",
+        _SYNC,
         unit="a second",
     ),
     Figure(
         "first-answer",
-        "from `forkd run` to the first answer, against `python -c 'import asyncio'`",
+        f"from `forkd run` to the first answer, against `{_PYTHON}`",
         2.5,
         "first-answer",
         "ms",
-        "forkd sync",
-        "python -c 'import asyncio'",
+        _SYNC,
+        _PYTHON,
     ),
     Figure(
         "worker-start",
-        "a worker's start, from order to ready, an application of 50 MB",
+        "a worker of an application of 50 MB: from the order to ready",
         10,
         "worker-start",
         "ms",

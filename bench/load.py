@@ -84,6 +84,6 @@ def keyvalue(contender: Contender, pipelined: int, seconds: float) -> Measures:
     with serving(contender, request=b"PING\r\n", reply=b"+PONG\r\n") as server:
         asking.ask_redis(server.port, pipelined, 2000)
         before = server.cpu_ns()
-        said = asking.ask_redis(server.port, pipelined, int(15_000 * seconds * pipelined**0.5))
+        said = asking.ask_redis(server.port, pipelined, int(40_000 * seconds * pipelined**0.5))
         settle()
         return {"cpu us": (server.cpu_ns() - before) / said["requests"] / 1000, **said}

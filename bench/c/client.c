@@ -9,6 +9,7 @@
    -R N   open loop: N requests a second whether or not replies come, at random times (Poisson); the time of a request
           counts from when it was due, not from when it could be sent
    -S N   seed of those random times (1)
+   -p     polls instead of sleeping until something comes back
 
    Without -R it is a closed loop: each connection sends, waits for its replies, sends again. Latencies are microseconds.
    Anything wrong (refused, closed, other bytes than were sent, ten seconds of silence) ends it with status 1. */
@@ -38,7 +39,7 @@ struct connection {
     size_t first, count, room;
 };
 
-static int port, poller, depth = 1, size = 64;
+static int port, poller, depth = 1, size = 64, patience = 1000;
 static long connections = 1, most, each_most, done, opened, asked;
 static double rate, seconds;
 static uint64_t bytes_sent, bytes_received, last_heard, random_state = 1;
@@ -222,7 +223,7 @@ static void closed_loop(struct connection *all, uint64_t begin)
         }
     }
     while (active) {
-        int count = epoll_wait(poller, events, 256, 1000);
+        int count = epoll_wait(poller, events, 256, patience);
         for (int each = 0; each < count; each++) {
             struct connection *connection = events[each].data.ptr;
             uint64_t time = now();
@@ -291,7 +292,7 @@ static double percentile(double share)
 int main(int argc, char **argv)
 {
     int option;
-    while ((option = getopt(argc, argv, "c:t:n:d:s:r:R:S:")) != -1) {
+    while ((option = getopt(argc, argv, "c:t:n:d:s:r:R:S:p")) != -1) {
         switch (option) {
         case 'c': connections = atol(optarg); break;
         case 't': seconds = atof(optarg); break;
@@ -301,6 +302,7 @@ int main(int argc, char **argv)
         case 'r': each_most = atol(optarg); break;
         case 'R': rate = atof(optarg); break;
         case 'S': random_state = (uint64_t)atoll(optarg) | 1; break;
+        case 'p': patience = 0; break;
         default: return 2;
         }
     }
