@@ -21,6 +21,7 @@ from bench.rounds import Outcome, play
 
 OUT = ROOT / "docs" / "benchmarks"
 PART = BUILD / "part"
+_BUSY = 0.05
 
 
 def main() -> int:
@@ -37,6 +38,8 @@ def main() -> int:
             if reason:
                 print(f"absent: {absent}: {reason}", file=sys.stderr)
         run = about.begin(options)
+        if run["busy before"] > _BUSY:
+            print(f"the machine is {run['busy before']:.0%} busy with other things: expect noise", file=sys.stderr)
         chance = random.Random(options.seed)
         print(f"seed {options.seed}", file=sys.stderr)
         outcomes: dict[str, Outcome] = {}

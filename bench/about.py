@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import forkd
+from bench import processes
 
 
 def begin(options: argparse.Namespace) -> dict[str, Any]:
+    """Takes a second, to see what the machine does without us."""
+    before = processes.machine()
+    time.sleep(1)
+    quiet = processes.machine().since(before)
     return {
         "date": time.strftime("%Y-%m-%d"),
         "began": time.time(),
+        "began machine": processes.machine(),
+        "busy before": 1 - quiet.idle / quiet.total,
         "python": platform.python_version(),
         "kernel": re.split(r"[^\d.]", platform.release())[0].rstrip("."),
         "processor": _processor(),
@@ -34,7 +41,9 @@ def begin(options: argparse.Namespace) -> dict[str, Any]:
 
 def end(run: dict[str, Any]) -> dict[str, Any]:
     """The same, so far."""
-    return {key: value for key, value in run.items() if key != "began"} | {"minutes": (time.time() - run["began"]) / 60}
+    spent = processes.machine().since(run["began machine"])
+    told = {key: value for key, value in run.items() if not key.startswith("began")}
+    return told | {"minutes": (time.time() - run["began"]) / 60, "stolen": spent.stolen / max(1, spent.total)}
 
 
 def _processor() -> str:

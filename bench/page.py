@@ -47,7 +47,9 @@ def _about(run: Mapping[str, Any]) -> str:
     return (
         f"Run on {run['date']}: Linux {run['kernel']}, {run['processor']}, {cores}; "
         f"CPython {run['python']}, {versions}. "
-        f"{run['rounds']} rounds, {run['seconds']:g} s a run, seed {run['seed']}; it took {run['minutes']:.0f} minutes."
+        f"{run['rounds']} rounds, {run['seconds']:g} s a run, seed {run['seed']}; it took {run['minutes']:.0f} minutes. "
+        f"Before it, the machine was {run['busy before']:.0%} busy with other things; in its course, {run['stolen']:.1%} of the "
+        "cores' time went to other machines on the same hardware."
     )
 
 

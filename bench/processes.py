@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -100,3 +101,21 @@ def wakeups(pids: Iterable[int]) -> int:
                     if line.startswith("voluntary_ctxt_switches"):
                         total += int(line.split()[1])
     return total
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How the time of all cores went since the start, in ticks; `stolen` by other machines on the same hardware."""
+
+    idle: int
+    stolen: int
+    total: int
+
+    def since(self, earlier: Machine) -> Machine:
+        return Machine(self.idle - earlier.idle, self.stolen - earlier.stolen, self.total - earlier.total)
+
+
+def machine() -> Machine:
+    # proc_stat(5): user nice system idle iowait irq softirq steal; guests are within user.
+    ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return Machine(ticks[3] + ticks[4], ticks[7], sum(ticks))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import about, record
+from bench import about, processes, record
 from bench.arithmetic import Spread, ratios, spread, three_digits
 from bench.asking import Failure
 from bench.figures import FIGURES, Figure, Finding, find
@@ -27,6 +27,8 @@ RUN = {
     "seconds": 2.0,
     "seed": 7,
     "minutes": 1.5,
+    "busy before": 0.01,
+    "stolen": 0.002,
 }
 
 
@@ -153,5 +155,11 @@ def test_what_was_measured_is_read_back_as_it_was_written(tmp_path: Path) -> Non
     assert record.read(tmp_path) == (RUN, played)
 
 
-def test_the_minutes_of_a_run_are_counted() -> None:
-    assert about.end({"began": 0.0, "seed": 1}).keys() == {"seed", "minutes"}
+def test_what_a_run_is_told_to_have_begun_with_is_not_on_the_page() -> None:
+    run = {"began": 0.0, "began machine": processes.Machine(0, 0, 0), "seed": 1}
+    assert about.end(run).keys() == {"seed", "minutes", "stolen"}
+
+
+def test_the_time_of_the_machine_is_taken_between_two_looks() -> None:
+    assert processes.Machine(7, 2, 20).since(processes.Machine(5, 1, 10)) == processes.Machine(2, 1, 10)
+    assert processes.machine().total > processes.machine().idle >= 0
