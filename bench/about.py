@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import re
 import shutil
@@ -30,7 +29,7 @@ def begin(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "kernel": re.split(r"[^\d.]", platform.release())[0].rstrip("."),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(processes.CORES),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "seed": options.seed,

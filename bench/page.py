@@ -44,13 +44,14 @@ def page(
 def _about(run: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     cores = f"{run['cores']} cores" if run["cores"] > 1 else "1 core, which servers and client share"
-    return (
-        f"Run on {run['date']}: Linux {run['kernel']}, {run['processor']}, {cores}; "
-        f"CPython {run['python']}, {versions}. "
-        f"{run['rounds']} rounds, {run['seconds']:g} s a run, seed {run['seed']}; it took {run['minutes']:.0f} minutes. "
-        f"Before it, the machine was {run['busy before']:.0%} busy with other things; in its course, {run['stolen']:.1%} of the "
-        "cores' time went to other machines on the same hardware."
-    )
+    lines = [
+        f"Run on {run['date']}: Linux {run['kernel']}, {run['processor']}, {cores}; CPython {run['python']},",
+        f"{versions}.",
+        f"{run['rounds']} rounds, {run['seconds']:g} s a run, seed {run['seed']}; it took {run['minutes']:.0f} minutes.",
+        f"Before it, the machine was {run['busy before']:.0%} busy with other things; in its course, {run['stolen']:.1%}",
+        "of the cores' time went to other machines on the same hardware.",
+    ]
+    return "\n".join(lines)
 
 
 def figures_table(findings: Iterable[Finding]) -> str:

@@ -18,9 +18,9 @@ _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _GONE: Final = (FileNotFoundError, ProcessLookupError)
 
 # Servers have one core, clients and whoever measures the other; on a machine of one core all share it.
-_CORES: Final = sorted(os.sched_getaffinity(0))
-SERVERS: Final = _CORES[-1]
-CLIENTS: Final = _CORES[0]
+CORES: Final = sorted(os.sched_getaffinity(0))
+SERVERS: Final = CORES[-1]
+CLIENTS: Final = CORES[0]
 
 
 def on_core(core: int) -> Callable[[], None]:
