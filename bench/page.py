@@ -47,9 +47,11 @@ def _about(run: Mapping[str, Any]) -> str:
     lines = [
         f"Run on {run['date']}: Linux {run['kernel']}, {run['processor']}, {cores}; CPython {run['python']},",
         f"{versions}.",
-        f"{run['rounds']} rounds, {run['seconds']:g} s a run, seed {run['seed']}; it took {run['minutes']:.0f} minutes.",
-        f"Before it, the machine was {run['busy before']:.0%} busy with other things; in its course, {run['stolen']:.1%}",
-        "of the cores' time went to other machines on the same hardware.",
+        f"{run['rounds']} rounds, {run['seconds']:g} s a run, seed {run['seed']}; "
+        f"it took {run['minutes']:.0f} minutes.",
+        f"Before it, the machine was {run['busy before']:.0%} busy with other things; in its course, "
+        f"{run['stolen']:.1%} of the cores' time",
+        "went to other machines on the same hardware.",
     ]
     return "\n".join(lines)
 
