@@ -34,26 +34,16 @@ _HEAD: Final = Path(__file__).parent / "page.md"
 
 
 def page(
-    run: Mapping[str, Any], outcomes: Mapping[str, Outcome], findings: Sequence[Finding], plotted: Mapping[str, str]
+    run: dict[str, Any], outcomes: Mapping[str, Outcome], findings: Sequence[Finding], plotted: Mapping[str, str]
 ) -> str:
-    parts = [_HEAD.read_text().format(run=_about(run), figures=figures_table(findings)).rstrip()]
+    told = run | {
+        "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
+        "cores": f"{run['cores']} cores" if run["cores"] > 1 else "1 core, which servers and client share",
+        "figures": figures_table(findings),
+    }
+    parts = [_HEAD.read_text().format(**told).rstrip()]
     parts += [_trial(name, outcome, plotted.get(name, "")) for name, outcome in outcomes.items()]
     return "\n\n".join(parts) + "\n"
-
-
-def _about(run: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    cores = f"{run['cores']} cores" if run["cores"] > 1 else "1 core, which servers and client share"
-    lines = [
-        f"Run on {run['date']}: Linux {run['kernel']}, {run['processor']}, {cores}; CPython {run['python']},",
-        f"{versions}.",
-        f"{run['rounds']} rounds, {run['seconds']:g} s a run, seed {run['seed']}; "
-        f"it took {run['minutes']:.0f} minutes.",
-        f"Before it, the machine was {run['busy before']:.0%} busy with other things; in its course, "
-        f"{run['stolen']:.1%} of the cores' time",
-        "went to other machines on the same hardware.",
-    ]
-    return "\n".join(lines)
 
 
 def figures_table(findings: Iterable[Finding]) -> str:
