@@ -31,9 +31,8 @@ def ratios(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list
 
 def three_digits(value: float) -> str:
     """As a person reads it: 0.00123, 1.23, 12.3, 1,230."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
-        return f"{float(f'{value:.3g}'):,.0f}"
-    digits = max(0, 2 - int(f"{value:e}".partition("e")[2]))
-    return f"{value:.{digits}f}"
+    rounded = float(f"{value:.3g}")
+    if abs(rounded) >= 1000 or rounded == 0:
+        return f"{rounded:,.0f}"
+    digits = max(0, 2 - int(f"{rounded:e}".partition("e")[2]))
+    return f"{rounded:.{digits}f}"

@@ -49,7 +49,8 @@ def measure(server: Server, how: Load, seconds: float, *more: str | float) -> Me
     return {
         "cpu us": spent / said["requests"] / 1000,
         "requests/s": said["requests"] / said["seconds"],
-        **{f"{name} us": said[name] for name in ("p50", "p99", "p999")},
+        "p50 us": said["p50"],
+        "p99 us": said["p99"],
         "requests": said["requests"],
     }
 
@@ -72,7 +73,7 @@ class HalfLoad:
         pace = self.pace = self.pace or self.find()
         with serving(contender) as server:
             warm_up(server, self.how)
-            return {**measure(server, self.how, self.seconds, "-R", f"{pace:.0f}"), "asked/s": pace}
+            return measure(server, self.how, self.seconds, "-R", f"{pace:.0f}")
 
     def find(self) -> float:
         here = [each for each in self.pair if not each.missing()]

@@ -14,10 +14,8 @@ from bench.rounds import Outcome
 _COLUMNS: Final = {
     "cpu us": "CPU a request, us",
     "requests/s": "requests a second",
-    "asked/s": "asked a second",
     "p50 us": "p50, us",
     "p99 us": "p99, us",
-    "p999 us": "p99.9, us",
     "rps set": "SET a second",
     "rps get": "GET a second",
     "private dirty MB": "private dirty, MB",
