@@ -57,7 +57,7 @@ def test_ratios_are_taken_round_by_round_where_both_are_there() -> None:
         (0.5, "0.500"),
         (1.0, "1.00"),
         (12.34, "12.3"),
-        (999.6, "1000"),
+        (999.6, "1,000"),
         (12345, "12,300"),
     ],
 )
