@@ -17,7 +17,8 @@ class Line(asyncio.Protocol):
         framing = Lines()
         self.feed = framing.feed
         self.encode = framing.encode
-        self.handler = lines
+        # The function itself, as forkd's workers call it, not the service around it.
+        self.handler = lines.handler
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
