@@ -1,12 +1,13 @@
 # make run    serves etc/forkd.toml in the foreground
 # make test   lint, types and all tests
-# Both make what they need in $(VENV) and work a second time; nothing outside it is touched.
+# make bench  forkd beside other servers, and the page of it
+# All make what they need in $(VENV) and work a second time; nothing outside it is touched.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types pytest chaos coverage reference clean
+.PHONY: run test lint types pytest chaos bench coverage reference clean
 
 run: $(VENV)/installed
 	$(BIN)/forkd run etc/forkd.toml
@@ -21,6 +22,7 @@ types: $(VENV)/tested
 	$(BIN)/mypy
 	$(BIN)/mypy --strict examples/keyvalue.py
 	$(BIN)/mypy --strict examples/policy.py
+	$(BIN)/mypy --strict -p bench
 
 pytest: $(VENV)/tested
 	$(BIN)/pytest
@@ -28,6 +30,17 @@ pytest: $(VENV)/tested
 # Every promise of reliability under load, whole, and the page of what was seen: an hour, as root.
 chaos: $(VENV)/tested
 	$(BIN)/python -m tests.chaos --page docs/reliability.md
+
+# forkd beside C, Perl and other Python servers, and docs/benchmarks: half an hour. BENCH='--only sync-64' does a part.
+# What Debian has to add (libnet-server-perl, redis-tools, ucspi-tcp) is told where it is missing.
+bench: $(VENV)/benched $(patsubst %,bench/build/%,prefork epoll filter client)
+	$(BIN)/python -m bench $(BENCH)
+
+bench/build/%: bench/c/%.c bench/c/lines.h bench/c/listen.h
+	@command -v $(CC) >/dev/null \
+	    || { echo "the servers and the client to measure with want a C compiler (on Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+	@mkdir -p $(@D)
+	$(CC) -O2 -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -o $@ $< -lm
 
 PURE := forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/attention.py,forkd/retirement.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py
 coverage: $(VENV)/tested
@@ -40,7 +53,7 @@ reference: $(VENV)/installed
 	PYTHONPATH=. $(BIN)/python docs/states.py
 
 clean:
-	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage bench/build
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -55,4 +68,8 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/tested: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' --config-settings editable_mode=compat
+	touch $(VENV)/installed $@
+
+$(VENV)/benched: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=compat
 	touch $(VENV)/installed $@

@@ -1,0 +1,56 @@
+"""Runs the C client against a port, and redis-benchmark likewise; gives what they say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from bench.processes import CLIENTS, on_core
+
+BUILD: Final = Path(__file__).parent / "build"
+"""Where `make bench` puts the C programs."""
+
+_LIMIT: Final = 120.0
+
+
+class Failure(Exception):
+    """A measurement did not come about; says why."""
+
+
+def ask(port: int, *options: str | float) -> dict[str, float]:
+    """One run of the C client; its options are told at the head of client.c."""
+    if not (BUILD / "client").exists():
+        raise Failure("the C client is not compiled: make bench does that")
+    command = [str(BUILD / "client"), *map(str, options), str(port)]
+    told: dict[str, float] = json.loads(_run(command))
+    return told
+
+
+def ask_redis(port: int, pipelined: int, requests: int) -> dict[str, float]:
+    """SETs, then GETs, by redis-benchmark; gives requests a second of each."""
+    program = shutil.which("redis-benchmark")
+    if program is None:
+        raise Failure("redis-benchmark is not installed (Debian: redis-tools)")
+    options = ["-h", "127.0.0.1", "-t", "set,get", "-c", 50, "-n", requests, "-P", pipelined, "--csv"]
+    said = _run([program, "-p", str(port), *map(str, options)])
+    rows = list(csv.DictReader(line for line in said.splitlines() if line.startswith('"')))
+    rates = {row["test"].lower(): float(row["rps"]) for row in rows}
+    if set(rates) != {"set", "get"}:
+        raise Failure(f"redis-benchmark said {said!r}")
+    return {"requests": 2.0 * requests, "rps set": rates["set"], "rps get": rates["get"]}
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_LIMIT, preexec_fn=on_core(CLIENTS), check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"the client was not done within {_LIMIT:.0f} s") from None
+    if done.returncode:
+        raise Failure(done.stderr.strip() or f"the client ended with status {done.returncode}")
+    return done.stdout

@@ -1,0 +1,143 @@
+"""The servers that are measured: how each is started, and why one cannot be here."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.asking import BUILD
+
+ROOT = Path(__file__).parent.parent
+PEERS = "bench.peers"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A server; `command` makes its command line of a port, a number of workers and a folder of its own.
+
+    `missing` says why it cannot run here, "" when it can.
+    """
+
+    name: str
+    command: Callable[[int, int, Path], list[str]]
+    missing: Callable[[], str] = lambda: ""
+
+
+def environment() -> dict[str, str]:
+    """What every server is started with: this folder's forkd and peers, and no compiling in the course of a trial."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def forkd(name: str, app: str, worker: str = "sync", log: str = "info", **more: object) -> Contender:
+    """forkd with a service of one of the peers' applications; absent when this forkd refuses the settings."""
+
+    def write(port: int, workers: int, folder: Path) -> Path:
+        settings = {"app": app, "path": str(ROOT), "listen": f"127.0.0.1:{port}", "worker": worker, "workers": workers}
+        lines = [f"{key} = {_toml(value)}" for key, value in (settings | more).items()]
+        file = folder / "forkd.toml"
+        head = f'[master]\ncontrol = "{folder}/control"\n[master.log]\nlevel = "{log}"\n[service.lines]\n'
+        file.write_text(head + "\n".join(lines) + "\n")
+        return file
+
+    def command(port: int, workers: int, folder: Path) -> list[str]:
+        return [sys.executable, "-m", "forkd", "run", str(write(port, workers, folder))]
+
+    @functools.cache
+    def missing() -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            check = [sys.executable, "-m", "forkd", "check", str(write(1, 1, Path(folder)))]
+            done = subprocess.run(check, capture_output=True, text=True, env=environment(), cwd=ROOT, check=False)
+        if done.returncode == 0:
+            return ""
+        return _reason(done.stderr)
+
+    return Contender(name, command, missing)
+
+
+def _reason(said: str) -> str:
+    """The first mistake that forkd names in its settings; of an import that failed, how it did."""
+    lines = [line for line in said.splitlines() if not line.startswith("warning: ")] or ["forkd check says nothing"]
+    first = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    return re.sub(r"^.*forkd\.toml:\d+: ", "", first)
+
+
+def _toml(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()
+
+
+def python(name: str, module: str, *arguments: str, wants: str = "") -> Contender:
+    def missing() -> str:
+        if wants and importlib.util.find_spec(wants) is None:
+            return f"{wants} is not installed (pip install '.[bench]')"
+        return ""
+
+    return Contender(name, lambda port, *_: [sys.executable, "-m", f"{PEERS}.{module}", str(port), *arguments], missing)
+
+
+def c(name: str, program: str) -> Contender:
+    def missing() -> str:
+        return "" if (BUILD / program).exists() else "not compiled (make bench does that, with a C compiler)"
+
+    return Contender(name, lambda port, workers, _: [str(BUILD / program), str(port), str(workers)], missing)
+
+
+@functools.cache
+def _net_server_missing() -> str:
+    if shutil.which("perl") is None:
+        return "perl is not installed"
+    done = subprocess.run(["perl", "-MNet::Server::PreFork", "-e", "1"], capture_output=True, check=False)
+    return "Net::Server is not installed (Debian: libnet-server-perl)" if done.returncode else ""
+
+
+def _tcpserver_missing() -> str:
+    if shutil.which("tcpserver") is None:
+        return "tcpserver is not installed (Debian: ucspi-tcp)"
+    return "" if (BUILD / "filter").exists() else "its filter is not compiled (make bench does that, with a C compiler)"
+
+
+def _prefork_pl(port: int, workers: int, _: Path) -> list[str]:
+    return ["perl", str(ROOT / "bench/peers/prefork.pl"), str(port), str(workers)]
+
+
+def _tcpserver(port: int, _: int, __: Path) -> list[str]:
+    # Without looking up names and users, and with room for all clients at once.
+    options = ["-q", "-H", "-R", "-l", "localhost", "-c", "1000", "-b", "1024"]
+    return ["tcpserver", *options, "127.0.0.1", str(port), str(BUILD / "filter")]
+
+
+LINES = f"{PEERS}.forkd_lines:lines"
+
+FORKD_SYNC = forkd("forkd sync", LINES)
+FORKD_EVENT = forkd("forkd event", LINES, "event")
+FORKD_THREADS = forkd("forkd event, 4 threads", LINES, "event", threads=4)
+FORKD_ASYNC = forkd("forkd event, async", f"{PEERS}.forkd_async:lines", "event")
+FORKD_BIG = forkd("forkd sync, an application of 50 MB", f"{PEERS}.forkd_big:lines", log="debug")
+FORKD_KEYVALUE = forkd("forkd event", "examples.keyvalue:memory", "event")
+
+C_PREFORK = c("C prefork", "prefork")
+C_EPOLL = c("C epoll", "epoll")
+ASYNCIO = python("asyncio Protocol", "protocol", "asyncio")
+UVLOOP = python("uvloop Protocol", "protocol", "uvloop", wants="uvloop")
+STREAMS = python("asyncio streams", "streams")
+GEVENT = python("gevent", "gevent_lines", wants="gevent")
+TWISTED = python("Twisted", "twisted_lines", wants="twisted")
+THREADS = python("socketserver, threads", "socketserver_lines", "threads")
+FORKS = python("socketserver, forks", "socketserver_lines", "forks")
+NET_SERVER = Contender("Net::Server::PreFork", _prefork_pl, _net_server_missing)
+TCPSERVER = Contender("tcpserver", _tcpserver, _tcpserver_missing)
+KEYVALUE_ASYNCIO = python("asyncio Protocol", "keyvalue_protocol", "asyncio")
+KEYVALUE_UVLOOP = python("uvloop Protocol", "keyvalue_protocol", "uvloop", wants="uvloop")
+
+ALL = [
+    *(FORKD_SYNC, FORKD_EVENT, FORKD_THREADS, FORKD_ASYNC),
+    *(C_PREFORK, C_EPOLL, ASYNCIO, UVLOOP, STREAMS, GEVENT, TWISTED, THREADS, FORKS, NET_SERVER, TCPSERVER),
+]

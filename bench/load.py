@@ -1,0 +1,90 @@
+"""Servers under load: a client asks as fast as it is answered, or at a set pace; what does the server pay a request?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from time import sleep
+
+from bench import asking
+from bench.contenders import Contender
+from bench.rounds import Measures
+from bench.server import Server, serving
+
+_WARM_UP = 200
+"""Requests a connection before anything is measured: Python specialises its bytecode, servers fork and allocate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How the client asks."""
+
+    connections: int = 64
+    size: int = 64
+    depth: int = 1
+    a_connection: int = 0
+
+    def options(self) -> list[str | float]:
+        return ["-c", self.connections, "-s", self.size, "-d", self.depth, "-r", self.a_connection]
+
+
+def load(contender: Contender, workers: int, how: Load, seconds: float) -> Measures:
+    """One run on a fresh server."""
+    with serving(contender, workers) as server:
+        warm_up(server, how)
+        return measure(server, how, seconds)
+
+
+def warm_up(server: Server, how: Load) -> None:
+    asking.ask(server.port, *how.options(), "-n", _WARM_UP * how.connections)
+    settle()
+
+
+def measure(server: Server, how: Load, seconds: float, *more: str | float) -> Measures:
+    """CPU of all the server's processes a request, and how fast it was."""
+    before = server.cpu_ns()
+    said = asking.ask(server.port, *how.options(), "-t", seconds, *more)
+    settle()
+    spent = server.cpu_ns() - before
+    return {
+        "cpu us": spent / said["requests"] / 1000,
+        "requests/s": said["requests"] / said["seconds"],
+        "p50 us": said["p50"],
+        "p99 us": said["p99"],
+        "requests": said["requests"],
+    }
+
+
+def settle() -> None:
+    """The server notices the end of the client's connections: that is part of serving them."""
+    sleep(0.05)
+
+
+class HalfLoad:
+    """The open loop: all at the same pace, half of what the slower of two can do when it is asked without a pause."""
+
+    def __init__(self, pair: Iterable[Contender], how: Load, seconds: float) -> None:
+        self.pair = list(pair)
+        self.how = how
+        self.seconds = seconds
+        self.pace = 0.0
+
+    def run(self, contender: Contender) -> Measures:
+        pace = self.pace = self.pace or self.find()
+        with serving(contender) as server:
+            warm_up(server, self.how)
+            return measure(server, self.how, self.seconds, "-R", f"{pace:.0f}")
+
+    def find(self) -> float:
+        here = [each for each in self.pair if not each.missing()]
+        return min(load(each, 1, self.how, self.seconds)["requests/s"] for each in here) / 2
+
+
+def keyvalue(contender: Contender, pipelined: int, seconds: float) -> Measures:
+    """redis-benchmark's SETs and GETs against the store of examples/keyvalue.py."""
+    with serving(contender, request=b"PING\r\n", reply=b"+PONG\r\n") as server:
+        asking.ask_redis(server.port, pipelined, 2000)
+        before = server.cpu_ns()
+        said = asking.ask_redis(server.port, pipelined, int(40_000 * seconds * pipelined**0.5))
+        settle()
+        return {"cpu us": (server.cpu_ns() - before) / said["requests"] / 1000, **said}

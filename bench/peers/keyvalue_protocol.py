@@ -1,0 +1,48 @@
+"""PORT LOOP: the store of examples/keyvalue.py in an asyncio Protocol, on asyncio's own loop or on uvloop."""
+
+import asyncio
+import sys
+from types import SimpleNamespace
+from typing import Any, cast
+
+from examples.keyvalue import Memory, Resp, answer
+
+# All that `answer` wants of a connection is where its store is.
+connection = cast(Any, SimpleNamespace(resources=Memory()))
+
+
+class Commands(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.feed = Resp().feed
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.write = self.transport.write
+
+    def data_received(self, data: bytes) -> None:
+        requests = self.feed(data)
+        if len(requests) == 1:
+            self.write(answer(requests[0], connection))
+        elif requests:
+            self.write(b"".join([answer(request, connection) for request in requests]))
+
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
+
+
+async def main(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Commands, "127.0.0.1", port, backlog=1024)
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "uvloop":
+        import uvloop
+
+        uvloop.run(main(int(sys.argv[1])))
+    else:
+        asyncio.run(main(int(sys.argv[1])))

@@ -1,0 +1,54 @@
+"""PORT LOOP: an asyncio Protocol, on asyncio's own loop or on uvloop.
+
+It cuts lines with the framing and calls the handler that forkd's event workers do, one write for the requests that
+came together; it has no deadlines, no limits on connections and no figures.
+"""
+
+import asyncio
+import sys
+from typing import cast
+
+from bench.peers.forkd_lines import lines
+from forkd import Lines
+
+
+class Line(asyncio.Protocol):
+    def __init__(self) -> None:
+        framing = Lines()
+        self.feed = framing.feed
+        self.encode = framing.encode
+        # The function itself, as forkd's workers call it, not the service around it.
+        self.handler = lines.handler
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.write = self.transport.write
+
+    def data_received(self, data: bytes) -> None:
+        requests = self.feed(data)
+        if len(requests) == 1:
+            self.write(self.encode(self.handler(requests[0])))
+        elif requests:
+            self.write(b"".join([self.encode(self.handler(request)) for request in requests]))
+
+    # A client that does not read its replies is not read from.
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
+
+
+async def main(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Line, "127.0.0.1", port, backlog=1024)
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "uvloop":
+        import uvloop
+
+        uvloop.run(main(int(sys.argv[1])))
+    else:
+        asyncio.run(main(int(sys.argv[1])))

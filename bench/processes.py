@@ -1,0 +1,121 @@
+"""What processes cost, from the kernel's own books: processor time, memory, how often they woke up.
+
+A server is all its processes: the one that was started and every descendant. Nothing is attached to them and
+nothing is asked of them, so measuring changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_GONE: Final = (FileNotFoundError, ProcessLookupError)
+
+# Servers have one core, clients and whoever measures the other; on a machine of one core all share it.
+CORES: Final = sorted(os.sched_getaffinity(0))
+SERVERS: Final = CORES[-1]
+CLIENTS: Final = CORES[0]
+
+
+def on_core(core: int) -> Callable[[], None]:
+    """To be run in a process that is about to become a program."""
+    return lambda: os.sched_setaffinity(0, {core})
+
+
+def family(pid: int) -> list[int]:
+    """The process and all its descendants, zombies among them."""
+    found = [pid]
+    for each in found:
+        # Each thread has a list of the children that it forked.
+        with suppress(*_GONE):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                with suppress(*_GONE):
+                    found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Running, and not a zombie, which still answers kill(pid, 0)."""
+    with suppress(*_GONE):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def cpu_ns(pids: Iterable[int]) -> int:
+    """Processor time of these processes and of their children that have ended and been waited for."""
+    return sum(_own_ns(pid) + _reaped_ns(pid) for pid in pids)
+
+
+def _own_ns(pid: int) -> int:
+    """Of all its threads, those that have ended too, to the nanosecond.
+
+    clock_getcpuclockid(3) for another process, which Python does not have: the kernel makes the clock's number
+    of the pid's complement and of 2 for CPUCLOCK_SCHED. utime and stime in /proc/PID/stat are in ticks of 10 ms.
+    """
+    try:
+        return time.clock_gettime_ns((~pid << 3) | 2)
+    except OSError:
+        return 0  # it has ended, and is in its parent's sum by now
+
+
+def _reaped_ns(pid: int) -> int:
+    """cutime and cstime, in ticks; of a server that forks a process a connection, which has very many of them."""
+    with suppress(*_GONE):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[13]) + int(fields[14])) * _TICK_NS
+    return 0
+
+
+def busiest(pids: Iterable[int]) -> int:
+    """The one that has used the most processor time."""
+    return max(pids, key=_own_ns)
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Bytes by the kernel's names, such as Private_Dirty and Pss (proc_pid_smaps(5))."""
+    found = {}
+    with suppress(*_GONE):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, value, *_ = line.split()
+            found[name.rstrip(":")] = int(value) * 1024
+    return found
+
+
+def memory_of_all(pids: Iterable[int], name: str) -> int:
+    return sum(memory(pid).get(name, 0) for pid in pids)
+
+
+def wakeups(pids: Iterable[int]) -> int:
+    """How often their threads have gone to sleep, which is how often they have woken up."""
+    total = 0
+    for pid in pids:
+        with suppress(*_GONE):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                for line in (task / "status").read_text().splitlines():
+                    if line.startswith("voluntary_ctxt_switches"):
+                        total += int(line.split()[1])
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How the time of all cores went since the start, in ticks; `stolen` by other machines on the same hardware."""
+
+    idle: int
+    stolen: int
+    total: int
+
+    def since(self, earlier: Machine) -> Machine:
+        return Machine(self.idle - earlier.idle, self.stolen - earlier.stolen, self.total - earlier.total)
+
+
+def machine() -> Machine:
+    # proc_stat(5): user nice system idle iowait irq softirq steal; guests are within user.
+    ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return Machine(ticks[3] + ticks[4], ticks[7], sum(ticks))

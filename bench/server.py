@@ -1,0 +1,115 @@
+"""A contender, started on a core of its own and ended by pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from bench import processes
+from bench.asking import Failure
+from bench.contenders import ROOT, Contender, environment
+
+_LIMIT: Final = 20.0
+_GRACE: Final = 5.0
+_PAUSE: Final = 0.001
+_REFUSALS: Final = 20
+
+
+class Server:
+    """One running contender: its first process, its port, its folder, and what it says on standard error."""
+
+    def __init__(self, contender: Contender, workers: int, folder: Path) -> None:
+        reason = contender.missing()
+        if reason:
+            raise Failure(reason)
+        self.name = contender.name
+        self.port = free_port()
+        self.folder = folder
+        self.said = folder / "said"
+        self.began = time.monotonic()
+        with self.said.open("wb") as said:
+            self.process = subprocess.Popen(
+                contender.command(self.port, workers, folder),
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+                preexec_fn=processes.on_core(processes.SERVERS),
+            )
+        self.pid = self.process.pid
+        self.answered_after = 0.0
+
+    def answering(self, request: bytes, reply: bytes) -> None:
+        """Waits until it answers a request."""
+        refusals = 0
+        while time.monotonic() - self.began < _LIMIT:
+            if self.process.poll() is not None:
+                raise Failure(f"it has ended: {self.last_words()}")
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), _LIMIT) as sock:
+                sock.sendall(request)
+                if sock.recv(100) == reply:
+                    self.answered_after = time.monotonic() - self.began
+                    return
+                refusals += 1
+                if refusals > _REFUSALS:
+                    break
+            time.sleep(_PAUSE)
+        raise Failure(f"it does not answer: {self.last_words()}")
+
+    def last_words(self) -> str:
+        lines = self.said.read_text(errors="replace").splitlines()
+        return lines[-1].strip() if lines else "it has said nothing"
+
+    def family(self) -> list[int]:
+        return processes.family(self.pid)
+
+    def cpu_ns(self) -> int:
+        return processes.cpu_ns(self.family())
+
+    def end(self) -> None:
+        """TERM, then KILL for whoever of its processes is left; returns when all are gone."""
+        known = self.family()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE)
+        for pid in known:
+            with suppress(ProcessLookupError):
+                # By its session it is known to be still ours: a number may have gone to somebody else.
+                if processes.alive(pid) and os.getsid(pid) == self.pid:
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        deadline = time.monotonic() + _LIMIT
+        while any(processes.alive(pid) for pid in known) and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(
+    contender: Contender, workers: int = 1, *, request: bytes = b"first\n", reply: bytes = b"first\n"
+) -> Iterator[Server]:
+    """A contender that answers, ended afterwards whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="forkd-bench-") as folder:
+        server = Server(contender, workers, Path(folder))
+        try:
+            server.answering(request, reply)
+            yield server
+        finally:
+            server.end()
