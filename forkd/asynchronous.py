@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from forkd.asyncconnection import AT_EASE, AsyncConnection
 from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, Limits, PeerGone, Reading
-from forkd.conversation import Conversation, End, Failed
+from forkd.conversation import HELD_NS, Conversation, End, Failed
 from forkd.errors import ForkdError
 from forkd.framing import Framing
 from forkd.handler import Close, Service
@@ -178,7 +178,7 @@ class AsyncVisit:
                     yield request
                 if hearing.broken is not None:
                     raise hearing.broken
-                hearing.await_more(heard_any=bool(requests))
+                hearing.wait()
                 data = b""
         except Leaving:
             return
@@ -293,7 +293,7 @@ class AsyncVisit:
         while not connection.closed and (data := await self._receive()):
             requests = hearing.hear(data)
             await self._answer_all(requests)
-            hearing.await_more(heard_any=bool(requests))
+            hearing.wait()
         if not connection.closed:
             await self._answer_all(hearing.end())
 
@@ -307,9 +307,9 @@ class AsyncVisit:
             self.conversation.settle()
 
     async def _answer(self, request: Any) -> None:
-        conversation, service = self.conversation, self._service
-        self._meter.meets(self._name)
-        began = conversation.begin(request)
+        connection, meter, service = self.connection, self._meter, self._service
+        meter.meets(self._name)
+        began = meter.began(request if type(request) is bytes else connection.latest)
         self.at_work, self._began = True, self._host.now
         self._host.due_by(self.due())
         try:
@@ -321,8 +321,9 @@ class AsyncVisit:
             await self._recover(error)
         finally:
             self.at_work = False
-            now = self._meter.ended(began)
-        conversation.relieve(now)
+            now = meter.ended(began)
+        if now - began > HELD_NS and not connection.leaving:
+            self.conversation.flush()
 
     async def _recover(self, error: BaseException) -> None:
         """Turns a handler's error into a reply, where the service has a hook for that."""

@@ -36,6 +36,8 @@ STRAGGLERS: Final = 0.01
 PARKED_BYTES: Final = 1 << 20
 """How much of its replies may wait in memory for a client that does not read them; a handler that sends more waits."""
 
+_SMALL: Final = 2048  # bytes that send(2) hardly ever waits with, so that the clock need not be asked
+
 # A timeout of 0 means for ever. It is set as ten years, for only a socket with a timeout has its
 # calls interrupted by a signal whatever SA_RESTART says (signal(7)), which is how `hurry` works.
 _FOR_EVER: Final = 315_360_000.0
@@ -234,7 +236,7 @@ class Connection:
                 yield from requests
                 if hearing.broken is not None:
                     raise hearing.broken
-                hearing.await_more(heard_any=bool(requests))
+                hearing.wait()
                 data = b""
         except Leaving:
             return
@@ -443,12 +445,12 @@ class Connection:
         if self.parks:
             self._offer(data, flags)
             return
-        began = monotonic()
+        began = monotonic() if len(data) > _SMALL else None
         try:
             sent = self._socket.send(data, flags)
             self.sent += sent
             if sent < len(data):
-                self._send_rest(memoryview(data)[sent:], began)
+                self._send_rest(memoryview(data)[sent:], began or monotonic())
         except BlockingIOError:
             raise self.too_slow() from None
         except DeadlineError:

@@ -21,8 +21,8 @@ from forkd.scoreboard import ERRORS, MALFORMED, OVER_LIMIT, REQUESTS, RESET, TIM
 
 # Replies to requests that arrived together leave together, unless they grow beyond this or their
 # handlers take longer than this: then what is ready leaves before the next handler starts.
-_HELD_BYTES: Final = 65536
-_HELD_NS: Final = 2_000_000
+HELD_BYTES: Final = 65536
+HELD_NS: Final = 2_000_000
 
 # A client that never stops sending cannot keep a leaving worker: after so many seconds what has been
 # answered by then is the end. All others end with the reply after which they fall silent.
@@ -104,16 +104,14 @@ class Conversation:
     __slots__ = (
         "_encode",
         "_handler",
-        "_held_bytes",
-        "_held_since",
         "_leave_at",
         "_meter",
+        "_queue",
         "_rest",
         "_service",
         "_unsent",
         "connection",
         "hearing",
-        "queue",
     )
 
     def __init__(self, connection: Connection, service: Service[..., Any], meter: Pen) -> None:
@@ -124,10 +122,8 @@ class Conversation:
         self._encode = _as_it_is
         # The connection's own list, so that what a handler sends itself comes behind the replies before it.
         self._unsent = connection.unsent
-        self.queue: Iterator[Any] = _NOTHING
+        self._queue: Iterator[Any] = _NOTHING
         self._rest: Iterator[Any] | None = None
-        self._held_bytes = 0
-        self._held_since = 0
         self._leave_at = 0.0
 
     def open(self) -> None:
@@ -157,27 +153,47 @@ class Conversation:
         hearing = self.hearing
         requests = hearing.hear(data)
         if requests or hearing.broken is not None:
-            self.queue = iter(requests)
+            self._queue = iter(requests)
             self.go_on()
-        hearing.await_more(heard_any=bool(requests))
+        if hearing.pending or self.connection.deadline is not None:
+            hearing.wait()
 
     def end_of_stream(self) -> None:
         """Answers what the end of the client's side completes."""
         if not self.connection.closed:
-            self.queue = iter(self.hearing.end())
+            self._queue = iter(self.hearing.end())
             self.go_on()
 
     def go_on(self) -> None:
-        """Answers what is left of the requests that have come."""
-        connection = self.connection
+        """Answers what is left of the requests that have come: the heart of forkd, where every call counts."""
+        connection, meter, unsent = self.connection, self._meter, self._unsent
+        handler, encode, takes_connection = self._handler, self._encode, self._service.takes_connection
         if self._rest is not None:
             self._say_the_rest()
-        for request in _NOTHING if connection.parked else self.queue:
-            self._answer(request)
-            if connection.closed:
-                break
-            if connection.parked:  # the iterator remembers its place
-                return
+        held = since = 0
+        for request in _NOTHING if connection.parked else self._queue:
+            # A framing's own kind of request is told of by what came last.
+            began = meter.began(request if type(request) is bytes else connection.latest)
+            try:
+                reply = handler(request, connection) if takes_connection else handler(request)
+                if type(reply) is bytes:
+                    unsent.append(encode(reply))
+                elif reply is not None:
+                    self._reply(reply)
+            except (Close, DeadlineError, PeerGone):
+                raise
+            except BaseException as error:
+                self._recover(error)
+            finally:
+                now = meter.ended(began)
+            if unsent:
+                if len(unsent) == 1:
+                    held, since = 0, began
+                held += len(unsent[-1])
+                if held > HELD_BYTES or (now - since > HELD_NS and not connection.leaving):
+                    self.flush()
+            if connection.closed or connection.parked:
+                break  # the iterator remembers its place
         if not connection.parked:
             self.settle()
 
@@ -236,26 +252,10 @@ class Conversation:
         self._meter.moved(connection.received, connection.sent)
         connection.received = connection.sent = 0
 
-    def begin(self, request: Any) -> int:
-        """A handler starts on the request; gives the time, in nanoseconds."""
-        # A framing's own kind of request is told of by what came last.
-        began = self._meter.began(request if type(request) is bytes else self.connection.latest)
-        if not self._unsent:
-            self._held_bytes = 0
-            self._held_since = began
-        return began
-
-    def relieve(self, now: int) -> None:
-        """A handler is done, at `now`: what is held leaves, when that is much or has waited."""
-        if self._held_bytes > _HELD_BYTES or (now - self._held_since > _HELD_NS and not self.connection.leaving):
-            self.flush()
-
     def hold(self, reply: Any) -> bool:
         """Takes a reply that is one, or none; False for several, which are for `send_one`, one by one."""
         if isinstance(reply, bytes | bytearray | memoryview):
-            data = self._encode(bytes(reply))
-            self._unsent.append(data)
-            self._held_bytes += len(data)
+            self._unsent.append(self._encode(bytes(reply)))
             return True
         if isinstance(reply, str) or not isinstance(reply, Iterable | AsyncIterable | None):
             raise TypeError(f"a reply is bytes, an iterable of bytes, or None, not {type(reply).__name__}")
@@ -279,26 +279,6 @@ class Conversation:
             raise Failed(error) from None
         self._meter.counted(ERRORS)
         return hook
-
-    def _answer(self, request: Any) -> None:
-        began = self.begin(request)
-        try:
-            reply = (
-                self._handler(request, self.connection) if self._service.takes_connection else self._handler(request)
-            )
-            if type(reply) is bytes:
-                data = self._encode(reply)
-                self._unsent.append(data)
-                self._held_bytes += len(data)
-            elif reply is not None:
-                self._reply(reply)
-        except (Close, DeadlineError, PeerGone):
-            raise
-        except BaseException as error:
-            self._recover(error)
-        finally:
-            now = self._meter.ended(began)
-        self.relieve(now)
 
     def _recover(self, error: BaseException) -> None:
         """Turns a handler's error into a reply, where the service has a hook for that."""

@@ -25,31 +25,33 @@ class Clocked(Protocol):
 
 
 class Hearing(Generic[Request]):
-    """`broken` is the error that the stream has come to; nothing is heard after that."""
+    """`pending` tells whether a request is half received; `broken` is the error that ended the stream, if one did."""
 
-    __slots__ = ("_connection", "_feed", "_framing", "_tells_pending", "broken")
+    __slots__ = ("_connection", "_feed", "_framing", "_tells_pending", "broken", "pending")
 
     def __init__(self, connection: Clocked, framing: Framing[Request]) -> None:
         self._connection = connection
         self._framing = framing
         self._feed = framing.feed
         self._tells_pending = hasattr(framing, "pending")
+        self.pending = False
         self.broken: FramingError | None = None
 
     def hear(self, data: bytes) -> Sequence[Request]:
-        """The requests that `data`, the next bytes of the stream, completes; `await_more` is to follow."""
+        """The requests that `data`, the next bytes of the stream, completes; when they are answered, `wait` follows."""
         try:
             requests = self._feed(data)
         except FramingError as error:
             requests, self.broken = error.requests, error  # type: ignore[assignment]  # the framing's own requests
+        self.pending = bool(self._framing.pending) if self._tells_pending else not requests  # type: ignore[attr-defined]
         # Stopped before a handler reads for itself, and so that each request has a clock of its own.
         if requests and self._connection.deadline is not None:
             self._connection.stop_clock()
         return requests
 
-    def await_more(self, *, heard_any: bool) -> None:
-        """What has been heard is done with: a request that has begun has its time to be whole."""
-        if self._framing.pending if self._tells_pending else not heard_any:  # type: ignore[attr-defined]
+    def wait(self) -> None:
+        """A request that has begun has its time to be whole, from now on."""
+        if self.pending:
             self._connection.start_clock()
         elif self._connection.deadline is not None:
             self._connection.stop_clock()
@@ -59,8 +61,3 @@ class Hearing(Generic[Request]):
         if self._connection.deadline is not None:
             self._connection.stop_clock()
         return self._framing.end()
-
-    @property
-    def pending(self) -> bool:
-        """Whether a request is known to be half received."""
-        return bool(self._tells_pending and self._framing.pending)  # type: ignore[attr-defined]
