@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any, Final, TypeVar
 
 from forkd.asyncconnection import AT_EASE, AsyncConnection
-from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, Limits, PeerGone, Reading
+from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection, DeadlineError, Leaving, Limits, PeerGone, Reading
 from forkd.conversation import HELD_NS, Conversation, End, Failed
 from forkd.errors import ForkdError
 from forkd.framing import Framing
@@ -208,7 +208,7 @@ class AsyncVisit:
 
     def _read(self, waiter: asyncio.Future[bytes]) -> None:
         try:
-            data = self.sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            data = self.sock.recv(RECEIVE_BYTES, DONT_WAIT)
         except BlockingIOError:
             return
         except OSError as error:

@@ -36,6 +36,9 @@ STRAGGLERS: Final = 0.01
 PARKED_BYTES: Final = 1 << 20
 """How much of its replies may wait in memory for a client that does not read them; a handler that sends more waits."""
 
+# As plain numbers: combining the members of an enumeration costs more than sending.
+DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
+_MORE: Final = int(socket.MSG_MORE)
 _SMALL: Final = 2048  # bytes that send(2) hardly ever waits with, so that the clock need not be asked
 
 # A timeout of 0 means for ever. It is set as ten years, for only a socket with a timeout has its
@@ -93,6 +96,7 @@ class Connection:
 
     __slots__ = (
         "_data",
+        "_flags",
         "_held",
         "_limits",
         "_local",
@@ -146,6 +150,7 @@ class Connection:
         self.latest = b""
         self.unsent: list[bytes] = []
         self.parks = parks
+        self._flags = DONT_WAIT if parks else 0
         self.parked = bytearray()
         self.received = 0
         self.sent = 0
@@ -296,7 +301,7 @@ class Connection:
         if unsent:
             data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
             unsent.clear()
-            self._send(data, socket.MSG_MORE if last else 0)
+            self._send(data, _MORE if last else 0)
 
     def hurry(self) -> None:
         """The worker leaves: between requests, wait a moment (GRACE) and no longer; a request begun is still read.
@@ -339,7 +344,7 @@ class Connection:
         parked = self.parked
         try:
             while parked:
-                sent = self._socket.send(parked, socket.MSG_DONTWAIT)
+                sent = self._socket.send(parked, DONT_WAIT)
                 self.sent += sent
                 del parked[:sent]
         except BlockingIOError:
@@ -442,40 +447,33 @@ class Connection:
         return self.take(size)
 
     def _send(self, data: bytes, flags: int) -> None:
-        if self.parks:
-            self._offer(data, flags)
+        if self.parked or self.closed:
+            self._send_late(data)
             return
         began = monotonic() if len(data) > _SMALL else None
         try:
-            sent = self._socket.send(data, flags)
-            self.sent += sent
-            if sent < len(data):
-                self._send_rest(memoryview(data)[sent:], began or monotonic())
+            sent = self._socket.send(data, flags | self._flags)
         except BlockingIOError:
-            raise self.too_slow() from None
-        except DeadlineError:
-            raise
+            if not self.parks:
+                raise self.too_slow() from None
+            sent = 0
         except OSError as error:
-            if self.closed:
-                raise _closed() from None
             raise PeerGone(f"the client broke off: {error.strerror}") from error
+        self.sent += sent
+        if sent < len(data):
+            if self.parks:
+                self._park(data[sent:])
+            else:
+                self._send_rest(memoryview(data)[sent:], began or monotonic())
 
-    def _offer(self, data: bytes, flags: int) -> None:
-        """Sends what the client takes now, and parks the rest."""
+    def _send_late(self, data: bytes) -> None:
+        """Behind what the client has still to take, if that may be."""
         if self.closed:
-            raise _closed()
-        sent = 0
-        if not self.parked:
-            try:
-                sent = self._socket.send(data, flags | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise PeerGone(f"the client broke off: {error.strerror}") from error
-            self.sent += sent
-            if sent == len(data):
-                return
-        self.parked += data[sent:]
+            raise ValueError("nothing can be sent after close()")
+        self._park(data)
+
+    def _park(self, data: bytes) -> None:
+        self.parked += data
         if len(self.parked) > PARKED_BYTES:
             self.drain()
 
@@ -492,7 +490,12 @@ class Connection:
                 if left <= 0:
                     raise self.too_slow()
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(left))
-                sent = self._socket.send(rest)
+                try:
+                    sent = self._socket.send(rest)
+                except BlockingIOError:
+                    raise self.too_slow() from None
+                except OSError as error:
+                    raise PeerGone(f"the client broke off: {error.strerror}") from error
                 self.sent += sent
                 rest = rest[sent:]
         finally:
@@ -505,10 +508,6 @@ class Connection:
 
 class EndOfStream(Truncated, EOFError):
     """The stream ended inside what a stream handler was reading."""
-
-
-def _closed() -> ValueError:
-    return ValueError("nothing can be sent after close()")
 
 
 def _end_of_stream(held: int) -> EOFError:

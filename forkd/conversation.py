@@ -194,8 +194,14 @@ class Conversation:
                     self.flush()
             if connection.closed or connection.parked:
                 break  # the iterator remembers its place
-        if not connection.parked:
+        if connection.parked:
+            return
+        if connection.leaving or self.hearing.broken is not None:
             self.settle()
+        elif unsent:
+            connection.flush()
+            meter.moved(connection.received, connection.sent)
+            connection.received = connection.sent = 0
 
     def settle(self) -> None:
         """All that has come is answered: sends the replies, or holds the last ones back a moment."""

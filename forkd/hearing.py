@@ -34,7 +34,7 @@ class Hearing(Generic[Request]):
         self._framing = framing
         self._feed = framing.feed
         self._tells_pending = hasattr(framing, "pending")
-        self.pending = False
+        self.pending: bool | int = False
         self.broken: FramingError | None = None
 
     def hear(self, data: bytes) -> Sequence[Request]:
@@ -43,7 +43,7 @@ class Hearing(Generic[Request]):
             requests = self._feed(data)
         except FramingError as error:
             requests, self.broken = error.requests, error  # type: ignore[assignment]  # the framing's own requests
-        self.pending = bool(self._framing.pending) if self._tells_pending else not requests  # type: ignore[attr-defined]
+        self.pending = self._framing.pending if self._tells_pending else not requests  # type: ignore[attr-defined]
         # Stopped before a handler reads for itself, and so that each request has a clock of its own.
         if requests and self._connection.deadline is not None:
             self._connection.stop_clock()

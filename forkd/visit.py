@@ -11,14 +11,13 @@ import socket
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from forkd.connection import RECEIVE_BYTES, Connection, Limits, PeerGone
+from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection, Limits, PeerGone
 from forkd.conversation import Conversation, End, Outcome
 from forkd.errors import ForkdError
 from forkd.handler import Service
 from forkd.scoreboard import Pen
 
 _NEVER: Final = float("inf")
-_DONT_WAIT: Final = socket.MSG_DONTWAIT
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
 
@@ -170,7 +169,7 @@ class Visit:
 
     def _read(self) -> None:
         try:
-            data = self._receive(RECEIVE_BYTES, _DONT_WAIT)
+            data = self._receive(RECEIVE_BYTES, DONT_WAIT)
         except BlockingIOError:
             return
         except OSError as error:
