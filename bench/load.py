@@ -37,7 +37,7 @@ def load(contender: Contender, workers: int, how: Load, seconds: float) -> Measu
 
 def warm_up(server: Server, how: Load) -> None:
     asking.ask(server.port, *how.options(), "-n", _WARM_UP * how.connections)
-    settle()
+    server.rest()
 
 
 def measure(server: Server, how: Load, seconds: float, *more: str | float) -> Measures:
@@ -84,6 +84,7 @@ def keyvalue(contender: Contender, pipelined: int, seconds: float) -> Measures:
     """redis-benchmark's SETs and GETs against the store of examples/keyvalue.py."""
     with serving(contender, request=b"PING\r\n", reply=b"+PONG\r\n") as server:
         asking.ask_redis(server.port, pipelined, 2000)
+        server.rest()
         before = server.cpu_ns()
         said = asking.ask_redis(server.port, pipelined, int(40_000 * seconds * pipelined**0.5))
         settle()

@@ -21,6 +21,8 @@ _LIMIT: Final = 20.0
 _GRACE: Final = 5.0
 _PAUSE: Final = 0.001
 _REFUSALS: Final = 20
+_AT_REST_NS: Final = 500_000  # of processor time between two looks
+_LOOK: Final = 0.05
 
 
 class Server:
@@ -75,6 +77,16 @@ class Server:
 
     def cpu_ns(self) -> int:
         return processes.cpu_ns(self.family())
+
+    def rest(self) -> None:
+        """Waits until it does nothing: a first answer may come while most of its workers are still to be started."""
+        deadline = time.monotonic() + _LIMIT
+        before = -2 * _AT_REST_NS
+        while (now := self.cpu_ns()) - before > _AT_REST_NS:
+            if time.monotonic() > deadline:
+                raise Failure("it does not come to rest")
+            before = now
+            time.sleep(_LOOK)
 
     def end(self) -> None:
         """TERM, then KILL for whoever of its processes is left; returns when all are gone."""

@@ -63,7 +63,8 @@ def idle_connections(server: Server, count: int) -> Iterator[None]:
 def idleness(contender: Contender, seconds: float) -> Measures:
     """How often all processes of a server that nobody calls wake up."""
     with serving(contender, 16) as server:
-        time.sleep(2)  # what a start leaves to be done is done
+        server.rest()
+        time.sleep(1)
         before, began = processes.wakeups(server.family()), time.monotonic()
         time.sleep(seconds)
         woken = processes.wakeups(server.family()) - before
