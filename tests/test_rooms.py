@@ -26,9 +26,12 @@ REFUSED = {
     "generation": {"os", "signal", "socket", "time"},
     "events": {"os", "signal", "socket", "time"},
     "framing": {"socket", "time"},
+    "loadplan": {"os", "select", "socket", "time"},
+    "loadreplies": {"os", "select", "socket", "time"},
+    "loadtally": {"os", "select", "socket", "time"},
 }
 # A heavy room that a command of its own needs, and the others do without.
-LATE = {"cli": {"master", "table"}}
+LATE = {"cli": {"master", "table"}, "loadcommand": {"load", "loadplan"}}
 
 
 def read_map(text: str) -> dict[str, set[str]]:

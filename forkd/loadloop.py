@@ -1,0 +1,292 @@
+"""The client loop of one process of a load test: epoll(7) over non-blocking sockets, tightly written.
+
+A closed loop sends the next request when a reply has come. An open one sends what its schedule says
+is due, and counts each latency from the time when the request was due: one that had to wait because
+the server stalled has waited, so no slow moment is left out of the figures (coordinated omission).
+What happens is written into a `loadtally.Tally`; of processes, reports and who reads the tally it
+knows nothing. Connections are made and lost in `loadlinks`. Times are nanoseconds.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from enum import Enum, auto
+from typing import Final
+
+from forkd.errors import FramingError
+from forkd.loadlink import ORDINARY, Link, State, Target
+from forkd.loadlinks import SECOND, Links
+from forkd.loadplan import UNLIMITED, Plan, Schedule, Share
+from forkd.loadtally import Tally
+
+_TICK: Final = SECOND // 50
+_CHUNK: Final = 65536
+# Bytes that batches may take which are made beforehand.
+_PREPARED: Final = 1 << 22
+# A test without an end in time ends when nothing could be connected to for so long.
+_HOPELESS: Final = 10 * SECOND
+
+
+class Phase(Enum):
+    GATHERING = auto()  # connecting; no request is sent before every link has tried
+    WARMING = auto()
+    COUNTING = auto()
+    DRAINING = auto()  # nothing is sent any more, replies are awaited
+    OVER = auto()
+
+
+class Loop:
+    """One run over one share of a plan. The end of the file `leash` ends it at once."""
+
+    def __init__(self, plan: Plan, share: Share, target: Target, tally: Tally, leash: int) -> None:
+        self._plan = plan
+        self._share = share
+        self._tally = tally
+        # Early, so that its number is one that select(2) can wait for.
+        self._epoll = select.epoll()
+        self._epoll.register(leash, select.EPOLLIN)
+        self._links = Links(plan, share, target, tally, self._epoll)
+        self._pipeline = plan.pipeline
+        self._wires = plan.wires * (1 + plan.pipeline // len(plan.bodies) + 1)
+        # Of one request alone, every batch is made beforehand.
+        only = plan.wires[0] * (len(plan.bodies) == 1 and plan.pipeline**2 * len(plan.wires[0]) <= _PREPARED)
+        self._batches = [only * size for size in range(plan.pipeline + 1)] if only else []
+        self._phase = Phase.GATHERING
+        self._phase_end = self._next_tick = 0
+        self._schedule: Schedule | None = None
+        self._position = 0  # in the schedule
+        self._free: deque[Link] = deque()  # an open loop's links with room for a request
+        self._to_send = 0
+        self._since = UNLIMITED  # what was sent or due earlier does not count
+        self._answered = self._bytes_in = self._bytes_out = self._longest = self._last = 0
+
+    def run(self) -> None:
+        """Does the share, to its end."""
+        now = time.monotonic_ns()
+        self._phase_end = now + int(self._plan.connect_timeout * SECOND)
+        self._links.last_hope = now
+        with self._epoll:
+            for link in self._links.all:
+                self._links.connect(link, time.monotonic_ns())
+                self._serve(self._epoll.poll(0))  # or the first would seem to take as long as all of them
+            while self._phase is not Phase.OVER:
+                self._serve(self._wait())
+                now = time.monotonic_ns()
+                if self._phase is not Phase.GATHERING:
+                    self._use_opened(now)
+                if self._schedule is not None and self._to_send > 0:
+                    self._send_due(self._schedule, now)
+                if now >= self._next_tick or self._is_phase_done():
+                    self._tick(now)
+        self._publish(now)
+        self._links.close_all()
+
+    def _wait(self) -> list[tuple[int, int]]:
+        now = time.monotonic_ns()
+        until = self._next_tick
+        if self._schedule is not None and self._free and self._to_send > 0:
+            until = min(until, self._schedule.time(self._position))
+            if until > now:
+                # epoll_wait(2) counts in milliseconds, by which requests would be late; select(2) does not.
+                select.select((self._epoll,), (), (), (until - now) / SECOND)
+            return self._epoll.poll(0)
+        return self._epoll.poll(max(0, until - now) / SECOND)
+
+    # What happens for every reply and every request; here each line counts.
+
+    def _serve(self, events: list[tuple[int, int]]) -> None:
+        links, by_fd, clock, latencies = self._links, self._links.by_fd, time.monotonic_ns, self._tally.latencies
+        since = self._since
+        for fd, what in events:
+            link = by_fd.get(fd)
+            if link is None:  # the leash
+                self._phase = Phase.OVER
+                return
+            if what != ORDINARY and not self._is_to_receive(link, what):
+                continue
+            try:
+                data = link.receive(_CHUNK)
+                now = clock()
+                count = link.count(data)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                links.lose_by(link, error, clock())
+                continue
+            except FramingError:
+                links.lose(link, "wrong", clock())
+                continue
+            if not data:
+                links.lose(link, "cut short", now)
+                continue
+            self._bytes_in += len(data)
+            if not count:
+                continue
+            self._last = link.quiet_since = now
+            link.served = True
+            starts = link.starts
+            if count > len(starts):
+                links.judge.wrong += count - len(starts)  # nobody had asked
+                count = len(starts)
+            links.in_flight -= count
+            while count:
+                count -= 1
+                start = starts.popleft()
+                if start >= since:
+                    took = now - start
+                    shift = took.bit_length() - 11  # loadtally.bucket, without the call
+                    latencies[(shift << 10) + (took >> shift) if shift > 0 else took] += 1
+                    self._answered += 1
+                    if took > self._longest:
+                        self._longest = took
+            self._go_on(link, now)
+
+    def _go_on(self, link: Link, now: int) -> None:
+        """A link that has room: a closed loop's sends, an open one's waits for a request that is due."""
+        room = self._pipeline - len(link.starts)
+        if link.left < room:
+            room = link.left
+            if not room and not link.starts and self._to_send > 0:
+                self._links.renew(link, now)
+                return
+        if self._to_send < room:
+            room = self._to_send
+        if room <= 0 or link.rest:
+            return
+        if self._schedule is None:
+            self._send(link, room, now)
+            link.starts.extend((now,) * room)
+        elif not link.is_free:
+            link.is_free = True
+            self._free.append(link)
+
+    def _send(self, link: Link, count: int, now: int) -> None:
+        """Puts the next `count` requests of a link on their way, in one send; their starts are the caller's to add."""
+        if self._batches:
+            data = self._batches[count]
+        else:
+            data = b"".join(self._wires[link.turn : link.turn + count])
+            link.turn = (link.turn + count) % len(self._plan.bodies)
+        if not link.starts:
+            link.quiet_since = now
+        link.left -= count
+        self._to_send -= count
+        self._links.in_flight += count
+        self._transmit(link, data)
+
+    def _transmit(self, link: Link, data: bytes) -> None:
+        try:
+            sent = link.transmit(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the next receive tells why, after what had come before
+        self._bytes_out += sent
+        if sent < len(data) or link.rest:
+            link.rest = data[sent:]
+            link.watch(self._epoll, new=False)
+
+    def _send_due(self, schedule: Schedule, now: int) -> None:
+        due = schedule.due(now)
+        while self._position < due and self._free and self._to_send > 0:
+            link = self._free.popleft()
+            link.is_free = False
+            if link.state is not State.OPEN or link.rest:
+                continue
+            # What is overdue is spread over the links that are free.
+            waiting = due - self._position
+            fair = -(-waiting // (len(self._free) + 1))
+            count = min(fair, waiting, self._pipeline - len(link.starts), link.left, self._to_send)
+            if count <= 0:
+                continue
+            self._send(link, count, now)
+            link.starts.extend(map(schedule.time, range(self._position, self._position + count)))
+            self._position += count
+            self._go_on(link, now)
+
+    # What happens now and then.
+
+    def _is_to_receive(self, link: Link, what: int) -> bool:
+        """Does what else an event asks for; whether something is to be received, too."""
+        if link.state is State.CONNECTING:
+            self._links.finish_connecting(link, time.monotonic_ns())
+            return False
+        if what & select.EPOLLRDHUP:
+            # The server's end came with its last reply: a request sent now would be cut short for no fault.
+            link.left = 0
+        if what & select.EPOLLOUT and link.rest:
+            self._transmit(link, link.rest)
+            if not link.rest:
+                self._go_on(link, time.monotonic_ns())
+        return link.state is State.OPEN and what != select.EPOLLOUT
+
+    def _use_opened(self, now: int) -> None:
+        opened, self._links.opened = self._links.opened, []
+        for link in opened:
+            if link.state is State.OPEN:
+                self._go_on(link, now)
+
+    def _is_phase_done(self) -> bool:
+        if self._phase is Phase.GATHERING:
+            return not self._links.connecting
+        return not self._to_send and not self._links.in_flight
+
+    def _tick(self, now: int) -> None:
+        match self._phase:
+            case Phase.GATHERING if now >= self._phase_end or not self._links.connecting:
+                self._start(now)
+            case Phase.WARMING if now >= self._phase_end:
+                self._start_counting(now)
+            case Phase.COUNTING if now >= self._phase_end or self._is_hopeless(now):
+                self._stop_sending(now)
+        if self._phase is not Phase.GATHERING and self._is_phase_done():
+            self._phase = Phase.OVER
+        else:
+            self._links.ending = self._to_send <= 0 and self._phase is not Phase.GATHERING
+            self._links.search(now)
+        self._publish(now)
+        self._next_tick = min(now + _TICK, max(now, self._phase_end))
+
+    def _start(self, now: int) -> None:
+        if self._share.interval is not None:
+            self._schedule = Schedule(now + int(self._share.first * SECOND), self._share.interval * SECOND)
+        self._last = now
+        if self._plan.warmup:
+            self._phase, self._phase_end = Phase.WARMING, now + int(self._plan.warmup * SECOND)
+            self._to_send = UNLIMITED
+        else:
+            self._start_counting(now)
+        self._use_opened(now)
+
+    def _start_counting(self, now: int) -> None:
+        limit = self._plan.limit
+        self._phase, self._phase_end = Phase.COUNTING, UNLIMITED if limit is None else now + int(limit * SECOND)
+        self._to_send = self._share.requests
+        self._since = now
+        if self._plan.warmup:
+            self._answered = self._bytes_in = self._bytes_out = self._longest = self._links.judge.wrong = 0
+            self._tally.clear_requests()
+
+    def _stop_sending(self, now: int) -> None:
+        if self._schedule is not None:
+            self._tally["unsent"] = min(self._to_send, max(0, self._schedule.due(now) - self._position))
+        self._to_send = 0
+        self._last = now
+        self._phase, self._phase_end = Phase.DRAINING, UNLIMITED
+
+    def _is_hopeless(self, now: int) -> bool:
+        last = max(self._links.last_hope, self._last)
+        return self._plan.limit is None and now - last > _HOPELESS and not self._links.is_any_open()
+
+    def _publish(self, now: int) -> None:
+        tally = self._tally
+        tally["answered"] = self._answered
+        tally["bytes_in"], tally["bytes_out"] = self._bytes_in, self._bytes_out
+        tally["longest"] = self._longest
+        tally["wrong"] = self._links.judge.wrong
+        if self._since != UNLIMITED:
+            tally["began"] = self._since
+            # After the last request, the time goes on until its reply only.
+            tally["ended"] = max(self._last, self._since) if self._to_send <= 0 else now
