@@ -33,8 +33,9 @@ from forkd.loadtally import BYTES, Tally, total
 INTERRUPTED: Final = 128 + signal.SIGINT
 """The exit status after Ctrl-C, as of a program that SIGINT has ended."""
 
+# Seconds between two looks at the figures, and how many moments are kept of a test whose end is known.
 _STEP: Final = 0.25
-_MOST_STEPS: Final = 240
+_MOST_MOMENTS: Final = 240
 _SPARE_DESCRIPTORS: Final = 16
 _STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -175,28 +176,30 @@ def _be_client(plan: Plan, share: Share, target: Target, tally: Tally, leash: in
 def _reach(plan: Plan, address: Address) -> Target:
     """The one address, of those that a name may have, that answers; or what `forkd call` says."""
     with dial.connect(address, timeout=plan.connect_timeout) as sock:
-        return Target(sock.family, sock.getpeername())
+        # A unix socket's own idea of its name may be out of date: it may have been renamed.
+        return Target(sock.family, dial.unix_path(address) if address.kind == "unix" else sock.getpeername())
 
 
 def _watch(clients: Clients, plan: Plan, address: Address) -> list[loadreport.Moment]:
     """Takes a moment's figures now and then until all is done, and shows them on a terminal."""
-    step = max(_STEP, (plan.limit or 0) / _MOST_STEPS)
+    apart = max(_STEP, (plan.limit or 0) / _MOST_MOMENTS)
     timeline: list[loadreport.Moment] = []
     with loadreport.live(plan, address) as show:
         following = time.monotonic()
         while not clients.wait(following - time.monotonic()):
-            if (now := time.monotonic()) >= following:
-                following = now + step
-                _take(clients.tallies, timeline)
-                show(clients.tallies)
-    _take(clients.tallies, timeline)
-    return timeline
+            if (now := time.monotonic()) < following:
+                continue  # a signal
+            following = now + _STEP
+            moment = _moment(clients.tallies)
+            if moment.seconds >= (timeline[-1].seconds if timeline else 0) + apart:
+                timeline.append(moment)
+            show(clients.tallies)
+    return [*timeline, _moment(clients.tallies)]
 
 
-def _take(tallies: Sequence[Tally], timeline: list[loadreport.Moment]) -> None:
-    if seconds := max(tally.seconds for tally in tallies):
-        answered, failed = sum(tally["answered"] for tally in tallies), sum(tally.failed for tally in tallies)
-        timeline.append(loadreport.Moment(seconds, answered, failed))
+def _moment(tallies: Sequence[Tally]) -> loadreport.Moment:
+    answered, failed = sum(tally["answered"] for tally in tallies), sum(tally.failed for tally in tallies)
+    return loadreport.Moment(max(tally.seconds for tally in tallies), answered, failed)
 
 
 def _tell(document: dict[str, Any], wishes: Wishes) -> None:

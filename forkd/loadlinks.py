@@ -87,12 +87,29 @@ class Links:
     def lose_by(self, link: Link, error: OSError, now: int) -> None:
         self.lose(link, _CLASSES.get(error.errno or 0, "reset"), now)
 
+    def finish(self, link: Link, to_send: int, now: int) -> None:
+        """What becomes of a connection that is done, with so many requests still to be sent.
+
+        None is kept open for nothing: a server may have a worker wait on it whom others wait for.
+        """
+        if to_send > self.connecting + len(self.opened):
+            self.renew(link, now)
+        else:
+            self._retire(link)
+
+    def finish_all(self, now: int) -> None:
+        """No more requests are to be sent."""
+        self.ending = True
+        for link in self.all:
+            if not link.starts:
+                self._retire(link)
+
     def renew(self, link: Link, now: int) -> None:
         """Closes a connection and makes the next one: at once if this one was of use, else after a pause."""
         self._close(link)
         if self.ending:
-            return
-        if link.served:
+            self._retire(link)
+        elif link.served:
             link.pause = 0
             self.connect(link, now)
         else:
@@ -139,6 +156,11 @@ class Links:
         self._tally["errno"] = error.errno or 0
         self._tally[_CLASSES.get(error.errno or 0, "unreachable")] += 1
         self._rest(link, now)
+
+    def _retire(self, link: Link) -> None:
+        self.connecting -= link.state is State.CONNECTING
+        self._close(link)
+        link.retry_at = UNLIMITED
 
     def _rest(self, link: Link, now: int) -> None:
         link.is_queued = False

@@ -148,12 +148,13 @@ class Loop:
         room = self._pipeline - len(link.starts)
         if link.left < room:
             room = link.left
-            if not room and not link.starts and self._to_send > 0:
-                self._links.renew(link, now)
-                return
         if self._to_send < room:
             room = self._to_send
-        if room <= 0 or link.rest:
+        if room <= 0:
+            if not link.starts:
+                self._links.finish(link, self._to_send, now)
+            return
+        if link.rest:
             return
         if self._schedule is None:
             self._send(link, room, now)
@@ -273,6 +274,7 @@ class Loop:
         if self._schedule is not None:
             self._tally["unsent"] = min(self._to_send, max(0, self._schedule.due(now) - self._position))
         self._to_send = 0
+        self._links.finish_all(now)
         self._last = now
         self._phase, self._phase_end = Phase.DRAINING, UNLIMITED
 
