@@ -34,8 +34,24 @@ def test_a_framing_by_its_name(text: str, framing: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    "lines: lines:4 line Lines chunks:1 delimited delimited: length length: length:3 length:x length:-2 fixed:0 fixed "
-    "fixed:1.5 netstrings:5".split(" "),
+    [
+        "lines:",
+        "lines:4",
+        "line",
+        "Lines",
+        "chunks:1",
+        "delimited",
+        "delimited:",
+        "length",
+        "length:",
+        "length:3",
+        "length:x",
+        "length:-2",
+        "fixed:0",
+        "fixed",
+        "fixed:1.5",
+        "netstrings:5",
+    ],
 )
 def test_what_is_no_framing_is_told(text: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--framing {text}: ")):
