@@ -29,7 +29,7 @@ pytest: $(VENV)/tested
 chaos: $(VENV)/tested
 	$(BIN)/python -m tests.chaos --page docs/reliability.md
 
-PURE := forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/attention.py,forkd/retirement.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py
+PURE := forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/attention.py,forkd/retirement.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py,forkd/loadplan.py,forkd/loadreplies.py,forkd/loadtally.py
 coverage: $(VENV)/tested
 	$(BIN)/coverage run -m pytest tests/rooms
 	$(BIN)/coverage report -m --fail-under=100 --include='$(PURE)'

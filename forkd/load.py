@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 from forkd import dial, loadplot, loadreport
 from forkd.address import Address
@@ -57,16 +57,21 @@ def run(plan: Plan, address: Address, wishes: Wishes) -> int:
     if wishes.plot is not None:
         loadplot.require()
     for path in (wishes.json, wishes.plot):
-        if path not in (None, "-"):
-            _writing(path, b"")  # or a long test would end without its file
+        if path is not None and path != "-":
+            _write(path, b"", "ab")  # or a long test would end without its file
     _raise_descriptor_limit(plan)
     target = _reach(plan, address)
     with Clients(plan, target) as clients:
         timeline = _watch(clients, plan, address)
     tally = total(clients.tallies)
-    if not tally["connected"] and tally["errno"]:
-        raise dial.explain(OSError(tally["errno"], os.strerror(tally["errno"])), address)
+    connecting = None
+    if tally["errno"]:
+        failure = OSError(tally["errno"], os.strerror(tally["errno"]))
+        connecting = dial.explain(failure, address, timeout=plan.connect_timeout)
+        if not tally["connected"]:
+            raise connecting
     document = loadreport.document(plan, address, tally, timeline, interrupted=clients.interrupted)
+    document["connect_failure"] = connecting and str(connecting)
     complaints = verdict(document, wishes)
     document["passed"] = not complaints
     _tell(document, wishes)
@@ -211,15 +216,15 @@ def _tell(document: dict[str, Any], wishes: Wishes) -> None:
             sys.stdout.write(text)
             sys.stdout.flush()
         else:
-            _writing(wishes.json, text.encode())
+            _write(wishes.json, text.encode(), "wb")
     if wishes.plot is not None:
-        _writing(wishes.plot, loadplot.drawn(document))
+        _write(wishes.plot, loadplot.drawn(document), "wb")
 
 
-def _writing(path: str | None, content: bytes) -> None:
-    assert path is not None
+def _write(path: str, content: bytes, mode: Literal["ab", "wb"]) -> None:
     try:
-        Path(path).write_bytes(content)
+        with Path(path).open(mode) as file:
+            file.write(content)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}; name another file") from None
 

@@ -106,6 +106,8 @@ def show(document: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(_totals(document))
     console.print(_percentiles(document))
     console.print(Text(failures(document)))
+    if why := document.get("connect_failure"):
+        console.print(Text(f"a connection that failed: {why}"))
     if document["unsent"]:
         console.print(
             Text(f"{document['unsent']:,} requests were due and never sent: the rate of {plan['rate']:g} was not kept")

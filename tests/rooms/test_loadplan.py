@@ -35,6 +35,7 @@ def test_a_framing_by_its_name(text: str, framing: object) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "",
         "lines:",
         "lines:4",
         "line",
@@ -103,6 +104,7 @@ def test_what_can_be_done_is_let_through() -> None:
 def test_a_plan_without_an_end_lasts_ten_seconds() -> None:
     assert Plan().limit == 10
     assert Plan(requests=5).limit is None
+    assert Plan(bodies=(b"a", b"b")).wires == [b"a\n", b"b\n"]
     assert Plan(requests=5, duration=3).limit == 3
 
 

@@ -86,10 +86,12 @@ def test_the_table_of_a_test() -> None:
 
 def test_the_table_of_a_bad_test() -> None:
     plan = Plan(rate=1000.0, workers=2)
-    text = shown(document(tally({}, refused=1200, cut_short=3, unsent=5), plan, interrupted=True))
+    what = document(tally({}, refused=1200, cut_short=3, unsent=5), plan, interrupted=True)
+    text = shown(what | {"connect_failure": "cannot connect to [x]"})
     assert "0 requests in 2.00 s, interrupted; 10 connections, 1 in flight on each, 2 processes\n" in text
     assert row(text, "p99.99") == ["-", "-"]
     assert "failures: 1,200 refused, 3 cut short\n" in text
+    assert "a connection that failed: cannot connect to [x]\n" in text
     assert "5 requests were due and never sent: the rate of 1000 was not kept\n" in text
 
 
