@@ -9,6 +9,7 @@ knows nothing. Connections are made and lost in `loadlinks`. Times are nanosecon
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 from collections import deque
@@ -23,10 +24,8 @@ from forkd.loadtally import Tally
 
 _TICK: Final = SECOND // 50
 _CHUNK: Final = 65536
-# Bytes that batches may take which are made beforehand.
-_PREPARED: Final = 1 << 22
-# A test without an end in time ends when nothing could be connected to for so long.
-_HOPELESS: Final = 10 * SECOND
+_PREPARED: Final = 1 << 22  # bytes that batches may take which are made beforehand
+_HOPELESS: Final = 10 * SECOND  # without any connection, and the test ends if nothing else would end it
 
 
 class Phase(Enum):
@@ -72,7 +71,7 @@ class Loop:
                 self._links.connect(link, time.monotonic_ns())
                 self._serve(self._epoll.poll(0))  # or the first would seem to take as long as all of them
             while self._phase is not Phase.OVER:
-                self._serve(self._wait())
+                self._serve(self._wait(now))
                 now = time.monotonic_ns()
                 if self._phase is not Phase.GATHERING:
                     self._use_opened(now)
@@ -83,14 +82,13 @@ class Loop:
         self._publish(now)
         self._links.close_all()
 
-    def _wait(self) -> list[tuple[int, int]]:
-        now = time.monotonic_ns()
+    def _wait(self, now: int) -> list[tuple[int, int]]:
         until = self._next_tick
         if self._schedule is not None and self._free and self._to_send > 0:
             until = min(until, self._schedule.time(self._position))
-            if until > now:
+            if (wait := until - time.monotonic_ns()) > 0:
                 # epoll_wait(2) counts in milliseconds, by which requests would be late; select(2) does not.
-                select.select((self._epoll,), (), (), (until - now) / SECOND)
+                select.select((self._epoll,), (), (), wait / SECOND)
             return self._epoll.poll(0)
         return self._epoll.poll(max(0, until - now) / SECOND)
 
@@ -98,12 +96,12 @@ class Loop:
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
         links, by_fd, clock, latencies = self._links, self._links.by_fd, time.monotonic_ns, self._tally.latencies
-        since = self._since
+        since, answered, longest, received = self._since, 0, self._longest, 0
         for fd, what in events:
             link = by_fd.get(fd)
             if link is None:  # the leash
                 self._phase = Phase.OVER
-                return
+                break
             if what != ORDINARY and not self._is_to_receive(link, what):
                 continue
             try:
@@ -121,7 +119,7 @@ class Loop:
             if not data:
                 links.lose(link, "cut short", now)
                 continue
-            self._bytes_in += len(data)
+            received += len(data)
             if not count:
                 continue
             self._last = link.quiet_since = now
@@ -138,10 +136,13 @@ class Loop:
                     took = now - start
                     shift = took.bit_length() - 11  # loadtally.bucket, without the call
                     latencies[(shift << 10) + (took >> shift) if shift > 0 else took] += 1
-                    self._answered += 1
-                    if took > self._longest:
-                        self._longest = took
+                    answered += 1
+                    if took > longest:
+                        longest = took
             self._go_on(link, now)
+        self._answered += answered
+        self._bytes_in += received
+        self._longest = longest
 
     def _go_on(self, link: Link, now: int) -> None:
         """A link that has room: a closed loop's sends, an open one's waits for a request that is due."""
@@ -175,9 +176,6 @@ class Loop:
         link.left -= count
         self._to_send -= count
         self._links.in_flight += count
-        self._transmit(link, data)
-
-    def _transmit(self, link: Link, data: bytes) -> None:
         try:
             sent = link.transmit(data)
         except BlockingIOError:
@@ -185,7 +183,7 @@ class Loop:
         except OSError:
             return  # the next receive tells why, after what had come before
         self._bytes_out += sent
-        if sent < len(data) or link.rest:
+        if sent < len(data):
             link.rest = data[sent:]
             link.watch(self._epoll, new=False)
 
@@ -218,10 +216,17 @@ class Loop:
             # The server's end came with its last reply: a request sent now would be cut short for no fault.
             link.left = 0
         if what & select.EPOLLOUT and link.rest:
-            self._transmit(link, link.rest)
-            if not link.rest:
-                self._go_on(link, time.monotonic_ns())
+            self._send_rest(link)
         return link.state is State.OPEN and what != select.EPOLLOUT
+
+    def _send_rest(self, link: Link) -> None:
+        with contextlib.suppress(OSError):  # as in _send
+            sent = link.transmit(link.rest)
+            self._bytes_out += sent
+            link.rest = link.rest[sent:]
+            if not link.rest:
+                link.watch(self._epoll, new=False)
+                self._go_on(link, time.monotonic_ns())
 
     def _use_opened(self, now: int) -> None:
         opened, self._links.opened = self._links.opened, []
