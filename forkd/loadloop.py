@@ -24,7 +24,6 @@ from forkd.loadtally import Tally
 
 _TICK: Final = SECOND // 50
 _CHUNK: Final = 65536
-_PREPARED: Final = 1 << 22  # bytes that batches may take which are made beforehand
 _HOPELESS: Final = 10 * SECOND  # without any connection, and the test ends if nothing else would end it
 
 
@@ -49,9 +48,7 @@ class Loop:
         self._links = Links(plan, share, target, tally, self._epoll)
         self._pipeline = plan.pipeline
         self._wires = plan.wires * (1 + plan.pipeline // len(plan.bodies) + 1)
-        # Of one request alone, every batch is made beforehand.
-        only = plan.wires[0] * (len(plan.bodies) == 1 and plan.pipeline**2 * len(plan.wires[0]) <= _PREPARED)
-        self._batches = [only * size for size in range(plan.pipeline + 1)] if only else []
+        self._batches = plan.batches
         self._phase = Phase.GATHERING
         self._phase_end = self._next_tick = 0
         self._schedule: Schedule | None = None
@@ -130,13 +127,18 @@ class Loop:
                 count = len(starts)
             links.in_flight -= count
             while count:
-                count -= 1
                 start = starts.popleft()
+                together = 1
+                if count > 1 and starts[count - 2] == start:  # the times in it never fall
+                    together = count
+                    for _ in range(count - 1):
+                        starts.popleft()
+                count -= together
                 if start >= since:
                     took = now - start
                     shift = took.bit_length() - 11  # loadtally.bucket, without the call
-                    latencies[(shift << 10) + (took >> shift) if shift > 0 else took] += 1
-                    answered += 1
+                    latencies[(shift << 10) + (took >> shift) if shift > 0 else took] += together
+                    answered += together
                     if took > longest:
                         longest = took
             self._go_on(link, now)
@@ -188,7 +190,7 @@ class Loop:
             link.watch(self._epoll, new=False)
 
     def _send_due(self, schedule: Schedule, now: int) -> None:
-        due = schedule.due(now)
+        due = schedule.due(min(now, self._phase_end - 1))
         while self._position < due and self._free and self._to_send > 0:
             link = self._free.popleft()
             link.is_free = False
@@ -277,7 +279,7 @@ class Loop:
 
     def _stop_sending(self, now: int) -> None:
         if self._schedule is not None:
-            self._tally["unsent"] = min(self._to_send, max(0, self._schedule.due(now) - self._position))
+            self._tally["unsent"] = min(self._to_send, max(0, self._schedule.due(self._phase_end - 1) - self._position))
         self._to_send = 0
         self._links.finish_all(now)
         self._last = now
@@ -289,9 +291,8 @@ class Loop:
 
     def _publish(self, now: int) -> None:
         tally = self._tally
-        tally["answered"] = self._answered
+        tally["answered"], tally["longest"] = self._answered, self._longest
         tally["bytes_in"], tally["bytes_out"] = self._bytes_in, self._bytes_out
-        tally["longest"] = self._longest
         tally["wrong"] = self._links.judge.wrong
         if self._since != UNLIMITED:
             tally["began"] = self._since

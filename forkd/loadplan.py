@@ -28,6 +28,7 @@ Expectation: TypeAlias = "bytes | re.Pattern[bytes] | None"
 """What a reply has to be: these bytes, something in which the pattern is found, or anything."""
 
 FRAMINGS: Final = "lines, delimited:MARK, length:SIZE, netstrings, fixed:SIZE or chunks"
+_PREPARED: Final = 1 << 22  # bytes
 _ESCAPES: Final = {"0": b"\0", "n": b"\n", "r": b"\r", "t": b"\t", "\\": b"\\"}
 
 
@@ -79,6 +80,14 @@ class Plan:
     def wires(self) -> list[bytes]:
         """The requests as they stand in the stream."""
         return [self.framing.encode(body) for body in self.bodies]
+
+    @property
+    def batches(self) -> list[bytes]:
+        """Every number of requests that may leave together, made beforehand; none if they differ or are too large."""
+        only = self.wires[0]
+        if len(self.bodies) > 1 or self.pipeline**2 * len(only) > _PREPARED:
+            return []
+        return [only * size for size in range(self.pipeline + 1)]
 
     def expected(self, place: int) -> Expectation:
         """What the reply to the request at `place` of `bodies` has to be."""

@@ -64,7 +64,7 @@ class _Cutter(Protocol):
 
 
 class _Checked:
-    """Cuts the replies out and compares them, but for the usual case: one whole reply, as it has to be."""
+    """Cuts the replies out and compares them, but for the usual case: whole replies, as they have to be."""
 
     __slots__ = ("_cutter", "_judge", "_place", "_whole")
 
@@ -75,9 +75,12 @@ class _Checked:
         self._place = first
 
     def __call__(self, data: bytes) -> int:
-        if data == self._whole and not self._cutter.pending:
-            self._place += 1
-            return 1
+        whole = self._whole
+        if whole and not self._cutter.pending:
+            count = len(data) // len(whole)
+            if data == whole * count:
+                self._place += count
+                return count
         replies = self._cutter.feed(data)
         for reply in replies:
             if not self._judge.is_right(self._place, reply):

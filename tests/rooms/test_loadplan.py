@@ -108,6 +108,12 @@ def test_a_plan_without_an_end_lasts_ten_seconds() -> None:
     assert Plan(requests=5, duration=3).limit == 3
 
 
+def test_batches_are_made_beforehand_where_they_are_small_and_alike() -> None:
+    assert Plan(pipeline=2).batches == [b"", b"hello\n", b"hello\nhello\n"]
+    assert Plan(bodies=(b"a", b"b")).batches == []
+    assert Plan(pipeline=1000, bodies=(b"x" * 100,)).batches == []
+
+
 def test_what_is_expected() -> None:
     plan = Plan(bodies=(b"a", b"b"), expect="echo")
     assert [plan.expected(place) for place in (0, 1)] == [b"a", b"b"]

@@ -217,6 +217,13 @@ def test_a_unix_socket(serving: Serving, tmp_path: Path) -> None:
         assert (tally["answered"], failed(tally)) == (10, {})
 
 
+def test_batches_that_are_made_on_the_way(serving: Serving) -> None:
+    body = b"x" * 2000
+    tally = loaded(serving(echo).target, requests=300, pipeline=100, bodies=(body,), expect="echo")
+    assert (tally["answered"], counted(tally), failed(tally)) == (300, 300, {})
+    assert tally["bytes_out"] == 300 * 2001
+
+
 # Failures, each by its class, and the run goes on.
 
 
@@ -385,6 +392,11 @@ def test_no_request_leaves_before_it_is_due(serving: Serving) -> None:
     tally = loaded(serving(behave).target, requests=20, rate=500.0, connections=2)
     began = tally["began"] / 1e9
     assert all(at - began >= number / 500 for number, at in enumerate(sorted(came)))
+
+
+def test_a_time_holds_as_many_requests_as_are_due_in_it(serving: Serving) -> None:
+    tally = loaded(serving(echo).target, duration=0.1, rate=200.0)
+    assert (tally["answered"], tally["unsent"], failed(tally)) == (20, 0, {})
 
 
 def test_what_was_due_and_could_not_be_sent_is_told(serving: Serving) -> None:
