@@ -96,11 +96,16 @@ class Link:
         """What became of an attempt that is over; OSError if it failed."""
         self._check(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), target)
 
-    def watch(self, epoll: select.epoll, *, new: bool) -> None:
-        """Asks for the events that its state needs."""
-        wanted = 0 if self.state is State.CONNECTING else _WANTED
-        if self.rest or not wanted:
-            wanted |= select.EPOLLOUT
+    def watch(self, epoll: select.epoll, *, new: bool, again: bool = False) -> None:
+        """Asks for the events that its state needs; with `again`, until there is nothing more to receive."""
+        if self.state is State.CONNECTING:
+            wanted = select.EPOLLOUT
+        elif self.rest or again:
+            wanted = _WANTED | (select.EPOLLOUT if self.rest else 0)
+        else:
+            # An edge is told once, so the kernel need not look again after each reply (epoll(7)). And it is told
+            # after all of a segment has been taken in: a reply is not seen without the end that came with it.
+            wanted = _WANTED | select.EPOLLET
         (epoll.register if new else epoll.modify)(self.fd, wanted)
 
     def opened(self, count: Counter, left: int) -> None:

@@ -24,7 +24,6 @@ from forkd.loadtally import Tally
 
 _TICK: Final = SECOND // 50
 _CHUNK: Final = 65536
-_HOPELESS: Final = 10 * SECOND  # without any connection, and the test ends if nothing else would end it
 
 
 class Phase(Enum):
@@ -40,17 +39,14 @@ class Loop:
 
     def __init__(self, plan: Plan, share: Share, target: Target, tally: Tally, leash: int) -> None:
         self._plan = plan
-        self._share = share
-        self._tally = tally
+        self._share, self._tally = share, tally
         # Early, so that its number is one that select(2) can wait for.
         self._epoll = select.epoll()
         self._epoll.register(leash, select.EPOLLIN)
         self._links = Links(plan, share, target, tally, self._epoll)
-        self._pipeline = plan.pipeline
+        self._pipeline, self._batches = plan.pipeline, plan.batches
         self._wires = plan.wires * (1 + plan.pipeline // len(plan.bodies) + 1)
-        self._batches = plan.batches
-        self._phase = Phase.GATHERING
-        self._phase_end = self._next_tick = 0
+        self._phase, self._phase_end, self._next_tick = Phase.GATHERING, 0, 0
         self._schedule: Schedule | None = None
         self._position = 0  # in the schedule
         self._free: deque[Link] = deque()  # an open loop's links with room for a request
@@ -117,6 +113,8 @@ class Loop:
                 links.lose(link, "cut short", now)
                 continue
             received += len(data)
+            if len(data) == _CHUNK:
+                link.watch(self._epoll, new=False)  # there may be more, of which no edge would tell
             if not count:
                 continue
             self._last = link.quiet_since = now
@@ -217,6 +215,7 @@ class Loop:
         if what & select.EPOLLRDHUP:
             # The server's end came with its last reply: a request sent now would be cut short for no fault.
             link.left = 0
+            link.watch(self._epoll, new=False, again=True)
         if what & select.EPOLLOUT and link.rest:
             self._send_rest(link)
         return link.state is State.OPEN and what != select.EPOLLOUT
@@ -286,8 +285,13 @@ class Loop:
         self._phase, self._phase_end = Phase.DRAINING, UNLIMITED
 
     def _is_hopeless(self, now: int) -> bool:
-        last = max(self._links.last_hope, self._last)
-        return self._plan.limit is None and now - last > _HOPELESS and not self._links.is_any_open()
+        """Whether a test without an end in time has found nobody for so long that it would have none."""
+        silence = now - max(self._links.last_hope, self._last)
+        return (
+            self._plan.limit is None
+            and silence > 2 * self._plan.connect_timeout * SECOND
+            and not self._links.is_any_open()
+        )
 
     def _publish(self, now: int) -> None:
         tally = self._tally

@@ -330,6 +330,17 @@ def test_nobody_there_for_the_whole_time(serving: Serving, tmp_path: Path) -> No
         assert (tally["answered"], tally["connected"], list(failed(tally))) == (0, 0, ["refused"])
 
 
+def test_a_number_of_requests_that_nobody_takes_has_an_end(serving: Serving) -> None:
+    def once(connection: socket.socket, number: int) -> None:
+        server.listener.close()
+        last_word(connection, connection.recv(100))
+
+    for behave, answered in (echo, 0), (once, 1):
+        server = serving(behave, open=answered > 0)
+        tally = loaded(server.target, requests=5, connect_timeout=SOON)
+        assert (tally["answered"], list(failed(tally))) == (answered, ["refused"])
+
+
 def test_a_full_queue_of_a_unix_socket_times_out(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(tmp_path / "s"))
