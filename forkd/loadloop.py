@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import select
 import time
-from collections import deque
 from enum import Enum, auto
 from typing import Final
 
@@ -21,9 +20,12 @@ from forkd.loadlink import ORDINARY, Link, State, Target
 from forkd.loadlinks import SECOND, Links
 from forkd.loadplan import UNLIMITED, Plan, Schedule, Share
 from forkd.loadtally import Tally
+from forkd.loadturns import Turns
 
 _TICK: Final = SECOND // 50
-_CHUNK: Final = 65536
+# Received at once: so little that the interpreter has it at hand, until a reply turns out to be longer.
+_LITTLE: Final = 470
+_MUCH: Final = 65536
 
 
 class Phase(Enum):
@@ -47,9 +49,8 @@ class Loop:
         self._pipeline, self._batches = plan.pipeline, plan.batches
         self._wires = plan.wires * (1 + plan.pipeline // len(plan.bodies) + 1)
         self._phase, self._phase_end, self._next_tick = Phase.GATHERING, 0, 0
-        self._schedule: Schedule | None = None
-        self._position = 0  # in the schedule
-        self._free: deque[Link] = deque()  # an open loop's links with room for a request
+        self._chunk = _LITTLE
+        self._turns: Turns | None = None  # an open loop's
         self._to_send = 0
         self._since = UNLIMITED  # what was sent or due earlier does not count
         self._answered = self._bytes_in = self._bytes_out = self._longest = self._last = 0
@@ -68,8 +69,8 @@ class Loop:
                 now = time.monotonic_ns()
                 if self._phase is not Phase.GATHERING:
                     self._use_opened(now)
-                if self._schedule is not None and self._to_send > 0:
-                    self._send_due(self._schedule, now)
+                if self._turns is not None and self._to_send > 0:
+                    self._send_due(self._turns, now)
                 if now >= self._next_tick or self._is_phase_done():
                     self._tick(now)
         self._publish(now)
@@ -77,8 +78,8 @@ class Loop:
 
     def _wait(self, now: int) -> list[tuple[int, int]]:
         until = self._next_tick
-        if self._schedule is not None and self._free and self._to_send > 0:
-            until = min(until, self._schedule.time(self._position))
+        if self._turns is not None and self._to_send > 0 and (due := self._turns.next_time()) is not None:
+            until = min(until, due)
             if (wait := until - time.monotonic_ns()) > 0:
                 # epoll_wait(2) counts in milliseconds, by which requests would be late; select(2) does not.
                 select.select((self._epoll,), (), (), wait / SECOND)
@@ -89,7 +90,8 @@ class Loop:
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
         links, by_fd, clock, latencies = self._links, self._links.by_fd, time.monotonic_ns, self._tally.latencies
-        since, answered, longest, received = self._since, 0, self._longest, 0
+        since, answered, longest, received, chunk = self._since, 0, self._longest, 0, self._chunk
+        pipeline, is_closed = self._pipeline, self._turns is None
         for fd, what in events:
             link = by_fd.get(fd)
             if link is None:  # the leash
@@ -98,7 +100,7 @@ class Loop:
             if what != ORDINARY and not self._is_to_receive(link, what):
                 continue
             try:
-                data = link.receive(_CHUNK)
+                data = link.receive(chunk)
                 now = clock()
                 count = link.count(data)
             except BlockingIOError:
@@ -113,7 +115,8 @@ class Loop:
                 links.lose(link, "cut short", now)
                 continue
             received += len(data)
-            if len(data) == _CHUNK:
+            if len(data) == chunk:
+                chunk = self._chunk = _MUCH
                 link.watch(self._epoll, new=False)  # there may be more, of which no edge would tell
             if not count:
                 continue
@@ -139,7 +142,15 @@ class Loop:
                     answered += together
                     if took > longest:
                         longest = took
-            self._go_on(link, now)
+            room = pipeline - len(starts)
+            if is_closed and link.left >= room > 0 and self._to_send >= room and not link.rest:
+                self._send(link, room, now)  # nearly always, and so without the detour
+                if room == 1:
+                    starts.append(now)
+                else:
+                    starts.extend((now,) * room)
+            else:
+                self._go_on(link, now)
         self._answered += answered
         self._bytes_in += received
         self._longest = longest
@@ -157,15 +168,14 @@ class Loop:
             return
         if link.rest:
             return
-        if self._schedule is None:
+        if self._turns is None:
             self._send(link, room, now)
             link.starts.extend((now,) * room)
-        elif not link.is_free:
-            link.is_free = True
-            self._free.append(link)
+        else:
+            self._turns.offer(link)
 
     def _send(self, link: Link, count: int, now: int) -> None:
-        """Puts the next `count` requests of a link on their way, in one send; their starts are the caller's to add."""
+        """Puts the next `count` requests of a link on their way, in one send; the caller notes when they started."""
         if self._batches:
             data = self._batches[count]
         else:
@@ -187,22 +197,10 @@ class Loop:
             link.rest = data[sent:]
             link.watch(self._epoll, new=False)
 
-    def _send_due(self, schedule: Schedule, now: int) -> None:
-        due = schedule.due(min(now, self._phase_end - 1))
-        while self._position < due and self._free and self._to_send > 0:
-            link = self._free.popleft()
-            link.is_free = False
-            if link.state is not State.OPEN or link.rest:
-                continue
-            # What is overdue is spread over the links that are free.
-            waiting = due - self._position
-            fair = -(-waiting // (len(self._free) + 1))
-            count = min(fair, waiting, self._pipeline - len(link.starts), link.left, self._to_send)
-            if count <= 0:
-                continue
-            self._send(link, count, now)
-            link.starts.extend(map(schedule.time, range(self._position, self._position + count)))
-            self._position += count
+    def _send_due(self, turns: Turns, now: int) -> None:
+        for link, due in turns.deal(min(now, self._phase_end - 1), self._to_send):
+            self._send(link, len(due), now)
+            link.starts.extend(due)
             self._go_on(link, now)
 
     # What happens now and then.
@@ -258,7 +256,8 @@ class Loop:
 
     def _start(self, now: int) -> None:
         if self._share.interval is not None:
-            self._schedule = Schedule(now + int(self._share.first * SECOND), self._share.interval * SECOND)
+            schedule = Schedule(now + int(self._share.first * SECOND), self._share.interval * SECOND)
+            self._turns = Turns(schedule, self._pipeline)
         self._last = now
         if self._plan.warmup:
             self._phase, self._phase_end = Phase.WARMING, now + int(self._plan.warmup * SECOND)
@@ -277,8 +276,8 @@ class Loop:
             self._tally.clear_requests()
 
     def _stop_sending(self, now: int) -> None:
-        if self._schedule is not None:
-            self._tally["unsent"] = min(self._to_send, max(0, self._schedule.due(self._phase_end - 1) - self._position))
+        if self._turns is not None:
+            self._tally["unsent"] = min(self._to_send, self._turns.overdue(self._phase_end - 1))
         self._to_send = 0
         self._links.finish_all(now)
         self._last = now
@@ -286,12 +285,8 @@ class Loop:
 
     def _is_hopeless(self, now: int) -> bool:
         """Whether a test without an end in time has found nobody for so long that it would have none."""
-        silence = now - max(self._links.last_hope, self._last)
-        return (
-            self._plan.limit is None
-            and silence > 2 * self._plan.connect_timeout * SECOND
-            and not self._links.is_any_open()
-        )
+        deadline = max(self._links.last_hope, self._last) + 2 * self._plan.connect_timeout * SECOND
+        return self._plan.limit is None and now > deadline and not self._links.is_any_open()
 
     def _publish(self, now: int) -> None:
         tally = self._tally

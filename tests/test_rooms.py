@@ -29,6 +29,7 @@ REFUSED = {
     "loadplan": {"os", "select", "socket", "time"},
     "loadreplies": {"os", "select", "socket", "time"},
     "loadtally": {"os", "select", "socket", "time"},
+    "loadturns": {"os", "select", "socket", "time"},
 }
 # A heavy room that a command of its own needs, and the others do without.
 LATE = {"cli": {"master", "table"}, "loadcommand": {"load", "loadplan"}}
