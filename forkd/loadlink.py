@@ -98,13 +98,13 @@ class Link:
 
     def watch(self, epoll: select.epoll, *, new: bool, again: bool = False) -> None:
         """Asks for the events that its state needs; with `again`, until there is nothing more to receive."""
+        # An edge is told once, so the kernel need not look again at each wait (epoll(7)). And it is told when all of
+        # a segment has been taken in; such a look in between would see the reply without the end that comes with it.
         if self.state is State.CONNECTING:
-            wanted = select.EPOLLOUT
+            wanted = select.EPOLLOUT | select.EPOLLET
         elif self.rest or again:
             wanted = _WANTED | (select.EPOLLOUT if self.rest else 0)
         else:
-            # An edge is told once, so the kernel need not look again after each reply (epoll(7)). And it is told
-            # after all of a segment has been taken in: a reply is not seen without the end that came with it.
             wanted = _WANTED | select.EPOLLET
         (epoll.register if new else epoll.modify)(self.fd, wanted)
 
