@@ -269,7 +269,8 @@ class Loop:
     def _start_counting(self, now: int) -> None:
         limit = self._plan.limit
         self._phase, self._phase_end = Phase.COUNTING, UNLIMITED if limit is None else now + int(limit * SECOND)
-        self._to_send = self._share.requests
+        # What was due in the warm-up and has still to leave takes nobody's place.
+        self._to_send = self._share.requests + (self._turns.overdue(now - 1) if self._turns else 0)
         self._since = now
         if self._plan.warmup:
             self._answered = self._bytes_in = self._bytes_out = self._longest = self._links.judge.wrong = 0
