@@ -70,14 +70,14 @@ class AsyncVisit:
         self.sock = sock
         self.fd = sock.fileno()
         self.connection = connection
-        self.conversation = Conversation(connection, service, meter)
+        self._name = str(connection.peer).encode(errors="backslashreplace")
+        self.conversation = Conversation(connection, service, meter, self._name)
         self.interest = IN
         self.at_work = False
         self._began = 0.0
         self._plain = AsyncConnection(connection, self)
         self._service = service
         self._meter = meter
-        self._name = str(connection.peer).encode(errors="backslashreplace")
         self._limits = limits
         self._host = host
         self._touched = host.now

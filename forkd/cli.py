@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import click
 
 import forkd
-from forkd import address, check, client, config, control, dial, log, rundir
+from forkd import address, check, client, config, control, dial, loadcommand, log, rundir
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.settings import MAX_SECONDS
 
@@ -207,6 +207,9 @@ def call(target: str, requests: tuple[str, ...], connect_timeout: float, timeout
         stdin = None if sys.stdin is None else sys.stdin.buffer
         stdout = None if sys.stdout is None else sys.stdout.buffer
         client.call(sock, texts or None, stdin, stdout, timeout=timeout, name=target if whom.kind == "unix" else "")
+
+
+cli.add_command(loadcommand.load)
 
 
 def _open_standard_three() -> None:

@@ -10,14 +10,36 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Any, Final
 
 from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, PeerGone
 from forkd.errors import FramingError, OverLimit, Truncated
 from forkd.handler import Close, ErrorHook, Service
 from forkd.hearing import Hearing
-from forkd.scoreboard import ERRORS, MALFORMED, OVER_LIMIT, REQUESTS, RESET, TIMED_OUT, TRUNCATED, Pen
+from forkd.scoreboard import (
+    BYTES_IN,
+    BYTES_OUT,
+    COMMON,
+    COMMON_NS,
+    COMMON_SHIFT,
+    DONE,
+    DONE_AT,
+    ERRORS,
+    HISTOGRAM,
+    IN_HAND,
+    IN_HAND_AT,
+    MALFORMED,
+    OVER_LIMIT,
+    REQUESTS,
+    RESET,
+    SLOWEST,
+    TIMED_OUT,
+    TRUNCATED,
+    Meter,
+    Pen,
+    bucket,
+)
 
 # Replies to requests that arrived together leave together, unless they grow beyond this or their
 # handlers take longer than this: then what is ready leaves before the next handler starts.
@@ -49,6 +71,9 @@ class End(Enum):
 
 _NOTHING: Final[Iterator[Any]] = iter(())
 
+_show: Final = IN_HAND.pack_into
+_show_done: Final = DONE.pack_into
+
 _COLUMNS: Final = {
     End.IDLE: TIMED_OUT,
     End.READ: TIMED_OUT,
@@ -69,9 +94,9 @@ class Outcome:
     error: BaseException | None = None
 
 
-def converse(connection: Connection, service: Service[..., Any], meter: Pen) -> Outcome:
+def converse(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> Outcome:
     """Serves one connection to its end, waiting for the client; the socket stays open for whoever accepted it."""
-    conversation = Conversation(connection, service, meter)
+    conversation = Conversation(connection, service, meter, peer)
     try:
         conversation.start()
         if service.framing is None:
@@ -98,24 +123,29 @@ class Conversation:
 
     It is pushed: whoever has the socket hands over what has arrived. What ends it is raised, and `over` says what
     that means. A client that does not take its replies `pauses` it, where the connection parks them; `go_on`
-    takes it up again.
+    takes it up again. `peer` is how the client is called in the scoreboard.
     """
 
     __slots__ = (
+        "_answer",
         "_encode",
+        "_encode_all",
         "_handler",
         "_leave_at",
         "_meter",
+        "_peer",
         "_queue",
         "_rest",
+        "_row",
         "_service",
         "_unsent",
         "connection",
         "hearing",
     )
 
-    def __init__(self, connection: Connection, service: Service[..., Any], meter: Pen) -> None:
+    def __init__(self, connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> None:
         self.connection = connection
+        self._peer = peer
         self._service = service
         self._handler = service.handler
         self._meter = meter
@@ -124,14 +154,21 @@ class Conversation:
         self._unsent = connection.unsent
         self._queue: Iterator[Any] = _NOTHING
         self._rest: Iterator[Any] | None = None
+        self._answer = self._answer_each
+        self._row: memoryview | None = None
         self._leave_at = 0.0
 
     def open(self) -> None:
         """Has a framing of its own from now on."""
+        self._meter.meets(self._peer)
         if self._service.framing is not None:
             framing = self._service.framing.copy()
             self.hearing = Hearing(self.connection, framing)
             self._encode = framing.encode
+            meter = self._meter
+            quick = not self._service.takes_connection and hasattr(framing, "encode_all")
+            if isinstance(meter, Meter) and meter.quick and quick:
+                self._row, self._encode_all, self._answer = meter.row, framing.encode_all, self._answer_quickly
 
     def start(self) -> None:
         """The service speaks first, where it has a hook for that."""
@@ -152,7 +189,9 @@ class Conversation:
         """Answers the requests that `data`, the next bytes of the stream, completes."""
         hearing = self.hearing
         requests = hearing.hear(data)
-        if requests or hearing.broken is not None:
+        if self._row is not None and len(requests) == 1 and hearing.broken is None:
+            self._answer_one(requests[0], self._row)
+        elif requests or hearing.broken is not None:
             self._queue = iter(requests)
             self.go_on()
         if hearing.pending or self.connection.deadline is not None:
@@ -165,19 +204,33 @@ class Conversation:
             self.go_on()
 
     def go_on(self) -> None:
-        """Answers what is left of the requests that have come: the heart of forkd, where every call counts."""
-        connection, meter, unsent = self.connection, self._meter, self._unsent
-        handler, encode, takes_connection = self._handler, self._encode, self._service.takes_connection
+        """Answers what is left of the requests that have come."""
+        connection, unsent = self.connection, self._unsent
         if self._rest is not None:
             self._say_the_rest()
+        while not connection.parked and not connection.closed and not self._answer():
+            pass
+        if connection.parked:
+            return  # the iterator remembers its place
+        if connection.leaving or self.hearing.broken is not None:
+            self.settle()
+        elif unsent:
+            connection.flush()
+            self._meter.moved(connection.received, connection.sent)
+            connection.received = connection.sent = 0
+
+    def _answer_each(self) -> bool:
+        """Answers requests until something has to be done before the next one; True when none is left."""
+        connection, meter, unsent, handler = self.connection, self._meter, self._unsent, self._handler
         held = since = 0
-        for request in _NOTHING if connection.parked else self._queue:
+        meter.meets(self._peer)
+        for request in self._queue:
             # A framing's own kind of request is told of by what came last.
             began = meter.began(request if type(request) is bytes else connection.latest)
             try:
-                reply = handler(request, connection) if takes_connection else handler(request)
+                reply = handler(request, connection) if self._service.takes_connection else handler(request)
                 if type(reply) is bytes:
-                    unsent.append(encode(reply))
+                    unsent.append(self._encode(reply))
                 elif reply is not None:
                     self._reply(reply)
             except (Close, DeadlineError, PeerGone):
@@ -193,15 +246,112 @@ class Conversation:
                 if held > HELD_BYTES or (now - since > HELD_NS and not connection.leaving):
                     self.flush()
             if connection.closed or connection.parked:
-                break  # the iterator remembers its place
-        if connection.parked:
-            return
-        if connection.leaving or self.hearing.broken is not None:
-            self.settle()
-        elif unsent:
-            connection.flush()
-            meter.moved(connection.received, connection.sent)
+                return False
+        return True
+
+    # The heart of forkd, where every call counts. For handlers of nothing but bytes, what `Meter.began` and `ended`
+    # do is done here without them, and all the row tells is as exact: which request is in hand and since when, how
+    # many there were, and how long each took.
+
+    def _answer_one(self, request: bytes, row: memoryview) -> None:
+        """Answers the one request that has come: mostly there is no more than that."""
+        count, peer = row[REQUESTS], self._peer
+        began = monotonic_ns()
+        _show(row, IN_HAND_AT, len(peer), peer, began, count, len(request) + 1, request)
+        reply: Any = None
+        failed: BaseException | None = None
+        try:
+            reply = self._handler(request)
+        except BaseException as error:
+            failed = error
+        taken = monotonic_ns() - began
+        row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+        if taken > row[SLOWEST]:
+            row[SLOWEST] = taken
+        _show_done(row, DONE_AT, 0, count + 1)
+        connection = self.connection
+        if type(reply) is bytes and not self._unsent and not connection.leaving:
+            connection.send(self._encode(reply))
+            row[BYTES_IN] += connection.received
+            row[BYTES_OUT] += connection.sent
             connection.received = connection.sent = 0
+            return
+        if type(reply) is bytes:
+            self._unsent.append(self._encode(reply))
+        elif reply is not None or failed is not None:
+            self._answer_oddly(request, reply, failed)
+        self._queue = _NOTHING
+        self.go_on()
+
+    def _answer_quickly(self) -> bool:
+        """Answers those that came together: the end of one is the beginning of the next, and what can be is counted
+        together.
+        """
+        row, handler, replies = self._row, self._handler, list[bytes]()
+        assert row is not None
+        peer, count, slowest = self._peer, row[REQUESTS], row[SLOWEST]
+        odd: Any = None
+        failed: BaseException | None = None
+        request = b""
+        kind = alike = held = 0
+        done = False
+        since = began = monotonic_ns()
+        try:
+            for request in self._queue:
+                _show(row, IN_HAND_AT, len(peer), peer, began, count, len(request) + 1, request)
+                count += 1
+                reply = handler(request)
+                now = monotonic_ns()
+                taken = now - began
+                began = now
+                found = COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)
+                if found == kind:
+                    alike += 1
+                else:
+                    if alike:
+                        row[kind] += alike
+                    kind, alike = found, 1
+                if taken > slowest:
+                    row[SLOWEST] = slowest = taken
+                if type(reply) is bytes:
+                    replies.append(reply)
+                    held += len(reply)
+                    if held > HELD_BYTES or (now - since > HELD_NS and not self.connection.leaving):
+                        break
+                elif reply is not None:
+                    odd = reply
+                    break
+            else:
+                done = True
+        except BaseException as error:
+            failed = error
+            row[HISTOGRAM + bucket(monotonic_ns() - began)] += 1
+        row[kind] += alike
+        _show_done(row, DONE_AT, 0, count)
+        if replies:
+            self._unsent.append(self._encode_all(replies))
+        if failed is not None or odd is not None:
+            self._answer_oddly(request, odd, failed)
+        elif not done:
+            self.flush()
+        return done
+
+    def _answer_oddly(self, request: bytes, reply: Any, failed: BaseException | None) -> None:
+        """A handler has given no bytes but several replies, or has failed: it is at work still."""
+        self._meter.resumed(request)
+        try:
+            if isinstance(failed, Close | DeadlineError | PeerGone):
+                raise failed
+            if failed is None:
+                self._reply(reply)
+            else:
+                self._recover(failed)
+        except (Close, DeadlineError, PeerGone, Failed):
+            raise
+        except BaseException as error:
+            self._recover(error)
+        finally:
+            self._meter.paused()
 
     def settle(self) -> None:
         """All that has come is answered: sends the replies, or holds the last ones back a moment."""
@@ -315,6 +465,7 @@ class Conversation:
 
     def _say_the_rest(self) -> None:
         """The same for a handler that was paused amid its replies: it is at work again."""
+        self._meter.meets(self._peer)
         self._meter.resumed(self.connection.latest)
         try:
             self._send_rest()

@@ -116,11 +116,15 @@ def explain_source(error: OSError, source: Address) -> ForkdError:
     return _explained(error, f"cannot call from {source}", _SOURCE, None)
 
 
+def unix_path(address: Address) -> str:
+    """What connect(2) wants to be told of a unix address."""
+    return "\0" + address.host[1:] if address.host.startswith("@") else address.host
+
+
 def _routes(address: Address, source: Address | None) -> list[tuple[int, Any, Any]]:
     """Family, remote and local socket address of each way to try; the local one is None for the kernel's choice."""
     if address.kind == "unix" and source is None:
-        path = "\0" + address.host[1:] if address.host.startswith("@") else address.host
-        return [(socket.AF_UNIX, path, None)]
+        return [(socket.AF_UNIX, unix_path(address), None)]
     if address.kind != "tcp" or (source and source.kind != "tcp"):
         raise UsageError(f"{address} cannot be called from {source}: a source is for TCP, on both ends")
     try:

@@ -32,6 +32,7 @@ _CARRIAGE_RETURN, _COLON, _COMMA, _ZERO, _NINE = b"\r:,09"
 class Framing(Protocol[Request]):
     """What a service needs to know of its protocol; any object with these four methods is one.
 
+    A framing of bytes may also have `encode_all(replies: list[bytes]) -> bytes`, which dresses several replies at once.
     A framing may also have an attribute `pending: int`, the bytes it holds of an incomplete
     request, 0 for none: the time a peer has to finish a request runs from the feed that made it
     more than 0. A framing without it counts as pending after each feed that gave no request.
@@ -100,11 +101,12 @@ class Delimited(_Holding):
     mark, noticed as soon as they have come, mark or no mark.
     """
 
-    __slots__ = ("_crlf", "_longest_mark", "limit", "mark")
+    __slots__ = ("_crlf", "_longest_mark", "_size", "limit", "mark")
 
     def __init__(self, mark: bytes, limit: int = LINE_LIMIT) -> None:
         super().__init__()
         self.mark: Final = _checked_mark(mark)
+        self._size: Final = len(mark)
         self.limit: Final = _checked_count("limit", limit)
         # What tells Lines from this: the mark may have a carriage return before it.
         self._crlf = False
@@ -118,12 +120,16 @@ class Delimited(_Holding):
             return self._feed_held(data)
         at = data.find(self.mark)
         # Nearly always: exactly one request. (With `at` 0, data[-1] is the newline itself.)
-        if 0 <= at <= self.limit and at + len(self.mark) == len(data):
+        if at == len(data) - self._size and 0 <= at <= self.limit:
             return [data[: at - 1]] if self._crlf and data[at - 1] == _CARRIAGE_RETURN else [data[:at]]
         return self._feed_many(data, [])
 
     def encode(self, reply: bytes) -> bytes:
         return reply + self.mark
+
+    def encode_all(self, replies: list[bytes]) -> bytes:
+        """Several replies at once, in their order; a framing may have this, for it saves a call a reply."""
+        return self.mark.join(replies) + self.mark
 
     def copy(self) -> Self:
         return type(self)(self.mark, self.limit)
@@ -299,6 +305,9 @@ class Netstrings(_Holding):
     def encode(self, reply: bytes) -> bytes:
         return b"%d:%b," % (len(reply), reply)
 
+    def encode_all(self, replies: list[bytes]) -> bytes:
+        return b"".join([b"%d:%b," % (len(reply), reply) for reply in replies])
+
     def copy(self) -> Self:
         return type(self)(self.limit)
 
@@ -343,6 +352,9 @@ class Fixed(_Holding):
     def encode(self, reply: bytes) -> bytes:
         return reply
 
+    def encode_all(self, replies: list[bytes]) -> bytes:
+        return b"".join(replies)
+
     def copy(self) -> Self:
         return type(self)(self.size)
 
@@ -365,6 +377,9 @@ class Chunks:
 
     def encode(self, reply: bytes) -> bytes:
         return reply
+
+    def encode_all(self, replies: list[bytes]) -> bytes:
+        return b"".join(replies)
 
     def end(self) -> Sequence[bytes]:
         return []

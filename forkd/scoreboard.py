@@ -27,15 +27,12 @@ PHASE: Final = 0
 SPARE: Final = 1
 HIGHEST: Final = 2
 
-# A worker's words. The first few are gauges, the rest counts that only grow, whoever is in the slot.
+# A worker's words: gauges, which are cleared for the next one in the row, and counts that only grow.
 STATE: Final = 0
-BUSY_SINCE: Final = 1
 OPEN: Final = 2
 RETIRING: Final = 3
 SHARE: Final = 4  # of an event worker that accepts: its open connections and one; 0 for all others
-GAUGES: Final = (STATE, BUSY_SINCE, OPEN, RETIRING, SHARE)
 ACCEPTED: Final = 8
-REQUESTS: Final = 9
 ERRORS: Final = 10
 BYTES_IN: Final = 11
 BYTES_OUT: Final = 12
@@ -45,6 +42,10 @@ MALFORMED: Final = 15
 TIMED_OUT: Final = 16
 RESET: Final = 17
 ACCEPT_FAILED: Final = 18
+# These two stand between the peer and the request in hand, so that all that changes with a request is written at once.
+BUSY_SINCE: Final = 48
+REQUESTS: Final = 49
+GAUGES: Final = (STATE, BUSY_SINCE, OPEN, RETIRING, SHARE)
 COUNTS: Final = {
     "accepted": ACCEPTED,
     "requests": REQUESTS,
@@ -61,10 +62,16 @@ COUNTS: Final = {
 # The black box: whom the worker serves and what with, in case it dies of it. A length, then bytes.
 PEER: Final = 32
 PEER_BYTES: Final = 120
-REQUEST: Final = 48
+REQUEST: Final = 50
 REQUEST_BYTES: Final = 64
 _PEER = struct.Struct(f"=Q{PEER_BYTES}s")
-_REQUEST = struct.Struct(f"=Q{REQUEST_BYTES}s")
+_REQUEST = struct.Struct(f"Q{REQUEST_BYTES}s")
+IN_HAND: Final = struct.Struct(f"Q{PEER_BYTES}sQQQ{REQUEST_BYTES}s")
+"""At PEER: whom it is for, since when, how many requests before it, its size and one, its first bytes."""
+IN_HAND_AT: Final = PEER * 8
+DONE: Final = struct.Struct("QQ")
+"""At BUSY_SINCE: that no request is in hand, and how many there were."""
+DONE_AT: Final = BUSY_SINCE * 8
 SLOWEST: Final = 255
 HISTOGRAM: Final = 256
 BUCKETS: Final = WORDS - HISTOGRAM
@@ -105,9 +112,9 @@ def bucket_top(place: int) -> int:
 
 
 # The words of most durations, those under 131 us, looked up instead of reckoned at every request.
-_COMMON_NS: Final = 1 << 17
-_COMMON_SHIFT: Final = _LINEAR_BITS - 3
-_COMMON: Final = tuple(HISTOGRAM + bucket(step << _COMMON_SHIFT) for step in range(_COMMON_NS >> _COMMON_SHIFT))
+COMMON_NS: Final = 1 << 17
+COMMON_SHIFT: Final = _LINEAR_BITS - 3
+COMMON: Final = tuple(HISTOGRAM + bucket(step << COMMON_SHIFT) for step in range(COMMON_NS >> COMMON_SHIFT))
 
 
 class Board:
@@ -195,13 +202,17 @@ class Pen(Protocol):
 
 
 class Meter:
-    """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not."""
+    """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not.
 
-    __slots__ = ("_met", "keeps", "row")
+    `quick` says that what happens with each request may be written into the row without asking.
+    """
+
+    __slots__ = ("_met", "keeps", "quick", "row")
 
     def __init__(self, row: memoryview, *, keeps: bool = True) -> None:
         self.row = row
         self.keeps = keeps
+        self.quick = keeps and type(self) is Meter
         self._met: bytes | None = None
 
     def booting(self) -> None:
@@ -264,7 +275,7 @@ class Meter:
         row = self.row
         row[BUSY_SINCE] = 0
         row[REQUESTS] += 1
-        row[_COMMON[taken >> _COMMON_SHIFT] if taken < _COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+        row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
         if taken > row[SLOWEST]:
             row[SLOWEST] = taken
         return now

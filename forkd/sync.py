@@ -95,9 +95,9 @@ class _Loop:
             sock, service=seat.name, number=self.number, limits=seat.limits, resources=seat.resources, peer=guest.peer
         )
         guest.prepare(connection)
-        seat.meter.meets(str(connection.peer).encode(errors="backslashreplace"))
+        peer = str(connection.peer).encode(errors="backslashreplace")
         seat.orders.attend(connection)
-        outcome = converse(connection, seat.service, seat.meter)
+        outcome = converse(connection, seat.service, seat.meter, peer)
         seat.orders.attend(None)
         seat.report.ended(connection, outcome)
         if connection.at_end or outcome.end is End.RESET:

@@ -61,13 +61,12 @@ class Visit:
     __slots__ = (
         "_host",
         "_limits",
-        "_meter",
-        "_name",
         "_outcome",
         "_owed_since",
         "_receive",
         "_service",
         "_started",
+        "_take",
         "_touched",
         "_verdict",
         "at_work",
@@ -90,13 +89,14 @@ class Visit:
         self.sock = sock
         self.fd = sock.fileno()
         self.connection = connection
-        self.conversation = Conversation(connection, service, meter)
+        self.conversation = Conversation(
+            connection, service, meter, str(connection.peer).encode(errors="backslashreplace")
+        )
         self.interest = IN
         self.at_work = False
         self._receive = sock.recv
+        self._take = self.conversation.take
         self._service = service
-        self._meter = meter
-        self._name = str(connection.peer).encode(errors="backslashreplace")
         self._limits = limits
         self._host = host
         self._touched = host.now
@@ -108,17 +108,27 @@ class Visit:
     def ready(self, event: int) -> None:
         """Does what there is to do; `interest` is then what to wait for, 0 when it has ended."""
         self._touched = self._host.now
-        self._meter.meets(self._name)
         connection = self.connection
         try:
-            if not self._started:
+            if event == IN and self._started and not connection.parked:
+                try:
+                    data = self._receive(RECEIVE_BYTES, DONT_WAIT)
+                except BlockingIOError:
+                    return
+                if data:
+                    connection.latest = data
+                    connection.received += len(data)
+                    self._take(data)
+                else:
+                    self._end_of_stream()
+            elif not self._started:
                 self._start()
             elif connection.parked:
                 self._take_up()
-            elif event != OUT:
-                self._read()
+            elif event != OUT:  # with an error or a hang-up, that the socket has to tell of
+                self._end_of_stream()
         except BaseException as error:
-            self._conclude(self.conversation.over(error))
+            self._conclude(self.conversation.over(self._broken_off(error)))
             return
         if connection.closed or connection.at_end:
             if not connection.parked:
@@ -167,19 +177,21 @@ class Visit:
             self.conversation.session()
             self.connection.close()
 
-    def _read(self) -> None:
-        try:
-            data = self._receive(RECEIVE_BYTES, DONT_WAIT)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise PeerGone(f"the client broke off: {error.strerror}") from error
-        if self.connection.took(data):
+    def _end_of_stream(self) -> None:
+        """What has come last, if there is anything, and the end."""
+        while data := self.connection.took(self._receive(RECEIVE_BYTES, DONT_WAIT)):
             self.conversation.take(data)
-        elif self._verdict is not None:
+            if self.connection.parked or self.connection.closed:
+                return
+        if self._verdict is not None:
             raise self._verdict
-        else:
-            self.conversation.end_of_stream()
+        self.conversation.end_of_stream()
+
+    def _broken_off(self, error: BaseException) -> BaseException:
+        """What is meant by an error of the socket's; a handler's own comes as one that failed."""
+        if isinstance(error, OSError) and not isinstance(error, ForkdError):
+            return PeerGone(f"the client broke off: {error.strerror}")
+        return error
 
     def _take_up(self) -> None:
         """The client takes what is parked: when all of it is gone, what it has asked meanwhile is answered."""

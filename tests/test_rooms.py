@@ -26,9 +26,13 @@ REFUSED = {
     "generation": {"os", "signal", "socket", "time"},
     "events": {"os", "signal", "socket", "time"},
     "framing": {"socket", "time"},
+    "loadplan": {"os", "select", "socket", "time"},
+    "loadreplies": {"os", "select", "socket", "time"},
+    "loadtally": {"os", "select", "socket", "time"},
+    "loadturns": {"os", "select", "socket", "time"},
 }
 # A heavy room that a command of its own needs, and the others do without.
-LATE = {"cli": {"master", "table"}, "worker": {"tasks"}}
+LATE = {"cli": {"master", "table"}, "loadcommand": {"load", "loadplan"}, "worker": {"tasks"}}
 
 
 def read_map(text: str) -> dict[str, set[str]]:

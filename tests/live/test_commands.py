@@ -19,7 +19,7 @@ from tests.conftest import Forkd
 from tests.server import FORKD, HANDLERS, LIMIT, ROOT, Server, connect, exchange, program, running, title, until
 
 VERSION = forkd.__version__
-COMMANDS = ("run", "reload", "upgrade", "status", "stacks", "scale", "check", "call")
+COMMANDS = ("run", "reload", "upgrade", "status", "stacks", "scale", "check", "call", "load")
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +98,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("scale", ["--config", "--control", "SERVICE", "N"]),
         ("check", ["--config", "[TARGET]"]),
         ("call", ["ADDRESS", "[REQUEST]...", "--connect-timeout", "--timeout", "--source", "5.0"]),
+        ("load", ["ADDRESS", "--connections", "--duration", "--requests", "--rate", "--pipeline", "--per-connection"]),
+        ("load", ["--framing", "--request ", "--requests-from", "--expect", "--connect-timeout", "--timeout"]),
+        ("load", ["--warmup", "--workers", "--json", "--plot", "--max-errors", "--max-p99", "delimited:MARK"]),
     ],
 )
 def test_help_names_every_option(name: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +127,9 @@ def test_help_names_every_option(name: str, words: list[str], capsys: pytest.Cap
         ["stacks", "a", "b"],
         ["check", "a", "b"],
         ["call"],
+        ["load"],
+        ["load", "a:1", "--connections", "many"],
+        ["load", "a:1", "--max-errors", "-1"],
     ],
     ids=" ".join,
 )
