@@ -222,7 +222,7 @@ class Connection:
         """
         if self.unsent:
             self.flush()
-        self._send(data, 0)
+        self.transmit(data, 0)
 
     def requests(self, framing: Framing[Request]) -> Iterator[Request]:
         """The requests that `framing` cuts out of the rest of the stream, to its end.
@@ -281,7 +281,11 @@ class Connection:
             raise self.silence() from None
         except OSError as error:
             raise PeerGone(f"the client broke off: {error.strerror}") from error
-        return self.took(data)
+        if not data:
+            self.at_end = not self.cut
+        self.received += len(data)
+        self.latest = data
+        return data
 
     def took(self, data: bytes) -> bytes:
         """Accounts for what has been received."""
@@ -301,7 +305,7 @@ class Connection:
         if unsent:
             data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
             unsent.clear()
-            self._send(data, _MORE if last else 0)
+            self.transmit(data, _MORE if last else 0)
 
     def hurry(self) -> None:
         """The worker leaves: between requests, wait a moment (GRACE) and no longer; a request begun is still read.
@@ -446,7 +450,8 @@ class Connection:
                 self.stop_clock()
         return self.take(size)
 
-    def _send(self, data: bytes, flags: int) -> None:
+    def transmit(self, data: bytes, flags: int = 0) -> None:
+        """Sends all of `data`, or what the client takes now where the rest may be parked."""
         if self.parked or self.closed:
             self._send_late(data)
             return

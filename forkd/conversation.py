@@ -15,11 +15,10 @@ from typing import Any, Final
 
 from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, PeerGone
 from forkd.errors import FramingError, OverLimit, Truncated
+from forkd.framing import is_quick
 from forkd.handler import Close, ErrorHook, Service
 from forkd.hearing import Hearing
 from forkd.scoreboard import (
-    BYTES_IN,
-    BYTES_OUT,
     COMMON,
     COMMON_NS,
     COMMON_SHIFT,
@@ -39,12 +38,16 @@ from forkd.scoreboard import (
     Meter,
     Pen,
     bucket,
+    peer_record,
 )
 
 # Replies to requests that arrived together leave together, unless they grow beyond this or their
 # handlers take longer than this: then what is ready leaves before the next handler starts.
 HELD_BYTES: Final = 65536
 HELD_NS: Final = 2_000_000
+
+# Bytes that may have come on an open connection before the scoreboard tells of them.
+_UNCOUNTED: Final = 65536
 
 # A client that never stops sending cannot keep a leaving worker: after so many seconds what has been
 # answered by then is the end. All others end with the reply after which they fall silent.
@@ -130,15 +133,18 @@ class Conversation:
         "_answer",
         "_encode",
         "_encode_all",
+        "_feed",
         "_handler",
         "_leave_at",
         "_meter",
         "_peer",
         "_queue",
+        "_quick",
         "_rest",
         "_row",
         "_service",
         "_unsent",
+        "_whom",
         "connection",
         "hearing",
     )
@@ -164,11 +170,13 @@ class Conversation:
         if self._service.framing is not None:
             framing = self._service.framing.copy()
             self.hearing = Hearing(self.connection, framing)
-            self._encode = framing.encode
+            self._feed, self._encode = framing.feed, framing.encode
             meter = self._meter
-            quick = not self._service.takes_connection and hasattr(framing, "encode_all")
-            if isinstance(meter, Meter) and meter.quick and quick:
-                self._row, self._encode_all, self._answer = meter.row, framing.encode_all, self._answer_quickly
+            meter = self._meter
+            if isinstance(meter, Meter) and meter.quick and not self._service.takes_connection and is_quick(framing):
+                self._row, self._answer = meter.row, self._answer_quickly
+                self._quick, self._encode_all = framing, framing.encode_all
+                self._whom = peer_record(self._peer)
 
     def start(self) -> None:
         """The service speaks first, where it has a hook for that."""
@@ -185,17 +193,29 @@ class Conversation:
             finally:
                 self._meter.counted(REQUESTS)
 
-    def take(self, data: bytes) -> None:
-        """Answers the requests that `data`, the next bytes of the stream, completes."""
-        hearing = self.hearing
-        requests = hearing.hear(data)
-        if self._row is not None and len(requests) == 1 and hearing.broken is None:
-            self._answer_one(requests[0], self._row)
-        elif requests or hearing.broken is not None:
+    def take(self, data: bytes) -> bool:
+        """Answers the requests that `data`, the next bytes of the stream, completes.
+
+        True when all is as it mostly is: everything answered and taken, nothing half received, nobody leaves.
+        """
+        hearing, connection = self.hearing, self.connection
+        try:
+            requests = self._feed(data)
+        except FramingError as error:
+            requests = hearing.breaks(error)
+        else:
+            if self._row is not None and len(requests) == 1 and connection.deadline is None:
+                if self._answer_one(requests[0], self._row):
+                    return True
+                hearing.hears(requests)
+                hearing.wait()
+                return False
+        hearing.hears(requests)
+        if requests or hearing.broken is not None:
             self._queue = iter(requests)
             self.go_on()
-        if hearing.pending or self.connection.deadline is not None:
-            hearing.wait()
+        hearing.wait()
+        return False
 
     def end_of_stream(self) -> None:
         """Answers what the end of the client's side completes."""
@@ -216,8 +236,8 @@ class Conversation:
             self.settle()
         elif unsent:
             connection.flush()
-            self._meter.moved(connection.received, connection.sent)
-            connection.received = connection.sent = 0
+            if connection.received > _UNCOUNTED:
+                self.account()
 
     def _answer_each(self) -> bool:
         """Answers requests until something has to be done before the next one; True when none is left."""
@@ -253,11 +273,11 @@ class Conversation:
     # do is done here without them, and all the row tells is as exact: which request is in hand and since when, how
     # many there were, and how long each took.
 
-    def _answer_one(self, request: bytes, row: memoryview) -> None:
-        """Answers the one request that has come: mostly there is no more than that."""
-        count, peer = row[REQUESTS], self._peer
+    def _answer_one(self, request: bytes, row: memoryview) -> bool:
+        """Answers the one request that has come, for mostly there is no more than that; the rest is as with `take`."""
+        count = row[REQUESTS]
         began = monotonic_ns()
-        _show(row, IN_HAND_AT, len(peer), peer, began, count, len(request) + 1, request)
+        _show(row, IN_HAND_AT, self._whom, began, count, len(request) + 1, request)
         reply: Any = None
         failed: BaseException | None = None
         try:
@@ -270,18 +290,18 @@ class Conversation:
             row[SLOWEST] = taken
         _show_done(row, DONE_AT, 0, count + 1)
         connection = self.connection
-        if type(reply) is bytes and not self._unsent and not connection.leaving:
-            connection.send(self._encode(reply))
-            row[BYTES_IN] += connection.received
-            row[BYTES_OUT] += connection.sent
-            connection.received = connection.sent = 0
-            return
         if type(reply) is bytes:
+            if not self._unsent and not connection.leaving:
+                if connection.received > _UNCOUNTED:
+                    self.account()
+                connection.transmit(self._encode(reply))
+                return not self._quick.pending and not connection.parked
             self._unsent.append(self._encode(reply))
         elif reply is not None or failed is not None:
             self._answer_oddly(request, reply, failed)
         self._queue = _NOTHING
         self.go_on()
+        return False
 
     def _answer_quickly(self) -> bool:
         """Answers those that came together: the end of one is the beginning of the next, and what can be is counted
@@ -289,7 +309,7 @@ class Conversation:
         """
         row, handler, replies = self._row, self._handler, list[bytes]()
         assert row is not None
-        peer, count, slowest = self._peer, row[REQUESTS], row[SLOWEST]
+        whom, count, slowest = self._whom, row[REQUESTS], row[SLOWEST]
         odd: Any = None
         failed: BaseException | None = None
         request = b""
@@ -298,7 +318,7 @@ class Conversation:
         since = began = monotonic_ns()
         try:
             for request in self._queue:
-                _show(row, IN_HAND_AT, len(peer), peer, began, count, len(request) + 1, request)
+                _show(row, IN_HAND_AT, whom, began, count, len(request) + 1, request)
                 count += 1
                 reply = handler(request)
                 now = monotonic_ns()

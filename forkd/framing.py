@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import Struct
-from typing import Final, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Final, Literal, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
 from forkd.errors import FramingError, OverLimit, Truncated
 
@@ -32,7 +32,7 @@ _CARRIAGE_RETURN, _COLON, _COMMA, _ZERO, _NINE = b"\r:,09"
 class Framing(Protocol[Request]):
     """What a service needs to know of its protocol; any object with these four methods is one.
 
-    A framing of bytes may also have `encode_all(replies: list[bytes]) -> bytes`, which dresses several replies at once.
+    A framing whose requests are bytes is served quicker when it is a `QuickFraming` as well.
     A framing may also have an attribute `pending: int`, the bytes it holds of an incomplete
     request, 0 for none: the time a peer has to finish a request runs from the feed that made it
     more than 0. A framing without it counts as pending after each feed that gave no request.
@@ -55,6 +55,20 @@ class Framing(Protocol[Request]):
 
     def copy(self) -> Self:
         """A fresh framing with the same parameters, for a new connection."""
+
+
+class QuickFraming(Protocol):
+    """A framing whose requests are bytes, and which dresses several replies at once."""
+
+    pending: int
+
+    def encode_all(self, replies: list[bytes]) -> bytes:
+        """The replies as they go to the peer, one behind the other."""
+
+
+def is_quick(framing: object) -> TypeGuard[QuickFraming]:
+    """Whether it is such a framing: of those here most are."""
+    return hasattr(framing, "encode_all") and hasattr(framing, "pending")
 
 
 class _Holding:
@@ -128,7 +142,6 @@ class Delimited(_Holding):
         return reply + self.mark
 
     def encode_all(self, replies: list[bytes]) -> bytes:
-        """Several replies at once, in their order; a framing may have this, for it saves a call a reply."""
         return self.mark.join(replies) + self.mark
 
     def copy(self) -> Self:

@@ -42,12 +42,21 @@ class Hearing(Generic[Request]):
         try:
             requests = self._feed(data)
         except FramingError as error:
-            requests, self.broken = error.requests, error  # type: ignore[assignment]  # the framing's own requests
+            requests = self.breaks(error)
+        self.hears(requests)
+        return requests
+
+    def breaks(self, error: FramingError) -> Sequence[Request]:
+        """The stream breaks its rules; gives the requests before the break."""
+        self.broken = error
+        return error.requests  # type: ignore[return-value]  # the framing's own requests
+
+    def hears(self, requests: Sequence[Request]) -> None:
+        """So many requests were completed by what came."""
         self.pending = self._framing.pending if self._tells_pending else not requests  # type: ignore[attr-defined]
         # Stopped before a handler reads for itself, and so that each request has a clock of its own.
         if requests and self._connection.deadline is not None:
             self._connection.stop_clock()
-        return requests
 
     def wait(self) -> None:
         """A request that has begun has its time to be whole, from now on."""

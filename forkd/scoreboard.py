@@ -66,8 +66,8 @@ REQUEST: Final = 50
 REQUEST_BYTES: Final = 64
 _PEER = struct.Struct(f"=Q{PEER_BYTES}s")
 _REQUEST = struct.Struct(f"Q{REQUEST_BYTES}s")
-IN_HAND: Final = struct.Struct(f"Q{PEER_BYTES}sQQQ{REQUEST_BYTES}s")
-"""At PEER: whom it is for, since when, how many requests before it, its size and one, its first bytes."""
+IN_HAND: Final = struct.Struct(f"{_PEER.size}sQQQ{REQUEST_BYTES}s")
+"""At PEER: the peer (`peer_record`), since when, how many requests before it, its size and one, its first bytes."""
 IN_HAND_AT: Final = PEER * 8
 DONE: Final = struct.Struct("QQ")
 """At BUSY_SINCE: that no request is in hand, and how many there were."""
@@ -92,6 +92,11 @@ _MOST: Final = 1 << 62
 # Durations are counted log-linearly: one bucket for all under 1024 ns, then eight to each octave, so
 # that a bucket is at most an eighth (12.5 %) wide; 31 octaves reach 36 minutes.
 _LINEAR_BITS = 10
+
+
+def peer_record(peer: bytes) -> bytes:
+    """A peer as it stands in a row."""
+    return _PEER.pack(len(peer), peer)
 
 
 def bucket(nanoseconds: int) -> int:

@@ -118,7 +118,8 @@ class Visit:
                 if data:
                     connection.latest = data
                     connection.received += len(data)
-                    self._take(data)
+                    if self._take(data):
+                        return
                 else:
                     self._end_of_stream()
             elif not self._started:
