@@ -13,7 +13,7 @@ from enum import Enum
 from time import monotonic, monotonic_ns
 from typing import Any, Final
 
-from forkd.connection import RECEIVE_BYTES, Connection, DeadlineError, Leaving, PeerGone
+from forkd.connection import Connection, DeadlineError, Leaving, PeerGone
 from forkd.errors import FramingError, OverLimit, Truncated
 from forkd.framing import is_quick
 from forkd.handler import Close, ErrorHook, Service
@@ -105,7 +105,7 @@ def converse(connection: Connection, service: Service[..., Any], meter: Pen, pee
         if service.framing is None:
             conversation.session()
         else:
-            while not connection.closed and (data := connection.receive(RECEIVE_BYTES)):
+            while not connection.closed and (data := connection.receive(connection.room)):
                 conversation.take(data)
             conversation.end_of_stream()
         outcome = conversation.over()

@@ -112,22 +112,20 @@ class Visit:
         try:
             if event == IN and self._started and not connection.parked:
                 try:
-                    data = self._receive(RECEIVE_BYTES, DONT_WAIT)
+                    data = self._receive(connection.room, DONT_WAIT)
                 except BlockingIOError:
                     return
-                if data:
-                    connection.latest = data
-                    connection.received += len(data)
+                if connection.took(data):
                     if self._take(data):
                         return
                 else:
-                    self._end_of_stream()
+                    self._hear_the_end()
             elif not self._started:
                 self._start()
             elif connection.parked:
                 self._take_up()
             elif event != OUT:  # with an error or a hang-up, that the socket has to tell of
-                self._end_of_stream()
+                self._read_the_rest()
         except BaseException as error:
             self._conclude(self.conversation.over(self._broken_off(error)))
             return
@@ -178,12 +176,15 @@ class Visit:
             self.conversation.session()
             self.connection.close()
 
-    def _end_of_stream(self) -> None:
+    def _read_the_rest(self) -> None:
         """What has come last, if there is anything, and the end."""
         while data := self.connection.took(self._receive(RECEIVE_BYTES, DONT_WAIT)):
             self.conversation.take(data)
             if self.connection.parked or self.connection.closed:
                 return
+        self._hear_the_end()
+
+    def _hear_the_end(self) -> None:
         if self._verdict is not None:
             raise self._verdict
         self.conversation.end_of_stream()
