@@ -16,8 +16,8 @@ from forkd.connection import STRAGGLERS, Connection
 from forkd.conversation import End, Outcome
 from forkd.crew import Crew
 from forkd.doors import Doors, Guest
-from forkd.events import Order
 from forkd.linger import Lingering
+from forkd.order import Order
 from forkd.scoreboard import PHASE, SPARE, STOPPING, Pen
 from forkd.seat import Seat
 from forkd.visit import Visit, Visitor

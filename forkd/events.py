@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from forkd.order import Order
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -30,13 +32,6 @@ class Departure(Enum):
     LEFT = "left"
     CRASHED = "crashed"
     BOOT_FAILED = "could not boot"
-
-
-class Order(Enum):
-    """What a worker is told: to leave after its connections' own end, or at the next request's boundary."""
-
-    DRAIN = "drain"
-    FINISH = "finish"
 
 
 # Events.

@@ -14,7 +14,8 @@ from enum import Enum
 from itertools import count, islice
 from typing import Final
 
-from forkd.events import Abort, Action, EndForkServer, Exit, Fork, Kill, Order, Plan, Tell
+from forkd.events import Abort, Action, EndForkServer, Exit, Fork, Kill, Plan, Tell
+from forkd.order import Order
 
 NEVER: Final = float("inf")
 TELL_AGAIN: Final = 1.0  # an order can miss a worker in the microsecond before recv(2); see `connection`

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from time import monotonic
 
 from forkd import brief
-from forkd.events import Order
+from forkd.order import Order
 from forkd.scoreboard import BUSY_SINCE, COUNTS, OPEN, BlackBox
 
 

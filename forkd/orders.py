@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from forkd.connection import Connection
-from forkd.events import Order
+from forkd.order import Order
 
 
 class Orders:

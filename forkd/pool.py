@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from forkd.events import Action, Departure, Exit, ForkServerGone, Observed, Order, Plan, StartForkServer, WorkerGone
+from forkd.events import Action, Departure, Exit, ForkServerGone, Observed, Plan, StartForkServer, WorkerGone
 from forkd.generation import (
     FINISH_BEFORE_KILL,
     NEVER,
@@ -24,6 +24,7 @@ from forkd.generation import (
     WorkerState,
     numbers_not_in,
 )
+from forkd.order import Order
 
 SURPLUS_BEFORE_SHRINK: Final = 10.0
 GROWTH_LIMIT: Final = 32

@@ -25,13 +25,13 @@ from forkd.events import (
     ForkServerGone,
     ForkServerReady,
     Observed,
-    Order,
     Plan,
     WorkerGone,
     WorkerReady,
 )
 from forkd.handles import ForkServerHandle, WorkerEstate, WorkerHandle
 from forkd.oom import OomWatch
+from forkd.order import Order
 from forkd.scoreboard import (
     BOOTING,
     BUSY,

@@ -13,8 +13,8 @@ from time import monotonic
 from forkd.connection import Connection
 from forkd.conversation import End, converse
 from forkd.doors import Doors, Guest
-from forkd.events import Order
 from forkd.linger import Lingering
+from forkd.order import Order
 from forkd.scoreboard import PHASE, SPARE, STOPPING
 from forkd.seat import Seat
 

@@ -38,7 +38,6 @@ from forkd.events import (
     ForkServerReady,
     Kill,
     Observed,
-    Order,
     Plan,
     ReloadAsked,
     ScaleAsked,
@@ -52,6 +51,7 @@ from forkd.events import (
 )
 from forkd.generation import ForkServerState, Generation, Worker, WorkerState
 from forkd.lifecycle import UP, Lifecycle, Phase
+from forkd.order import Order
 from forkd.pool import Pool
 
 SERVICES = ("chargen", "daytime", "echo")

@@ -32,7 +32,6 @@ from forkd.events import (
     ForkServerReady,
     Kill,
     Observed,
-    Order,
     Plan,
     ReloadAsked,
     ScaleAsked,
@@ -46,6 +45,7 @@ from forkd.events import (
 )
 from forkd.generation import IllegalMoveError
 from forkd.lifecycle import Lifecycle, Phase
+from forkd.order import Order
 from tests.rooms.lifecycle_machine import Machine
 
 Step = tuple[float, Event, list[Action]]

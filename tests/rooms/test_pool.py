@@ -16,7 +16,6 @@ from forkd.events import (
     Exit,
     Fork,
     ForkServerGone,
-    Order,
     Plan,
     StartForkServer,
     Tell,
@@ -35,6 +34,7 @@ from forkd.generation import (
     numbers_not_in,
 )
 from forkd.lifecycle import PHASE_MOVES
+from forkd.order import Order
 from forkd.pool import Pool, Size
 
 FIXED = Plan("echo", 2, 2)

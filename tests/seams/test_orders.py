@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from forkd.connection import FIRST_GRACE, Connection, Leaving, Limits
-from forkd.events import Order
+from forkd.order import Order
 from forkd.orders import Orders
 from tests.seams.test_process import in_child
 from tests.server import until
