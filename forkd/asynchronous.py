@@ -273,6 +273,7 @@ class AsyncVisit:
                 outcome = conversation.failure(error)
         conversation.account()
         self.interest = 0
+        del self._plain  # which has this, too
         self._host.ended(self, outcome)
 
     async def _serve(self) -> None:

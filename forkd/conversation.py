@@ -130,7 +130,6 @@ class Conversation:
     """
 
     __slots__ = (
-        "_answer",
         "_encode",
         "_encode_all",
         "_feed",
@@ -160,7 +159,6 @@ class Conversation:
         self._unsent = connection.unsent
         self._queue: Iterator[Any] = _NOTHING
         self._rest: Iterator[Any] | None = None
-        self._answer = self._answer_each
         self._row: memoryview | None = None
         self._leave_at = 0.0
 
@@ -172,11 +170,9 @@ class Conversation:
             self.hearing = Hearing(self.connection, framing)
             self._feed, self._encode = framing.feed, framing.encode
             meter = self._meter
-            meter = self._meter
             if isinstance(meter, Meter) and meter.quick and not self._service.takes_connection and is_quick(framing):
-                self._row, self._answer = meter.row, self._answer_quickly
+                self._row, self._whom = meter.row, peer_record(self._peer)
                 self._quick, self._encode_all = framing, framing.encode_all
-                self._whom = peer_record(self._peer)
 
     def start(self) -> None:
         """The service speaks first, where it has a hook for that."""
@@ -228,8 +224,10 @@ class Conversation:
         connection, unsent = self.connection, self._unsent
         if self._rest is not None:
             self._say_the_rest()
-        while not connection.parked and not connection.closed and not self._answer():
-            pass
+        row = self._row
+        done = False
+        while not (done or connection.parked or connection.closed):
+            done = self._answer_each() if row is None else self._answer_quickly(row)
         if connection.parked:
             return  # the iterator remembers its place
         if connection.leaving or self.hearing.broken is not None:
@@ -298,17 +296,20 @@ class Conversation:
                 return not self._quick.pending and not connection.parked
             self._unsent.append(self._encode(reply))
         elif reply is not None or failed is not None:
-            self._answer_oddly(request, reply, failed)
+            try:
+                self._answer_oddly(request, reply, failed)
+            finally:
+                failed = None  # its traceback has this frame, and would keep both
         self._queue = _NOTHING
         self.go_on()
         return False
 
-    def _answer_quickly(self) -> bool:
-        """Answers those that came together: the end of one is the beginning of the next, and what can be is counted
-        together.
+    def _answer_quickly(self, row: memoryview) -> bool:
+        """Does what `_answer_each` does for those that came together.
+
+        The end of one is the beginning of the next, and what can be is counted together.
         """
-        row, handler, replies = self._row, self._handler, list[bytes]()
-        assert row is not None
+        handler, replies = self._handler, list[bytes]()
         whom, count, slowest = self._whom, row[REQUESTS], row[SLOWEST]
         odd: Any = None
         failed: BaseException | None = None
@@ -346,12 +347,16 @@ class Conversation:
         except BaseException as error:
             failed = error
             row[HISTOGRAM + bucket(monotonic_ns() - began)] += 1
-        row[kind] += alike
+        if alike:
+            row[kind] += alike
         _show_done(row, DONE_AT, 0, count)
         if replies:
             self._unsent.append(self._encode_all(replies))
         if failed is not None or odd is not None:
-            self._answer_oddly(request, odd, failed)
+            try:
+                self._answer_oddly(request, odd, failed)
+            finally:
+                failed = None  # its traceback has this frame, and would keep both
         elif not done:
             self.flush()
         return done

@@ -115,6 +115,8 @@ class Visit:
                     data = self._receive(connection.room, DONT_WAIT)
                 except BlockingIOError:
                     return
+                except OSError as error:
+                    raise _broken_off(error) from error
                 if connection.took(data):
                     if self._take(data):
                         return
@@ -127,7 +129,7 @@ class Visit:
             elif event != OUT:  # with an error or a hang-up, that the socket has to tell of
                 self._read_the_rest()
         except BaseException as error:
-            self._conclude(self.conversation.over(self._broken_off(error)))
+            self._conclude(self.conversation.over(error))
             return
         if connection.closed or connection.at_end:
             if not connection.parked:
@@ -178,22 +180,23 @@ class Visit:
 
     def _read_the_rest(self) -> None:
         """What has come last, if there is anything, and the end."""
-        while data := self.connection.took(self._receive(RECEIVE_BYTES, DONT_WAIT)):
-            self.conversation.take(data)
-            if self.connection.parked or self.connection.closed:
+        connection = self.connection
+        while not connection.parked and not connection.closed:
+            try:
+                data = connection.took(self._receive(RECEIVE_BYTES, DONT_WAIT))
+            except BlockingIOError:
                 return
-        self._hear_the_end()
+            except OSError as error:
+                raise _broken_off(error) from error
+            if not data:
+                self._hear_the_end()
+                return
+            self.conversation.take(data)
 
     def _hear_the_end(self) -> None:
         if self._verdict is not None:
             raise self._verdict
         self.conversation.end_of_stream()
-
-    def _broken_off(self, error: BaseException) -> BaseException:
-        """What is meant by an error of the socket's; a handler's own comes as one that failed."""
-        if isinstance(error, OSError) and not isinstance(error, ForkdError):
-            return PeerGone(f"the client broke off: {error.strerror}")
-        return error
 
     def _take_up(self) -> None:
         """The client takes what is parked: when all of it is gone, what it has asked meanwhile is answered."""
@@ -230,3 +233,7 @@ class Visit:
             return
         self.interest = 0
         self._host.ended(self, self.conversation.finish(outcome))
+
+
+def _broken_off(error: OSError) -> PeerGone:
+    return PeerGone(f"the client broke off: {error.strerror}")

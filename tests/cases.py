@@ -303,6 +303,10 @@ CASES = [
     Case("refused silently", service(upper, on_connect=raising(forkd.Close())), b"a\n", b"", End.CLOSED, 0),
     Case("closed at once", service(upper, on_connect=lambda c: c.close()), b"a\n", b"", End.CLOSED, 0),
     Case(
+        "on_connect has no file", service(upper, on_connect=raising(FileNotFoundError())), b"a\n", b"", End.ERROR, 0, 1
+    ),
+    Case("no file", service(raising(FileNotFoundError())), b"a\n", b"", End.ERROR, 1, 1, FileNotFoundError),
+    Case(
         "on_connect fails", service(upper, on_connect=raising(ValueError())), b"a\n", b"", End.ERROR, 0, 1, ValueError
     ),
     Case("on_connect exits", service(upper, on_connect=raising(SystemExit())), b"a\n", b"", End.EXIT, 0, 1, SystemExit),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from functools import partial
 
 import pytest
 
+from forkd.connection import Connection
+from forkd.conversation import Conversation
 from tests.cases import CASES, Case, Serve, check, pair, tcp_pair
 from tests.kinds import awaited, serve_by_event, serve_by_tasks
 
@@ -45,3 +48,23 @@ def test_over_tcp(kind: str, case: Case) -> None:
 def test_byte_by_byte(kind: str, case: Case) -> None:
     with pair(socket.SOCK_SEQPACKET) as (ours, theirs):
         check(case, KINDS[kind], ours, theirs, (bytes([byte]) for byte in case.sent))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_ended_is_gone_without_a_collection(kind: str) -> None:
+    service = CASES[0].service
+    gc.collect()
+    before = len(conversations())
+    gc.disable()
+    try:
+        with pair() as (ours, theirs):
+            ours.sendall(b"a\nb\n")
+            ours.shutdown(socket.SHUT_WR)
+            KINDS[kind](theirs, service)
+        assert len(conversations()) == before
+    finally:
+        gc.enable()
+
+
+def conversations() -> list[object]:
+    return [each for each in gc.get_objects() if isinstance(each, Connection | Conversation)]
