@@ -200,7 +200,6 @@ class AsyncVisit:
         await self.taken()
         self._waiter = self._loop.create_future()
         self._want(IN)
-        self._host.due_by(self.due())
         try:
             return await self._waiter
         finally:
@@ -233,8 +232,6 @@ class AsyncVisit:
                 self._owed_since = self._host.now
             self.interest = interest
             self._host.watch(self)
-        if interest == OUT:
-            self._host.due_by(self.due())
 
     def _fail(self, error: ForkdError) -> None:
         """Ends what the handler is at with `error`."""
@@ -312,7 +309,6 @@ class AsyncVisit:
         meter.meets(self._name)
         began = meter.began(request if type(request) is bytes else connection.latest)
         self.at_work, self._began = True, self._host.now
-        self._host.due_by(self.due())
         try:
             reply = service.handler(request, self._plain) if service.takes_connection else service.handler(request)
             await self._reply(reply)

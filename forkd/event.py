@@ -64,7 +64,8 @@ class Loop:
         self.open = True
         self.hurried = False
         self.sweep_at: float | None = None
-        self.coarse = min(_COARSEST, max(_FINEST, min((each for each in seat.limits if each), default=8.0) / 8))
+        self.shortest = min((each for each in seat.limits if each), default=_NEVER)
+        self.coarse = min(_COARSEST, max(_FINEST, self.shortest / 8))
         self.kept_away = 0.0
         seat.orders.abandon = self.doors.abandon
         seat.meter.shares(0)
@@ -141,7 +142,7 @@ class Loop:
         )
         guest.prepare(connection)
         visit = self.visit(guest.sock, connection, seat.service, self.pen, seat.limits, self.crew or self)
-        self.due_by(self.now + (seat.limits.idle_timeout or _NEVER if self.crew is None else self.coarse))
+        self.due_by(self.now + (self.shortest if self.crew is None else self.coarse))
         self.visits[visit.fd] = visit
         self.opened()
         if seat.board.header[SPARE] and seat.board.idle() < seat.board.header[SPARE]:
@@ -215,8 +216,12 @@ class Loop:
             self.replan()
 
     def sweep(self) -> None:
-        """Ends the visits whose time is over."""
-        now, next_due = self.now, _NEVER
+        """Ends the visits whose time is over.
+
+        The next look comes no later than the shortest of all deadlines, so that nobody has to say that one is set.
+        """
+        now = self.now
+        next_due = now + self.shortest
         for visit in list(self.visits.values()):
             due = visit.due()
             if due > now:
@@ -227,7 +232,9 @@ class Loop:
                 visit.cut()
         if self.crew is not None and self.visits:
             next_due = now  # a thread may have set a nearer one meanwhile
-        self.sweep_at = None if next_due == _NEVER else max(next_due, now + self.coarse)
+        if self.hurried:
+            next_due = now
+        self.sweep_at = max(next_due, now + self.coarse) if self.visits and next_due < _NEVER else None
 
     def tidy(self) -> None:
         if self.crew is not None:

@@ -21,6 +21,7 @@ from forkd.event import Loop
 from forkd.scoreboard import Meter
 from forkd.seat import Seat
 
+_NEVER: Final = float("inf")
 _BEATS: Final = 4  # how often within request_timeout a loop that has handlers at work says that it turns
 
 
@@ -78,6 +79,7 @@ class Turner:
         self._aio = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._aio.create_future()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = _NEVER
         self._beat = seat.limits.request_timeout / _BEATS
         # Some loops have the process's signals written elsewhere than into the worker's inbox.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -110,9 +112,16 @@ class Turner:
         if self.pen.in_hand and self._beat:
             self.pen.beat()
             timeout = self._beat if timeout is None else min(timeout, self._beat)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if timeout is None else self._aio.call_later(timeout, self.turn)
+        due = _NEVER if timeout is None else self._aio.time() + timeout
+        if due < self._due:  # else the turn that is planned finds out what is due by then
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = due
+            self._timer = self._aio.call_at(due, self._in_time)
+
+    def _in_time(self) -> None:
+        self._timer, self._due = None, _NEVER
+        self.turn()
 
     def close(self) -> None:
         """Lets go of what it waits with, where the process goes on."""

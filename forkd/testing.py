@@ -191,6 +191,7 @@ class _Alone:
         visit = alone._visit = AsyncVisit(sock, connection, service, meter, limits, alone)
         async with _resources(service, connection):
             alone.watch(visit)
+            alone.due_by(alone.now)
             visit.ready(0)
             return await alone._outcome
 
@@ -215,11 +216,12 @@ class _Alone:
         self._outcome.set_result(outcome)
 
     def _look(self) -> None:
-        if self._visit is not None and not self._outcome.done():
-            if self._visit.due() <= self.now:
-                self._visit.expire()
-            else:
-                self.due_by(self._visit.due())
+        """Ends the visit when its time is over; looks again before any deadline can be that is set meanwhile."""
+        if self._visit is None or self._outcome.done():
+            return
+        if self._visit.due() <= self.now:
+            self._visit.expire()
+        self.due_by(min([self._visit.due(), *(self.now + each for each in self._limits if each)]))
 
 
 @asynccontextmanager

@@ -46,7 +46,7 @@ class Host(Protocol):
         """The time, of late."""
 
     def due_by(self, when: float) -> None:
-        """A visit's time may be over by then."""
+        """A visit's time may be over by then, sooner than any of its deadlines says."""
 
     def watch(self, visit: Visitor) -> None:
         """The visit's `interest` has changed."""
@@ -219,7 +219,6 @@ class Visit:
             self.interest = wanted
             self._owed_since = self._host.now
             self._host.watch(self)
-        self._host.due_by(self.due())
 
     def _conclude(self, outcome: Outcome) -> None:
         """All is said: the end, as soon as the client has taken what was said."""
