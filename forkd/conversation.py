@@ -194,20 +194,20 @@ class Conversation:
 
         True when all is as it mostly is: everything answered and taken, nothing half received, nobody leaves.
         """
-        hearing, connection = self.hearing, self.connection
         try:
             requests = self._feed(data)
         except FramingError as error:
-            requests = hearing.breaks(error)
+            requests = self.hearing.breaks(error)
         else:
-            if self._row is not None and len(requests) == 1 and connection.deadline is None:
-                if self._answer_one(requests[0], self._row):
+            row = self._row
+            if row is not None and len(requests) == 1 and self.connection.deadline is None:
+                if self._answer_one(requests[0], row):
                     return True
-                hearing.hears(requests)
-                hearing.wait()
-                return False
+                requests = ()
+        hearing = self.hearing
         hearing.hears(requests)
         if requests or hearing.broken is not None:
+            self.connection.latest = data
             self._queue = iter(requests)
             self.go_on()
         hearing.wait()
@@ -276,12 +276,11 @@ class Conversation:
         count = row[REQUESTS]
         began = monotonic_ns()
         _show(row, IN_HAND_AT, self._whom, began, count, len(request) + 1, request)
-        reply: Any = None
         failed: BaseException | None = None
         try:
             reply = self._handler(request)
         except BaseException as error:
-            failed = error
+            reply, failed = None, error
         taken = monotonic_ns() - began
         row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
         if taken > row[SLOWEST]:
@@ -363,6 +362,7 @@ class Conversation:
 
     def _answer_oddly(self, request: bytes, reply: Any, failed: BaseException | None) -> None:
         """A handler has given no bytes but several replies, or has failed: it is at work still."""
+        self.connection.latest = request
         self._meter.resumed(request)
         try:
             if isinstance(failed, Close | DeadlineError | PeerGone):

@@ -117,10 +117,15 @@ class Visit:
                     return
                 except OSError as error:
                     raise _broken_off(error) from error
-                if connection.took(data):
+                if data:
+                    size = len(data)  # and what else `took` does, without the call
+                    connection.received += size
+                    if size == connection.room:
+                        connection.room = RECEIVE_BYTES
                     if self._take(data):
                         return
                 else:
+                    connection.took(data)
                     self._hear_the_end()
             elif not self._started:
                 self._start()
