@@ -5,10 +5,11 @@ The public names; all else in this package is internal, `forkd.testing` and `for
 
 from forkd.address import Address
 from forkd.asyncconnection import AsyncConnection
-from forkd.connection import Connection, DeadlineError, PeerGone
+from forkd.connection import Connection
 from forkd.errors import FramingError, OverLimit, Truncated
 from forkd.framing import Chunks, Delimited, Fixed, Framing, LengthPrefixed, Lines, Netstrings
 from forkd.handler import Close, Service, service, stream
+from forkd.limits import DeadlineError, PeerGone
 
 __version__ = "0.1.0"
 

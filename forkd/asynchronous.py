@@ -14,12 +14,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any, Final, TypeVar
 
 from forkd.asyncconnection import AT_EASE, AsyncConnection
-from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection, DeadlineError, Leaving, Limits, PeerGone, Reading
-from forkd.conversation import HELD_NS, Conversation, End, Failed
+from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection, Reading
+from forkd.conversation import HELD_NS, Conversation, Failed
 from forkd.errors import ForkdError
 from forkd.framing import Framing
 from forkd.handler import Close, Service
 from forkd.hearing import Hearing
+from forkd.limits import DeadlineError, Leaving, Limits, PeerGone
+from forkd.outcome import End
 from forkd.scoreboard import REQUESTS, Pen
 from forkd.visit import IN, OUT, Host
 

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from forkd.address import Address
-from forkd.connection import Limits
 from forkd.leaving import Leaving
+from forkd.limits import Limits
 from forkd.process import Identity
 from forkd.retirement import Retirement
 

@@ -10,83 +10,40 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from forkd.address import Address, from_sockaddr
 from forkd.errors import ForkdError, OverLimit, Truncated
 from forkd.framing import Framing
 from forkd.hearing import Hearing
+from forkd.limits import (
+    FIRST_GRACE,
+    FOR_EVER,
+    GRACE,
+    PARKED_BYTES,
+    STRAGGLERS,
+    DeadlineError,
+    Leaving,
+    Limits,
+    PeerGone,
+    timeval,
+)
 
 Request = TypeVar("Request")
 
 RECEIVE_BYTES: Final = 65536
 FIRST_RECEIVE_BYTES: Final = 4096
 """The room for what comes, until it has been filled once: the allocator is quicker with the smaller one."""
-GRACE: Final = 0.05
-"""Seconds for which a leaving worker still reads from a silent client before it ends the connection."""
-FIRST_GRACE: Final = 0.5
-"""The same for a client that has sent nothing yet. One that is let in at a stop may have had its first packet meet the
-closed tap (see `tap`), which comes again after 200 ms at the least (RFC 6298 with Linux' smallest RTO)."""
-
-STRAGGLERS: Final = 0.01
-"""Seconds for which a leaving worker holds its last replies back, for the rest of what the client is sending."""
-
-PARKED_BYTES: Final = 1 << 20
-"""How much of its replies may wait in memory for a client that does not read them; a handler that sends more waits."""
-
 # As plain numbers: combining the members of an enumeration costs more than sending.
 DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
 _MORE: Final = int(socket.MSG_MORE)
 _SMALL: Final = 2048  # bytes that send(2) hardly ever waits with, so that the clock need not be asked
 
-# A timeout of 0 means for ever. It is set as ten years, for only a socket with a timeout has its
-# calls interrupted by a signal whatever SA_RESTART says (signal(7)), which is how `hurry` works.
-_FOR_EVER: Final = 315_360_000.0
-
-
 Reading = Generator[None, bytes | None, bytes]
 """A wait for bytes, apart from how one waits: it yields for each piece, is sent it, and returns what was wanted."""
-
-
-class Limits(NamedTuple):
-    """How long a connection may take over what, in seconds; 0 means for ever.
-
-    `request_timeout` is kept here for handlers that are awaited; all others the master sees to.
-    """
-
-    idle_timeout: float = 60
-    read_timeout: float = 20
-    write_timeout: float = 30
-    request_timeout: float = 30
-
-
-class DeadlineError(ForkdError, TimeoutError):
-    """The peer was silent (`idle`), slow with a request (`read`) or slow to take a reply (`write`).
-
-    Or the handler, one that is awaited, was slow itself (`request`).
-    """
-
-    def __init__(self, what: str, seconds: float) -> None:
-        self.what = what
-        super().__init__(f"{what}_timeout of {seconds:g} s is over")
-
-
-class PeerGone(ForkdError, ConnectionError):
-    """The peer broke the connection off (reset, or gone while a reply was on its way)."""
-
-
-class Leaving(ForkdError):
-    """The worker leaves, and the peer has nothing under way: internal, never seen by a handler."""
-
-
-def timeval(seconds: float) -> bytes:
-    """A struct timeval for SO_RCVTIMEO and SO_SNDTIMEO; at least a microsecond, for 0 would mean no limit."""
-    microseconds = max(1, round((seconds or _FOR_EVER) * 1_000_000))
-    return struct.pack("ll", *divmod(microseconds, 1_000_000))
 
 
 class Connection:
@@ -333,7 +290,7 @@ class Connection:
     def start_clock(self) -> None:
         """A request has begun: it has `read_timeout` to be whole, however many pieces it comes in."""
         if self.deadline is None:
-            self.deadline = monotonic() + (self._limits.read_timeout or _FOR_EVER)
+            self.deadline = monotonic() + (self._limits.read_timeout or FOR_EVER)
 
     def stop_clock(self) -> None:
         """The request is whole: silence is measured by `idle_timeout` again."""
@@ -365,7 +322,7 @@ class Connection:
         """Waits until the client has taken what is parked."""
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
-        until = monotonic() + (self._limits.write_timeout or _FOR_EVER)
+        until = monotonic() + (self._limits.write_timeout or FOR_EVER)
         while not self.unpark():
             left = until - monotonic()
             if left <= 0:
@@ -490,7 +447,7 @@ class Connection:
 
     def _send_rest(self, rest: memoryview, began: float) -> None:
         """Goes on after a short send(2): the deadline passed, or a signal came in between."""
-        allowed = self._limits.write_timeout or _FOR_EVER
+        allowed = self._limits.write_timeout or FOR_EVER
         try:
             while rest:
                 left = began + allowed - monotonic()

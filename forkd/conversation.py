@@ -8,16 +8,16 @@ a fact for the worker to log and count. It knows no processes, listeners or sign
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum
 from time import monotonic, monotonic_ns
 from typing import Any, Final
 
-from forkd.connection import Connection, DeadlineError, Leaving, PeerGone
-from forkd.errors import FramingError, OverLimit, Truncated
+from forkd.connection import Connection
+from forkd.errors import FramingError
 from forkd.framing import is_quick
 from forkd.handler import Close, ErrorHook, Service
 from forkd.hearing import Hearing
+from forkd.limits import DeadlineError, Leaving, PeerGone
+from forkd.outcome import COLUMNS, End, Outcome, end_of
 from forkd.scoreboard import (
     COMMON,
     COMMON_NS,
@@ -28,13 +28,8 @@ from forkd.scoreboard import (
     HISTOGRAM,
     IN_HAND,
     IN_HAND_AT,
-    MALFORMED,
-    OVER_LIMIT,
     REQUESTS,
-    RESET,
     SLOWEST,
-    TIMED_OUT,
-    TRUNCATED,
     Meter,
     Pen,
     bucket,
@@ -54,47 +49,10 @@ _UNCOUNTED: Final = 65536
 _LEAVE_SECONDS: Final = 0.5
 
 
-class End(Enum):
-    """Why a connection ended."""
-
-    CLIENT = "ended by the client"
-    CLOSED = "ended by the handler"
-    LEAVING = "ended by the leaving worker"
-    IDLE = "idle_timeout"
-    READ = "read_timeout"
-    WRITE = "write_timeout"
-    REQUEST = "request_timeout"
-    OVER_LIMIT = "over limit"
-    MALFORMED = "malformed"
-    TRUNCATED = "truncated"
-    RESET = "reset"
-    ERROR = "handler error"
-    EXIT = "handler exit"
-
-
 _NOTHING: Final[Iterator[Any]] = iter(())
 
 _show: Final = IN_HAND.pack_into
 _show_done: Final = DONE.pack_into
-
-_COLUMNS: Final = {
-    End.IDLE: TIMED_OUT,
-    End.READ: TIMED_OUT,
-    End.WRITE: TIMED_OUT,
-    End.REQUEST: TIMED_OUT,
-    End.OVER_LIMIT: OVER_LIMIT,
-    End.MALFORMED: MALFORMED,
-    End.TRUNCATED: TRUNCATED,
-    End.RESET: RESET,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a connection ended, with the error that ended it, if one did."""
-
-    end: End
-    error: BaseException | None = None
 
 
 def converse(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> Outcome:
@@ -398,7 +356,7 @@ class Conversation:
         if isinstance(error, Failed):
             return self.failure(error.error)
         if isinstance(error, DeadlineError | FramingError | PeerGone | Leaving):
-            return Outcome(_end_of(error), error)
+            return Outcome(end_of(error), error)
         connection = self.connection
         # The stream's own end may be let through by a stream handler; all else is a hook's or a framing's own mistake.
         if error is not None and not (isinstance(error, EOFError) and (connection.at_end or connection.leaving)):
@@ -418,8 +376,8 @@ class Conversation:
 
     def close(self, outcome: Outcome) -> None:
         """Ends our side, and counts how it ended."""
-        if outcome.end in _COLUMNS:
-            self._meter.counted(_COLUMNS[outcome.end])
+        if outcome.end in COLUMNS:
+            self._meter.counted(COLUMNS[outcome.end])
         self.connection.close()
 
     def failure(self, error: BaseException) -> Outcome:
@@ -511,7 +469,7 @@ class Conversation:
                 self._send_rest()
             self.connection.flush(last=True)
         except (DeadlineError, PeerGone) as error:
-            return Outcome(_end_of(error), error)
+            return Outcome(end_of(error), error)
         except BaseException as error:
             return self.failure(error)
         return Outcome(End.CLOSED)
@@ -526,19 +484,3 @@ def _quiet_end(connection: Connection) -> End:
     if connection.at_end:
         return End.CLIENT
     return End.LEAVING if connection.leaving else End.CLOSED
-
-
-def _end_of(error: BaseException) -> End:
-    match error:
-        case DeadlineError():
-            return End(f"{error.what}_timeout")
-        case OverLimit():
-            return End.OVER_LIMIT
-        case Truncated():
-            return End.TRUNCATED
-        case FramingError():
-            return End.MALFORMED
-        case Leaving():
-            return End.LEAVING
-        case _:
-            return End.RESET

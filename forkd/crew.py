@@ -16,7 +16,7 @@ from contextlib import suppress
 from time import monotonic, monotonic_ns
 from typing import Protocol
 
-from forkd.conversation import Outcome
+from forkd.outcome import Outcome
 from forkd.scoreboard import Meter
 from forkd.seat import Seat
 from forkd.visit import IN, OUT, Visitor

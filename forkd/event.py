@@ -12,12 +12,13 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from forkd.connection import STRAGGLERS, Connection
-from forkd.conversation import End, Outcome
+from forkd.connection import Connection
 from forkd.crew import Crew
 from forkd.doors import Doors, Guest
+from forkd.limits import STRAGGLERS
 from forkd.linger import Lingering
 from forkd.order import Order
+from forkd.outcome import End, Outcome
 from forkd.scoreboard import PHASE, SPARE, STOPPING, Pen
 from forkd.seat import Seat
 from forkd.visit import Visit, Visitor

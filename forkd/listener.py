@@ -15,9 +15,9 @@ from pathlib import Path
 
 from forkd import tap
 from forkd.address import WILDCARD, Address, from_sockaddr
-from forkd.connection import Limits, timeval
 from forkd.errors import ForkdError, ListenError
 from forkd.leaving import Leaving
+from forkd.limits import Limits, timeval
 from forkd.process import identity
 from forkd.settings import Listen
 from forkd.systemd import Passed

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from forkd.brief import Door
-from forkd.connection import Connection, Limits
-from forkd.conversation import Outcome
+from forkd.connection import Connection
 from forkd.errors import ForkdError
 from forkd.handler import Service
+from forkd.limits import Limits
 from forkd.orders import Orders
+from forkd.outcome import Outcome
 from forkd.process import own_memory
 from forkd.retirement import Tenure
 from forkd.scoreboard import REQUESTS, Board, Meter

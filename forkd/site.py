@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import forkd
 from forkd.address import Address
 from forkd.brief import Brief, Door
-from forkd.connection import Limits
 from forkd.errors import ConfigError, ForkdError, ListenError, Problem
 from forkd.events import Plan
 from forkd.leaving import Leaving
+from forkd.limits import Limits
 from forkd.listener import Listener, open_listeners
 from forkd.process import Identity, identity
 from forkd.retirement import Retirement

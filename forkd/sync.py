@@ -11,10 +11,11 @@ import select
 from time import monotonic
 
 from forkd.connection import Connection
-from forkd.conversation import End, converse
+from forkd.conversation import converse
 from forkd.doors import Doors, Guest
 from forkd.linger import Lingering
 from forkd.order import Order
+from forkd.outcome import End
 from forkd.scoreboard import PHASE, SPARE, STOPPING
 from forkd.seat import Seat
 

@@ -16,10 +16,12 @@ from time import monotonic
 from typing import Any
 
 from forkd.asynchronous import AsyncVisit
-from forkd.connection import Connection, Limits
-from forkd.conversation import End, Outcome, converse
+from forkd.connection import Connection
+from forkd.conversation import converse
 from forkd.framing import Framing
 from forkd.handler import Service
+from forkd.limits import Limits
+from forkd.outcome import End, Outcome
 from forkd.scoreboard import ROW_BYTES, Meter
 from forkd.visit import IN, OUT, Visitor
 

@@ -11,10 +11,12 @@ import socket
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection, Limits, PeerGone
-from forkd.conversation import Conversation, End, Outcome
+from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection
+from forkd.conversation import Conversation
 from forkd.errors import ForkdError
 from forkd.handler import Service
+from forkd.limits import Limits, PeerGone
+from forkd.outcome import End, Outcome
 from forkd.scoreboard import Pen
 
 _NEVER: Final = float("inf")

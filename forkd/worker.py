@@ -20,10 +20,10 @@ from typing import Any
 from forkd import event, log, process, signals, sync
 from forkd.brief import Brief, Door
 from forkd.connection import Connection
-from forkd.conversation import End, Outcome
 from forkd.errors import BootError, Exit, ForkdError
 from forkd.handler import Service, application_traceback
 from forkd.orders import Orders
+from forkd.outcome import End, Outcome
 from forkd.retirement import Tenure
 from forkd.scoreboard import REQUESTS, Board, Meter
 from forkd.seat import Seat

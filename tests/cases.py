@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import forkd
-from forkd.conversation import End, Outcome
 from forkd.handler import Service
+from forkd.outcome import End, Outcome
 from forkd.scoreboard import (
     BYTES_IN,
     BYTES_OUT,

@@ -11,13 +11,14 @@ from typing import Any
 
 import forkd
 from forkd.address import from_sockaddr
-from forkd.connection import Connection, Limits
-from forkd.conversation import Outcome
+from forkd.connection import Connection
 from forkd.doors import Guest
 from forkd.errors import BootError
 from forkd.event import Loop
 from forkd.handler import Service
+from forkd.limits import Limits
 from forkd.orders import Orders
+from forkd.outcome import Outcome
 from forkd.retirement import Retirement, Tenure
 from forkd.scoreboard import Board, Meter
 from forkd.seat import Seat

@@ -16,7 +16,7 @@ MAP = (ROOT / "ARCHITECTURE.md").read_text()
 
 # No rooms, and so without a row: the public names, and the name of the program.
 DOORWAYS = {
-    "__init__": {"address", "asyncconnection", "connection", "errors", "framing", "handler"},
+    "__init__": {"address", "asyncconnection", "connection", "errors", "framing", "handler", "limits"},
     "__main__": {"cli"},
 }
 # What a room may not know of the standard library: deciding and framing are pure.

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import forkd
 from forkd.address import Address
-from forkd.connection import Connection, Limits, timeval
+from forkd.connection import Connection
+from forkd.limits import Limits, timeval
 
 PATIENCE = 5.0
 _PATIENT = Limits(5, 5, 5)

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 import forkd
-from forkd.connection import GRACE, Connection, Limits
-from forkd.conversation import End, Outcome, converse
+from forkd.connection import Connection
+from forkd.conversation import converse
 from forkd.handler import Service
+from forkd.limits import GRACE, Limits
+from forkd.outcome import End, Outcome
 from forkd.scoreboard import (
     BYTES_IN,
     BYTES_OUT,

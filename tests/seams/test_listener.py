@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from forkd.address import Address, parse
-from forkd.connection import Limits
 from forkd.errors import ListenError
 from forkd.leaving import Leaving
+from forkd.limits import Limits
 from forkd.listener import Listener, open_listeners
 from forkd.settings import Listen
 from forkd.systemd import Passed

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from forkd.connection import FIRST_GRACE, Connection, Leaving, Limits
+from forkd.connection import Connection
+from forkd.limits import FIRST_GRACE, Leaving, Limits
 from forkd.order import Order
 from forkd.orders import Orders
 from tests.seams.test_process import in_child

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 import forkd
-from forkd.connection import Limits
-from forkd.conversation import End
+from forkd.limits import Limits
+from forkd.outcome import End
 from forkd.testing import Client, connect
 
 
