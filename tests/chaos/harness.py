@@ -20,7 +20,7 @@ from tests.server import HANDLERS, Server, running, until
 SHAPES = ("single", "persistent", "pipelined")
 RESETS = ("TcpEstabResets", "TcpExtTCPAbortOnData", "TcpExtTCPAbortOnClose", "TcpExtTCPAbortOnLinger")
 REFUSALS = "TcpOutRsts"  # counts refused connections, too
-SENT_AGAIN = "TcpRetransSegs"
+STRAYS = 1 / 50_000  # of the requests
 
 
 @dataclass
@@ -182,17 +182,16 @@ class Scene:
     def resets(self, before: dict[str, int], *, refusals: bool) -> None:
         """Nobody was reset since `before`, nor refused if that is told to be looked at.
 
-        On a starved machine the kernel sends again what was only late. A segment that meets a connection whose end is
-        over on both sides is acknowledged once more, the listener resets that acknowledgement, and no client sees any
-        of it: so many resets are told, and let pass.
+        The clients of loopback send from several processors, and a segment may overtake another: a late
+        acknowledgement that comes when its connection is over on both sides is reset by the listener, which no client
+        sees. Those few are told, and let pass; whatever a client has seen counts as lost already.
         """
         after = tcp_counters()
         found = {name: after[name] - before[name] for name in RESETS if after[name] != before[name]}
         refused = after[REFUSALS] - before[REFUSALS] if refusals else 0
-        again = after[SENT_AGAIN] - before[SENT_AGAIN]
         if refused:
-            self.report.figures.append(f"TcpOutRsts {refused}, with {again} segments sent again that were not lost")
-        if refused > again:
+            self.report.figures.append(f"{REFUSALS} {refused}")
+        if refused > 2 + self.report.counts["answered"] * STRAYS:
             found[REFUSALS] = refused
         self.report.expect(not found, f"resets: {found}")
 
