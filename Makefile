@@ -51,6 +51,7 @@ coverage: $(VENV)/tested
 # The pages that are made from the code.
 reference: $(VENV)/installed
 	$(BIN)/python -m forkd.reference > docs/settings.md
+	$(BIN)/python -m forkd.manual man
 	PYTHONPATH=. $(BIN)/python docs/states.py
 
 clean:
