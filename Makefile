@@ -52,6 +52,9 @@ coverage: $(VENV)/tested
 reference: $(VENV)/installed
 	$(BIN)/python -m forkd.reference > docs/settings.md
 	$(BIN)/python -m forkd.manual man
+	_FORKD_COMPLETE=bash_source $(BIN)/forkd > completion/forkd
+	_FORKD_COMPLETE=zsh_source $(BIN)/forkd > completion/_forkd
+	_FORKD_COMPLETE=fish_source $(BIN)/forkd > completion/forkd.fish
 	PYTHONPATH=. $(BIN)/python docs/states.py
 
 clean:
