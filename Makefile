@@ -51,6 +51,10 @@ coverage: $(VENV)/tested
 # The pages that are made from the code.
 reference: $(VENV)/installed
 	$(BIN)/python -m forkd.reference > docs/settings.md
+	$(BIN)/python -m forkd.manual man
+	_FORKD_COMPLETE=bash_source $(BIN)/forkd > completion/forkd
+	_FORKD_COMPLETE=zsh_source $(BIN)/forkd > completion/_forkd
+	_FORKD_COMPLETE=fish_source $(BIN)/forkd > completion/forkd.fish
 	PYTHONPATH=. $(BIN)/python docs/states.py
 
 clean:

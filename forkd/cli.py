@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import click
 
 import forkd
-from forkd import address, check, client, config, control, dial, loadcommand, log, rundir
+from forkd import address, check, client, completion, config, control, dial, loadcommand, log, rundir
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.settings import MAX_SECONDS
 
@@ -20,14 +20,23 @@ DEFAULT_FILE: Final = "/etc/forkd.toml"
 _ASK_SECONDS: Final = 10.0
 _CORES: Final = len(os.sched_getaffinity(0))
 
+# A path so that shells complete it; whether it may be read is told by an attempt, with its own exit status.
+_FILE: Final = click.Path(readable=False)
+
 config_option = click.option(
-    "-c", "--config", "file", default=DEFAULT_FILE, show_default=True, metavar="FILE", help="The settings' file."
+    "-c",
+    "--config",
+    "file",
+    type=_FILE,
+    default=DEFAULT_FILE,
+    show_default=True,
+    metavar="FILE",
+    help="The settings' file.",
 )
 
 
 def control_option(command: Any) -> Any:
     """Options by which a command finds a running forkd."""
-    # Whether it may be used is told by an attempt, with its own exit status.
     path = click.Path(path_type=Path, readable=False)
     command = click.option("--control", type=path, metavar="PATH", help="The control socket, instead of a file's.")(
         command
@@ -75,10 +84,15 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("target", required=False)
+@click.argument("target", required=False, type=_FILE)
 @click.option("--listen", multiple=True, metavar="ADDRESS", help="Where to listen; may be given again.")
 @click.option("--workers", type=int, metavar="N", help="How many workers.")
-@click.option("--worker", metavar="KIND", help="The kind of worker: sync or event.")
+@click.option(
+    "--worker",
+    metavar="KIND",
+    shell_complete=completion.one_of("sync", "event"),
+    help="The kind of worker: sync or event.",
+)
 @click.option("--name", metavar="NAME", help="What to call the service.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of a service; may be given again.")
 def run(
@@ -153,7 +167,7 @@ def status(file: str, control: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @control_option
-@click.argument("service", default="")
+@click.argument("service", default="", shell_complete=completion.services)
 def stacks(file: str, control: Path | None, service: str) -> None:
     """Shows every worker's Python stack, now."""
     for each in _ask(file, control, {"command": "stacks", "service": service}):
@@ -164,7 +178,7 @@ def stacks(file: str, control: Path | None, service: str) -> None:
 
 @cli.command()
 @control_option
-@click.argument("service")
+@click.argument("service", shell_complete=completion.services)
 @click.argument("size", type=click.IntRange(1, 1024), metavar="N")
 def scale(file: str, control: Path | None, service: str, size: int) -> None:
     """Sets the size of SERVICE's pool to N workers, until the next reload."""
@@ -172,7 +186,7 @@ def scale(file: str, control: Path | None, service: str, size: int) -> None:
 
 
 @cli.command("check")
-@click.argument("target", required=False)
+@click.argument("target", required=False, type=_FILE)
 @config_option
 def check_(target: str | None, file: str) -> None:
     """Checks a settings file and imports its applications, in processes of their own; binds nothing."""

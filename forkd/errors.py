@@ -1,7 +1,7 @@
 """Every exception of forkd's own, and the exit status each one ends the program with.
 
 One table serves three readers: `cli` turns an error into an exit status, the master reads a
-worker's status through it, and the README prints it. The numbers above 63 are those of
+worker's status through it, and the README and the manual print it. The numbers above 63 are those of
 sysexits(3), so that a unit file can say `RestartPreventExitStatus=78`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 
 class Exit(IntEnum):
@@ -22,6 +23,17 @@ class Exit(IntEnum):
     TIMED_OUT = 75
     BROKEN_OFF = 76
     CONFIG = 78
+
+
+MEANINGS: Final = {
+    Exit.DONE: "done",
+    Exit.FAILED: "failed",
+    Exit.USAGE: "wrong usage",
+    Exit.UNREACHABLE: "nothing answers there: refused, unreachable, no forkd running",
+    Exit.TIMED_OUT: "timed out",
+    Exit.BROKEN_OFF: "the other side broke off",
+    Exit.CONFIG: "wrong configuration",
+}
 
 
 class ForkdError(Exception):

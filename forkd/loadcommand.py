@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 import click
 
 from forkd import address
 from forkd.errors import UsageError
+
+# A path so that shells complete it; an attempt tells whether it can be used.
+_FILE: Final = click.Path(readable=False)
 
 
 @click.command()
@@ -27,16 +31,19 @@ from forkd.errors import UsageError
     help="lines, delimited:MARK, length:SIZE, netstrings, fixed:SIZE or chunks.",
 )
 @click.option("--request", metavar="TEXT", help="What to send.  [default: hello]")
-@click.option("--requests-from", metavar="FILE", help="A file of requests, one a line, sent in turn.")
+@click.option("--requests-from", type=_FILE, metavar="FILE", help="A file of requests, one a line, sent in turn.")
 @click.option("--expect", metavar="WHAT", help="What a reply has to be: echo, a text, or /a regular expression/.")
 @click.option("--connect-timeout", default=5.0, show_default=True, metavar="S", help="Seconds to connect.")
 @click.option("--timeout", default=10.0, show_default=True, metavar="S", help="Seconds of silence to bear.")
 @click.option("--warmup", default=0.0, metavar="S", help="Seconds at the start that do not count.")
 @click.option("--workers", default=1, show_default=True, metavar="N", help="Processes to share the work.")
 @click.option(
-    "--json", metavar="FILE", help="Writes the figures as JSON; - for standard output, in place of the table."
+    "--json",
+    type=_FILE,
+    metavar="FILE",
+    help="Writes the figures as JSON; - for standard output, in place of the table.",
 )
-@click.option("--plot", metavar="FILE", help="Draws rate and latency as SVG (needs the extra 'plot').")
+@click.option("--plot", type=_FILE, metavar="FILE", help="Draws rate and latency as SVG (needs the extra 'plot').")
 @click.option("--max-errors", type=click.IntRange(0), metavar="N", help="Fails (exit status 1) if more failed.")
 @click.option("--max-p99", type=float, metavar="S", help="Fails (exit status 1) if p99 is more seconds.")
 def load(

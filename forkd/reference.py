@@ -1,20 +1,25 @@
 """The reference page of the settings, written from `settings`, so that it can not tell anything else.
 
 `python -m forkd.reference > docs/settings.md` writes it anew; a test compares the two.
+The manual page of the settings, in `manual`, says the same in its own form.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
-from forkd.settings import Listen, Log, Master, Rpcbind, Service, Workers, keys
+from forkd.settings import Key, Listen, Log, Master, Rpcbind, Service, Workers, keys
 
-_START = """\
+_START: Final = """\
 # Settings
 
 forkd reads its settings from a TOML file (https://toml.io), `/etc/forkd.toml` unless it is told another one; the file
 that comes with forkd, `etc/forkd.toml`, shows every key. This page is made from the program's own list of keys.
+"""
 
+RULES: Final = """\
 A mistake ends the start, and is told as `FILE:LINE: key: what is wrong`; all mistakes of a file are told at once.
 Times are in seconds, with or without a fraction. A relative path starts at the folder of the file.
 `forkd check` reads a file and starts nothing. `forkd run module:name --set KEY=VALUE` takes the keys of a service
@@ -46,7 +51,7 @@ listen = { address = "unix:/run/forkd/echo.sock", mode = "0660", user = "forkd",
 
 _RPCBIND = "`rpcbind = { program = 0x20049001, version = 1 }`: for clients that ask the port mapper for the port."
 
-_TABLES = (
+TABLES: Final = (
     ("[master]", Master, _MASTER),
     ("[master.log]", Log, _LOG),
     ("[service.NAME]", Service, _SERVICE),
@@ -58,21 +63,22 @@ _TABLES = (
 
 def reference() -> str:
     """The page, as Markdown."""
-    return "\n".join([_START, *(_section(*table) for table in _TABLES)])
+    return "\n".join([_START, RULES, *(_section(*table) for table in TABLES)])
+
+
+def default(key: Key) -> str:
+    """What holds when a key is not written; marked as code if it is what could be written."""
+    return f"`{key.default}`" if key.default[0] in '"0123456789' else key.default
 
 
 def _section(title: str, table: type[Struct], about: str) -> str:
     head = [f"## `{title}`", "", about, "", "| key | default | what to write | meaning |", "| --- | --- | --- | --- |"]
     rows = [
-        f"| `{key.name}` | {_default(key.default)} | {key.wants} | {key.meaning} |"
+        f"| `{key.name}` | {default(key)} | {key.wants} | {key.meaning} |"
         for key in keys(table).values()
         if key.meaning  # [master.log] is a table of its own
     ]
     return "\n".join([*head, *rows, ""])
-
-
-def _default(text: str) -> str:
-    return f"`{text}`" if text[0] in '"0123456789' else text
 
 
 if __name__ == "__main__":

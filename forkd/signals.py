@@ -42,6 +42,19 @@ COMMANDS: Final = {
     signal.SIGWINCH: Command.DRAIN,
 }
 
+# What a person is told of each, in the README and the manual.
+MEANINGS: Final = {
+    Command.STOP: "graceful stop: queued connections are served, begun requests answered; a second one is quick",
+    Command.QUICK_STOP: "quick stop: workers that are not done after 2 s are killed",
+    Command.DUMP_STOP: "quick stop, with every worker's Python stack in the log first",
+    Command.RELOAD: "reloads, as `forkd reload` does",
+    Command.REOPEN: "reopens the log file",
+    Command.UPGRADE: "upgrades, as `forkd upgrade` does",
+    Command.MORE: "a worker more in every service",
+    Command.FEWER: "an idle worker fewer in every service",
+    Command.DRAIN: "the workers leave, callers wait in the queue; HUP brings workers back (ignored on a terminal)",
+}
+
 # A terminal tells these to every process of its foreground group; only the master is to act on them.
 IGNORED_BELOW_MASTER: Final = (
     signal.SIGHUP,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import forkd
-from forkd import config
+from forkd import config, errors, signals
 from forkd.errors import Exit
 from tests.server import ROOT
 
@@ -60,7 +60,14 @@ def table(text: str, *header: str) -> list[list[str]]:
 
 def test_the_exit_statuses_are_those_of_the_readme() -> None:
     rows = table((ROOT / "README.md").read_text(), "status", "meaning")
-    assert sorted(int(row[0]) for row in rows) == sorted(Exit)
+    assert rows == [[str(each.value), errors.MEANINGS[each]] for each in sorted(Exit)]
+
+
+def test_the_signals_are_those_of_the_readme() -> None:
+    rows = table((ROOT / "README.md").read_text(), "signal to the master", "meaning")
+    assert rows == [
+        [each.name.removeprefix("SIG"), signals.MEANINGS[command]] for each, command in signals.COMMANDS.items()
+    ]
 
 
 def test_the_library_tells_its_types(tmp_path: Path) -> None:
