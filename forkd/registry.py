@@ -123,11 +123,10 @@ class Registry:
         if not name:
             return
         mapping = self._wanted[name]
-        told = wrong or f"registered with port {mapping.port}"
+        told = f"rpcbind: {mapping}: {wrong or f'registered with port {mapping.port}'}"
         if self._told.get(name) != told:
             self._told[name] = told
-            level = "warning" if wrong else "info"
-            log.say(level, f"rpcbind: {mapping}: {told}", {"service": name})
+            log.say("warning" if wrong else "info", told, {"service": name})
 
     def _stale(self, port: int) -> bool:
         """Whether nobody serves a port; or it is we who do, and the program has moved."""
