@@ -56,7 +56,7 @@ class Registry:
             self._begin(now)
 
     def close(self) -> None:
-        """Withdraws everything, and waits for that no longer than LAST_WORD."""
+        """Withdraws everything, and waits for that no longer than LAST_WORD; tells what may be left."""
         if self._wanted:
             self.want({})
         elif self._owed and self._talk is None:
@@ -68,6 +68,9 @@ class Registry:
             if poll.poll(left * 1000):
                 self._go_on()
         self._end()
+        if self._owed and "" not in self._told:
+            what = ", ".join(str(each) for each in self._owed)
+            log.say("warning", f"rpcbind: {what} could not be withdrawn, for the port mapper does not answer")
 
     def _begin(self, now: float) -> None:
         """Sees to everything, from the beginning: what has been seen to already is left as it is."""

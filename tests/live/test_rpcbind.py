@@ -222,10 +222,3 @@ def test_a_port_mapper_that_hangs_holds_nobody_up(machine: Machine) -> None:
     began = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - began < LIMIT / 2
-
-
-def test_a_service_without_ipv4_is_refused_with_its_line(machine: Machine, tmp_path: Path) -> None:
-    machine.write(f"rpcbind = {{ program = {PROGRAM:#x} }}", '"[::1]:0"')
-    with running(["forkd.toml"], tmp_path, program=machine.command(*FORKD)) as server:
-        server.said(r"forkd\.toml:9: service\.test\.rpcbind: tells of TCP ports for IPv4")
-        assert server.exited() == 78

@@ -277,6 +277,16 @@ def test_the_end_does_not_wait_for_one_that_hangs(room: Room, monkeypatch: pytes
     room.registry.close()
     assert 0.05 <= monotonic() - began < LIMIT / 2
     room.wait.once(0)  # nothing of it is left in the wait
+    assert "0x20049001 version 1 could not be withdrawn" in room.said()
+
+
+def test_the_end_has_nothing_to_tell_where_there_never_was_a_port_mapper(room: Room) -> None:
+    room.mapper.close()
+    room.registry.want({"one": Mapping(*KEY, room.port())})
+    before = room.said()
+    room.registry.want({})
+    room.registry.close()
+    assert room.said() == before
 
 
 def test_without_services_nobody_is_asked(room: Room) -> None:
