@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import FORKD, LIMIT, ROOT, Server, running, until
+from tests.server import AS_NOBODY, FORKD, LIMIT, NOBODY, ROOT, Server, nobody_missing, running, until
 
 PROGRAM = 0x20049001
 RPCBIND = shutil.which("rpcbind", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or ""
@@ -174,6 +174,22 @@ def test_a_reload_withdraws_what_is_gone_and_registers_what_is_new(machine: Mach
     server.ask(command="reload")
     server.said("version 1: registered with port", 2)
     assert machine.mapped() == port_of(server)
+
+
+def test_nobodys_service_is_nobodys_registration(machine: Machine, tmp_path: Path) -> None:
+    """Over its unix socket rpcbind knows whose call it is, and root is not needed."""
+    if reason := nobody_missing():
+        pytest.skip(reason)
+    machine.rpcbind()
+    keys = ["--set", f"rpcbind={{ program = {PROGRAM:#x} }}"]
+    arguments = ["forkd.services:echo", "--listen", "127.0.0.1:0", "--workers", "1", *keys]
+    program = ["env", "-u", "XDG_RUNTIME_DIR", f"RUNTIME_DIRECTORY={tmp_path}/none", *AS_NOBODY, *FORKD]
+    with running(arguments, tmp_path, program=machine.command(*program)) as server:
+        server.said("registered with port")
+        row = next(each for each in machine.run("rpcinfo", "127.0.0.1").stdout.splitlines() if str(PROGRAM) in each)
+        assert row.split()[-1] == str(NOBODY.pw_uid)
+        assert server.stop() == 0
+    assert machine.mapped() == 0
 
 
 def test_an_upgrade_keeps_the_registration(machine: Machine) -> None:
