@@ -28,7 +28,10 @@ LAST_WORD: Final = 0.5
 
 
 class Registry:
-    """What the port mapper is to know of us. `due` is when to look next; `want` says what has changed."""
+    """What the port mapper is to know of us; `want` says what has changed.
+
+    `due` is when to look next, and `talk` what is being said, if anything.
+    """
 
     def __init__(self, wait: Wait, ways: Sequence[Way] = WAYS) -> None:
         self.due = float("inf")
@@ -36,7 +39,7 @@ class Registry:
         self._ways = ways
         self._wanted: dict[str, Mapping] = {}
         self._owed: list[Mapping] = []  # to be withdrawn
-        self._talk: Talk | None = None
+        self.talk: Talk | None = None
         self._told: dict[str, str] = {}
 
     def want(self, wanted: Table[str, Mapping]) -> None:
@@ -50,7 +53,7 @@ class Registry:
 
     def look(self, now: float) -> None:
         """To be called when it is due: gives up whoever has not answered in time, or sees to everything once more."""
-        if self._talk is not None:
+        if self.talk is not None:
             self._failed(f"it did not answer within {PATIENCE:g} s")
         else:
             self._begin(now)
@@ -59,12 +62,12 @@ class Registry:
         """Withdraws everything, and waits for that no longer than LAST_WORD; tells what may be left."""
         if self._wanted:
             self.want({})
-        elif self._owed and self._talk is None:
+        elif self._owed and self.talk is None:
             self._begin(monotonic())
         until = monotonic() + LAST_WORD
-        while self._talk is not None and (left := until - monotonic()) > 0:
+        while self.talk is not None and (left := until - monotonic()) > 0:
             poll = select.poll()
-            poll.register(self._talk.sock, select.POLLIN | (0 if self._talk.connected else select.POLLOUT))
+            poll.register(self.talk.sock, select.POLLIN | (0 if self.talk.connected else select.POLLOUT))
             if poll.poll(left * 1000):
                 self._go_on()
         self._end()
@@ -80,15 +83,15 @@ class Registry:
         scripts = [("", portmap.withdraw(each)) for each in self._owed]
         scripts += [(name, portmap.register(each, self._stale)) for name, each in self._wanted.items()]
         try:
-            self._talk = Talk(connect(self._ways), scripts, self._settled)
+            self.talk = Talk(connect(self._ways), scripts, self._settled)
         except OSError as error:
             self._failed(f"{error.strerror or error}")
             return
         self.due = now + PATIENCE
-        self._wait.watch(self._talk.sock.fileno(), self._go_on, writing=not self._talk.connected)
+        self._wait.watch(self.talk.sock.fileno(), self._go_on, writing=not self.talk.connected)
 
     def _go_on(self) -> None:
-        talk = self._talk
+        talk = self.talk
         assert talk is not None
         before = talk.number
         try:
@@ -106,8 +109,8 @@ class Registry:
 
     def _end(self) -> None:
         """Ends what is under way; the next look is as far off as any."""
-        if self._talk is not None:
-            talk, self._talk = self._talk, None
+        if self.talk is not None:
+            talk, self.talk = self.talk, None
             self._wait.unwatch(talk.sock.fileno())
             talk.sock.close()
         self.due = monotonic() + LOOK if self._wanted else float("inf")

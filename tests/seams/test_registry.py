@@ -52,7 +52,7 @@ class Room:
 
     def settle(self) -> None:
         """Until nothing is under way."""
-        self.turn(lambda: self.registry._talk is None)
+        self.turn(lambda: self.registry.talk is None)
 
     def look(self) -> None:
         """The next look, now."""
