@@ -17,7 +17,8 @@ Result = int | bytes | None
 
 
 class Mapper:
-    """A port mapper as rpcbind(8) is one, in a thread. `table` is what it knows, `asked` what it was asked for.
+    """A port mapper as rpcbind(8) is one, in a thread. `table` is what it knows, `asked` what it was asked for,
+    `connections` who has asked.
 
     `obey` may be replaced: it gives a result, bytes to send as they are, or None to break the connection off.
     """
@@ -38,7 +39,7 @@ class Mapper:
             self._listener.listen()
         else:
             self._listener = socket.create_server((self._way, 0))
-        self._connections: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -68,7 +69,7 @@ class Mapper:
         self._open()
 
     def close(self) -> None:
-        for sock in (self._listener, *self._connections):
+        for sock in (self._listener, *self.connections):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)  # which wakes the thread, as close(2) would not
         self._thread.join(10)
@@ -78,7 +79,7 @@ class Mapper:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                self._connections.append(connection)
+                self.connections.append(connection)
                 with connection:
                     self._converse(connection)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -87,6 +89,16 @@ def test_a_port_mapper_that_hangs(mapper: Mapper) -> None:
     mapper.hangs = True
     with pytest.raises(TimedOutError, match=r"no answer from the port mapper .* within 0\.05 s"):
         look_up("127.0.0.1", PROGRAM, timeout=0.05)
+
+
+def test_a_port_mapper_that_resets(mapper: Mapper) -> None:
+    def reset(*_: object) -> Result:
+        mapper.connections[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return None
+
+    mapper.obey = reset
+    with pytest.raises(BrokenOffError, match=r"no answer from the port mapper .*broke the connection off"):
+        look_up("127.0.0.1", PROGRAM)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,14 @@ def test_a_dead_predecessors_registration_is_replaced(room: Room) -> None:
     assert room.mapper.table == {KEY: port}
 
 
+def test_a_predecessors_port_that_another_service_of_ours_has_is_no_strangers(room: Room) -> None:
+    one, other = room.port(), room.port()
+    room.mapper.table[KEY] = other
+    room.registry.want({"one": Mapping(*KEY, one), "other": Mapping(PROGRAM, 2, other)})
+    room.settle()
+    assert room.mapper.table == {KEY: one, (PROGRAM, 2): other}
+
+
 def test_a_living_strangers_registration_is_told_and_stays(room: Room) -> None:
     stranger = room.port()
     room.mapper.table[KEY] = stranger
