@@ -176,6 +176,16 @@ def test_a_reload_withdraws_what_is_gone_and_registers_what_is_new(machine: Mach
     assert machine.mapped() == port_of(server)
 
 
+def test_without_its_unix_socket_a_port_mapper_is_reached_by_tcp(machine: Machine) -> None:
+    machine.rpcbind()
+    machine.run("rm", "/run/rpcbind.sock")
+    server = machine.forkd()
+    server.said("registered with port")
+    assert machine.mapped() == port_of(server)
+    assert server.stop() == 0
+    assert machine.mapped() == 0
+
+
 def test_nobodys_service_is_nobodys_registration(machine: Machine, tmp_path: Path) -> None:
     """Over its unix socket rpcbind knows whose call it is, and root is not needed."""
     if reason := nobody_missing():
