@@ -23,7 +23,7 @@ from forkd.errors import ConfigError, Problem
 from forkd.retirement import Retirement
 from forkd.scoreboard import Board
 from forkd.settings import Settings
-from forkd.site import limits, not_yet, runs_as
+from forkd.site import limits, runs_as
 
 _SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
 
@@ -35,7 +35,6 @@ def trial(settings: Settings) -> list[str]:
 
     Raises ConfigError with what keeps these settings from being served: applications that do not import, unknown users.
     """
-    refuse(not_yet(settings))
     trials = [_Trial(settings, name) for name in settings.services]
     refuse([problem for each in trials for problem in each.verdict()])
     return [

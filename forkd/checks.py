@@ -176,8 +176,8 @@ class _Reading:
         if found.get("threads") and table.get("worker", "sync") == "sync":
             self._wrong(f"{at}.threads", 'goes with worker = "event" only')
         listeners = found.get("listen")
-        if listeners and "rpcbind" in found and all(listener.address.kind == "unix" for listener in listeners):
-            self._wrong(f"{at}.rpcbind", "tells of TCP ports, and this service listens on none")
+        if listeners and "rpcbind" in found and all(_no_ipv4(listener.address) for listener in listeners):
+            self._wrong(f"{at}.rpcbind", "tells of TCP ports for IPv4, and this service listens on none")
 
     def _path(self, at: str, key: Key, value: object) -> Path | str | None:
         if not isinstance(value, str) or not value or "\0" in value:
@@ -253,6 +253,11 @@ class _Reading:
     def _rpcbind(self, at: str, _: Key, value: object) -> Rpcbind | None:
         found: Rpcbind | None = self._table(at, value, Rpcbind)
         return found if found and self._take(found, at) else None
+
+
+def _no_ipv4(where: address.Address) -> bool:
+    """Whether an address is surely none for IPv4; of a name, and of what systemd passes in, that is found out later."""
+    return where.kind == "unix" or (where.kind == "tcp" and ":" in where.host)
 
 
 def _join(at: str, name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import click
 
 import forkd
-from forkd import address, check, client, completion, config, control, dial, loadcommand, log, rundir
+from forkd import address, check, client, completion, config, control, dial, loadcommand, log, lookup, rundir
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.settings import MAX_SECONDS
 
@@ -213,10 +213,17 @@ def check_(target: str | None, file: str) -> None:
     "--timeout", type=float, callback=_seconds, metavar="S", help="Seconds of silence to bear.  [default: for ever]"
 )
 @click.option("--source", metavar="ADDRESS", help="Where to call from; otherwise the kernel picks.")
-def call(target: str, requests: tuple[str, ...], connect_timeout: float, timeout: float | None, source: str) -> None:
+@click.option("--rpc", metavar="PROGRAM[:VERSION]", help="Ask the port mapper for the port; ADDRESS is a host alone.")
+def call(
+    target: str, requests: tuple[str, ...], connect_timeout: float, timeout: float | None, source: str, rpc: str | None
+) -> None:
     """Sends each REQUEST, or each line of standard input, to ADDRESS and prints each reply."""
     texts = [os.fsencode(request) for request in requests]
-    whom = address.parse(target)
+    if rpc is None:
+        whom = address.parse(target)
+    else:
+        host, program = lookup.parse_host(target), lookup.parse_program(rpc)
+        whom = lookup.look_up(host, program, timeout=connect_timeout, source=source)
     with dial.connect(whom, timeout=connect_timeout, source=source) as sock:
         stdin = None if sys.stdin is None else sys.stdin.buffer
         stdout = None if sys.stdout is None else sys.stdout.buffer

@@ -41,6 +41,13 @@ class Listener:
     file: Leaving | None = None
     passed: bool = False
 
+    def takes_ipv4(self) -> bool:
+        """Whether IPv4 clients reach it."""
+        if self.socket.family != socket.AF_INET6:
+            return self.socket.family == socket.AF_INET
+        only = self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        return not only and ("." in self.bound.host or self.bound.host in (WILDCARD, "::"))  # IPv4 as RFC 4291 maps it
+
     def close_tap(self) -> None:
         """Lets nobody else in, while those in the queue are still to be served."""
         if self.passed:

@@ -52,6 +52,7 @@ from forkd.handles import WorkerHandle
 from forkd.lifecycle import Lifecycle, Phase
 from forkd.pool import Pool
 from forkd.premises import Premises
+from forkd.registry import Registry
 from forkd.roster import Roster
 from forkd.settings import Settings
 from forkd.signals import Command, Inbox
@@ -103,6 +104,7 @@ class Master:
         self.awake_by = self.next_tick = self.next_mend = self.next_status = monotonic()
         self.roster = Roster(self.wait, self.handle, lambda service, why: self.changeover.explain(service, why))
         self.premises = Premises(self.roster.reopened, None if left is None else left.premises.log)
+        self.registry = Registry(self.wait)
         self.changeover = Changeover(
             source,
             site,
@@ -153,6 +155,7 @@ class Master:
         self.listen_to_signals()
         process.unblock_signals()
         self.roster.resume(estate.roster)
+        self.registry.want(self.site.mappings())
         self.obey_signals(estate.signals)
         self.changeover.reload([told_of_upgrade(caller) for caller in callers])
 
@@ -172,7 +175,7 @@ class Master:
 
     def next_due(self) -> float:
         life_due = self.lifecycle.due() + self.attention.missed
-        return min([self.next_tick, life_due, *(each.due for each in self.lookers)])
+        return min([self.next_tick, life_due, self.registry.due, *(each.due for each in self.lookers)])
 
     def pass_time(self) -> None:
         """What has become due, and what the scoreboards say."""
@@ -185,6 +188,8 @@ class Master:
             for service, pool in self.lifecycle.pools.items():
                 self.roster.spare(service, pool.plan)
             self.look()
+        if now >= self.registry.due:
+            self.registry.look(now)
         if now >= self.next_mend and self.lifecycle.phase in (Phase.SERVING, Phase.DRAINED):
             self.next_mend = now + _TICK  # not at a stop, when a successor may have come
             self.premises.mend()
@@ -309,6 +314,7 @@ class Master:
                 self.begin_stop()
             case Committed():
                 self.changeover.commit()
+                self.registry.want(self.site.mappings())
             case Abandoned(reason):
                 self.changeover.abandon(reason)
             case Forgotten(service):
@@ -328,11 +334,13 @@ class Master:
         self.roster.quiet = False
         for name, address in self.site.addresses():
             log.tell(f"serving {name} on {address}")
+        self.registry.want(self.site.mappings())
         systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
 
     def begin_stop(self) -> None:
         self.changeover.give_up_upgrade("forkd was told to stop")
         self.roster.stopping()
+        self.registry.want({})
         self.site.close_taps()
         systemd.notify("STOPPING=1")
 
@@ -399,6 +407,7 @@ class Master:
     def clean_up(self) -> None:
         """In the reverse order of opening; also when the master fails, so that nothing stays behind."""
         self.roster.close()
+        self.registry.close()
         self.premises.close()
         self.site.close_but(None)
         process.hold_signals()  # the interpreter gives its handlers up before it ends: a TERM then would be its end

@@ -130,8 +130,7 @@ class Service(Struct, frozen=True, kw_only=True):
         Rpcbind | None,
         Meta(
             title="a table with program and version",
-            description="tell the machine's port mapper (rpcbind) the listener's port; withdrawn at stop "
-            "(not in this version yet)",
+            description="tell the machine's port mapper (rpcbind) the listener's port; withdrawn at stop",
         ),
     ] = None
     max_requests: Annotated[

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import forkd
 from forkd.address import Address
 from forkd.brief import Brief, Door
-from forkd.errors import ConfigError, ForkdError, ListenError, Problem
+from forkd.errors import ForkdError, ListenError
 from forkd.events import Plan
 from forkd.leaving import Leaving
 from forkd.limits import Limits
 from forkd.listener import Listener, open_listeners
+from forkd.portmap import Mapping
 from forkd.process import Identity, identity
 from forkd.retirement import Retirement
 from forkd.settings import Listen, Service, Settings
@@ -52,6 +53,14 @@ class Site:
     def addresses(self) -> list[tuple[str, Address]]:
         """Each service's name and where it listens, in the settings' order."""
         return [(name, listener.bound) for name, listeners in self.listeners.items() for listener in listeners]
+
+    def mappings(self) -> dict[str, Mapping]:
+        """What the port mapper is to know of each service, if anything."""
+        found = {}
+        for name, service in self.settings.services.items():
+            if (told := service.rpcbind) is not None:
+                found[name] = Mapping(told.program, told.version, _ipv4_port(self.listeners[name]))
+        return found
 
     def leavings(self) -> list[Leaving]:
         """The socket files of all listeners."""
@@ -118,8 +127,6 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
 
     Raises ListenError, ConfigError, or ForkdError for an unknown user, and then leaves `old` as it was.
     """
-    if missing := not_yet(settings):
-        raise ConfigError(missing)
     have = [] if old is None else [(name, each) for name, found in old.listeners.items() for each in found]
     site = Site(settings, {}, {})
     try:
@@ -128,19 +135,23 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
             opened = site.listeners[name] = []
             for wanted in service.listen:
                 opened += _taken(name, wanted, service.backlog, have) or _opened(site, name, wanted, passed, old)
+            _check_rpcbind(settings, name, opened)
     except ForkdError:
         site.close_but(old)
         raise
     return site
 
 
-def not_yet(settings: Settings) -> list[Problem]:
-    """What the settings may say but this version does not do: better refused than quietly passed over."""
-    found = []
-    for name, service in settings.services.items():
-        if service.rpcbind is not None:
-            found.append(settings.problem(f"service.{name}.rpcbind", "this version does not speak to a port mapper"))
-    return found
+def _check_rpcbind(settings: Settings, name: str, listeners: list[Listener]) -> None:
+    """Refuses to tell the port mapper of a service that it has no word for: version 2 of its protocol is for IPv4."""
+    if settings.services[name].rpcbind is not None and not _ipv4_port(listeners):
+        why = "tells of TCP ports for IPv4, and this service listens on none"
+        raise settings.error(f"service.{name}.rpcbind", why)
+
+
+def _ipv4_port(listeners: list[Listener]) -> int:
+    """The port of the first listener that clients reach by IPv4, 0 if there is none."""
+    return next((each.bound.port for each in listeners if each.takes_ipv4()), 0)
 
 
 def limits(service: Service) -> Limits:

@@ -87,6 +87,7 @@ def test_a_family_for_each_form(listening: Open, text: str, family: socket.Addre
     assert listener.socket.family == family
     assert listener.bound == parse(text)._replace(port=listener.socket.getsockname()[1])
     assert listener.bound.port > 0
+    assert listener.takes_ipv4() == (only != 1)
     if only is not None:
         assert option(listener.socket, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == only
 

@@ -1,0 +1,62 @@
+"""What a reading of the settings serves: the part of it that a port mapper is told."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from forkd import config
+from forkd.errors import ConfigError
+from forkd.portmap import Mapping
+from forkd.settings import Settings
+from forkd.site import open_site
+from forkd.systemd import Passed
+
+
+def settings(folder: Path, listen: str) -> Settings:
+    file = folder / "forkd.toml"
+    rpcbind = "rpcbind = { program = 0x20049001, version = 3 }"
+    file.write_text(f'[service.echo]\napp = "forkd.services:echo"\nlisten = {listen}\n{rpcbind}\n')
+    return config.load(str(file), cores=1)
+
+
+def test_the_first_listener_that_ipv4_reaches_is_the_one_to_tell_of(tmp_path: Path) -> None:
+    listen = f'["unix:{tmp_path}/echo", "[::1]:0", "127.0.0.1:0", "127.0.0.1:0"]'
+    site = open_site(settings(tmp_path, listen), Passed([]))
+    try:
+        first = site.listeners["echo"][2]
+        assert site.mappings() == {"echo": Mapping(0x20049001, 3, first.socket.getsockname()[1])}
+    finally:
+        site.close_but(None)
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET6])
+def test_a_socket_that_was_passed_in_and_is_not_for_ipv4_cannot_be_told_of(
+    tmp_path: Path, family: socket.AddressFamily
+) -> None:
+    with socket.socket(family) as passed:
+        passed.bind(f"{tmp_path}/echo" if family == socket.AF_UNIX else ("::1", 0))
+        passed.listen()
+        with pytest.raises(ConfigError, match=r"forkd\.toml:4: service\.echo\.rpcbind: tells of TCP ports for IPv4"):
+            open_site(settings(tmp_path, '"systemd:echo"'), Passed([("echo", passed)]))
+
+
+@pytest.mark.parametrize(("only", "told"), [(0, True), (1, False)])
+def test_a_passed_socket_for_both_families_is_told_of(tmp_path: Path, only: int, told: bool) -> None:
+    """systemd.socket(5) makes such a one of a plain port."""
+    with socket.socket(socket.AF_INET6) as passed:
+        passed.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        passed.bind(("::", 0))
+        passed.listen()
+        wanted = settings(tmp_path, '"systemd:echo"')
+        if not told:
+            with pytest.raises(ConfigError):
+                open_site(wanted, Passed([("echo", passed)]))
+            return
+        site = open_site(wanted, Passed([("echo", passed)]))
+        try:
+            assert site.mappings()["echo"].port == passed.getsockname()[1]
+        finally:
+            site.close_but(None)
