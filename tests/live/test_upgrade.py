@@ -156,7 +156,7 @@ def _no_python(package: Path) -> None:
         (_missing, "ModuleNotFoundError: No module named 'forkd.pool'"),
         (_crash, "it ended without a word"),
         (_exit, "it ended without a word"),
-        (_hang, "it was not ready within 1 s"),
+        (_hang, "it was not ready within 4 s"),
         (_other_format, r"it cannot take over from forkd \S+: restart forkd instead"),
         (_other_fields, r"it cannot take over what is there \(.*wished.*\): restart forkd instead"),
         (_no_python, "No such file or directory"),
@@ -165,7 +165,7 @@ def _no_python(package: Path) -> None:
 def test_a_broken_program_changes_nothing(
     tmp_path: Path, package: Path, breaks: Callable[[Path], None], reason: str
 ) -> None:
-    change(package, "upgrade", "PATIENCE: Final = 30.0", "PATIENCE: Final = 1.0")
+    change(package, "upgrade", "PATIENCE: Final = 30.0", "PATIENCE: Final = 4.0")
     with copied(tmp_path) as server, server.connect() as client:
         before, workers = inodes(server), server.workers()
         held = len(open_files(server.pid))
