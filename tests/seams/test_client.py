@@ -289,8 +289,12 @@ def test_an_interrupt_passes_through() -> None:
         signal.pthread_kill(main, signal.SIGINT)
         only_listen(connection)
 
-    with serving(interrupt) as address, pytest.raises(KeyboardInterrupt):
-        talk(address, [b"hello"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        with serving(interrupt) as address, pytest.raises(KeyboardInterrupt):
+            talk(address, [b"hello"])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # Breaks and silence.
