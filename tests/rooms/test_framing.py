@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkd.errors import FramingError, OverLimit, Truncated
-from forkd.framing import BLOCK_LIMIT, Chunks, Delimited, Fixed, Framing, LengthPrefixed, Lines, Netstrings
+from forkd.framing import BLOCK_LIMIT, Chunks, Delimited, Fixed, Framing, LengthPrefixed, Lines, Netstrings, is_quick
 
 Outcome = tuple[list[bytes], str]
 
@@ -425,3 +425,16 @@ def test_anything_with_the_four_methods_is_a_framing() -> None:
     assert [numbers.feed(b"\0\1\0"), numbers.feed(b"\2")] == [[1], [2]]
     assert all(isinstance(framing, Framing) for framing, *_ in STREAMS)
     assert not isinstance(b"", Framing)
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [Lines(), Lines(end=b"\r\n"), Delimited(b"::"), Netstrings(), Fixed(3), Chunks(), LengthPrefixed(2)],
+    ids=repr,
+)
+def test_several_replies_at_once_are_what_they_are_one_by_one(framing: Framing[bytes]) -> None:
+    replies = [b"one", b"", b"three"]
+    if is_quick(framing):
+        assert framing.encode_all(replies) == b"".join(map(framing.encode, replies))
+    else:
+        assert isinstance(framing, LengthPrefixed)

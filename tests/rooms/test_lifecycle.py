@@ -1181,3 +1181,10 @@ TestStories.settings = settings(
     stateful_step_count=30,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_one_that_is_resumed_goes_on_where_the_other_stood() -> None:
+    before = play([ONE], ONE_UP)
+    after = Lifecycle.resumed(before.phase, before.pools, stop_timeout=30, jitter=Steady())
+    assert (after.phase, after.pools) == (before.phase, before.pools)
+    assert after.handle(crashed(1, 0), 1.0) == [fork(1, 0, 1)]
