@@ -182,9 +182,9 @@ class Scene:
     def resets(self, before: dict[str, int], *, refusals: bool) -> None:
         """Nobody was reset since `before`, nor refused if that is told to be looked at.
 
-        A listener sends a few resets in a million requests (tcp:tcp_send_reset: state LISTEN, reason TCP_FLAGS) of which no
-        client sees anything: late acknowledgements, it seems, of connections that are over on both sides. Those are told,
-        and let pass; whatever a client has seen counts as lost already.
+        A listener sends a few resets in a million requests (tcp:tcp_send_reset: state LISTEN, reason TCP_FLAGS), of
+        which no client sees anything: late acknowledgements, it seems, of connections that are over on both sides.
+        Those are told, and let pass; whatever a client has seen counts as lost already.
         """
         after = tcp_counters()
         found = {name: after[name] - before[name] for name in RESETS if after[name] != before[name]}
