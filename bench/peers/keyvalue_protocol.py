@@ -1,10 +1,10 @@
 """PORT LOOP: the store of examples/keyvalue.py in an asyncio Protocol, on asyncio's own loop or on uvloop."""
 
 import asyncio
-import sys
 from types import SimpleNamespace
 from typing import Any, cast
 
+from bench.peers.loops import run
 from examples.keyvalue import Memory, Resp, answer
 
 # All that `answer` wants of a connection is where its store is.
@@ -33,16 +33,5 @@ class Commands(asyncio.Protocol):
         self.transport.resume_reading()
 
 
-async def main(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Commands, "127.0.0.1", port, backlog=1024)
-    async with server:
-        await server.serve_forever()
-
-
 if __name__ == "__main__":
-    if sys.argv[2] == "uvloop":
-        import uvloop
-
-        uvloop.run(main(int(sys.argv[1])))
-    else:
-        asyncio.run(main(int(sys.argv[1])))
+    run(Commands)

@@ -5,10 +5,10 @@ came together; it has no deadlines, no limits on connections and no figures.
 """
 
 import asyncio
-import sys
 from typing import cast
 
 from bench.peers.forkd_lines import lines
+from bench.peers.loops import run
 from forkd import Lines
 
 
@@ -39,16 +39,5 @@ class Line(asyncio.Protocol):
         self.transport.resume_reading()
 
 
-async def main(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Line, "127.0.0.1", port, backlog=1024)
-    async with server:
-        await server.serve_forever()
-
-
 if __name__ == "__main__":
-    if sys.argv[2] == "uvloop":
-        import uvloop
-
-        uvloop.run(main(int(sys.argv[1])))
-    else:
-        asyncio.run(main(int(sys.argv[1])))
+    run(Line)
