@@ -11,7 +11,7 @@ import inspect
 import socket
 import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from forkd.asyncconnection import AT_EASE, AsyncConnection
 from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection, Reading
@@ -20,14 +20,12 @@ from forkd.errors import ForkdError
 from forkd.framing import Framing
 from forkd.handler import Close, Service
 from forkd.hearing import Hearing
-from forkd.limits import DeadlineError, Leaving, Limits, PeerGone
+from forkd.limits import NEVER, DeadlineError, Leaving, Limits, PeerGone
 from forkd.outcome import End
 from forkd.scoreboard import REQUESTS, Pen
 from forkd.visit import IN, OUT, Host
 
 Request = TypeVar("Request")
-
-_NEVER: Final = float("inf")
 
 
 class AsyncVisit:
@@ -114,14 +112,14 @@ class AsyncVisit:
         """When its time is over, unless something happens before."""
         connection = self.connection
         if connection.parked:
-            return self._owed_since + (self._limits.write_timeout or _NEVER)
+            return self._owed_since + (self._limits.write_timeout or NEVER)
         if self._waiter is None:
-            return self._began + (self._limits.request_timeout or _NEVER) if self.at_work else _NEVER
+            return self._began + (self._limits.request_timeout or NEVER) if self.at_work else NEVER
         if connection.deadline is not None:
             return connection.deadline
         if connection.leaving:
             return connection.leave_by
-        return self._touched + (self._limits.idle_timeout or _NEVER)
+        return self._touched + (self._limits.idle_timeout or NEVER)
 
     def expire(self) -> None:
         """Its time is over."""
@@ -213,7 +211,7 @@ class AsyncVisit:
         except BlockingIOError:
             return
         except OSError as error:
-            waiter.set_exception(PeerGone(f"the client broke off: {error.strerror}"))
+            waiter.set_exception(PeerGone.by(error))
         else:
             waiter.set_result(self.connection.took(data))
 

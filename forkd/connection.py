@@ -241,7 +241,7 @@ class Connection:
         except BlockingIOError:
             raise self.silence() from None
         except OSError as error:
-            raise PeerGone(f"the client broke off: {error.strerror}") from error
+            raise PeerGone.by(error) from error
         return self.took(data)
 
     def took(self, data: bytes) -> bytes:
@@ -313,7 +313,7 @@ class Connection:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise PeerGone(f"the client broke off: {error.strerror}") from error
+            raise PeerGone.by(error) from error
         if self.closed:
             self._shut()
         return True
@@ -422,7 +422,7 @@ class Connection:
                 raise self.too_slow() from None
             sent = 0
         except OSError as error:
-            raise PeerGone(f"the client broke off: {error.strerror}") from error
+            raise PeerGone.by(error) from error
         self.sent += sent
         if sent < len(data):
             if self.parks:
@@ -459,7 +459,7 @@ class Connection:
                 except BlockingIOError:
                     raise self.too_slow() from None
                 except OSError as error:
-                    raise PeerGone(f"the client broke off: {error.strerror}") from error
+                    raise PeerGone.by(error) from error
                 self.sent += sent
                 rest = rest[sent:]
         finally:

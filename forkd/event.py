@@ -15,11 +15,11 @@ from typing import Final
 from forkd.connection import Connection
 from forkd.crew import Crew
 from forkd.doors import Doors, Guest
-from forkd.limits import STRAGGLERS
+from forkd.limits import NEVER, STRAGGLERS
 from forkd.linger import Lingering
 from forkd.order import Order
 from forkd.outcome import End, Outcome
-from forkd.scoreboard import PHASE, SPARE, STOPPING, Pen
+from forkd.scoreboard import Pen
 from forkd.seat import Seat
 from forkd.visit import Visit, Visitor
 
@@ -32,7 +32,6 @@ _SLACK: Final = 32  # a worker may have 1/32 more than the mean, and one
 # How coarse the sweep is: an eighth of the shortest deadline, but no finer and no coarser than this.
 _FINEST: Final = 0.01
 _COARSEST: Final = 1.0
-_NEVER: Final = float("inf")
 
 
 def serve(seat: Seat) -> None:
@@ -65,7 +64,7 @@ class Loop:
         self.open = True
         self.hurried = False
         self.sweep_at: float | None = None
-        self.shortest = min((each for each in seat.limits if each), default=_NEVER)
+        self.shortest = min((each for each in seat.limits if each), default=NEVER)
         self.coarse = min(_COARSEST, max(_FINEST, self.shortest / 8))
         self.kept_away = 0.0
         seat.orders.abandon = self.doors.abandon
@@ -123,7 +122,7 @@ class Loop:
 
     def let_in(self, fd: int) -> bool:
         """Welcomes the next connection in the queue; False when there was none."""
-        guest = self.doors.accept(fd, stopping=self.stopping())
+        guest = self.doors.accept(fd, stopping=self.seat.stopping)
         if isinstance(guest, bool):
             return guest
         self.welcome(guest)
@@ -146,8 +145,7 @@ class Loop:
         self.due_by(self.now + (self.shortest if self.crew is None else self.coarse))
         self.visits[visit.fd] = visit
         self.opened()
-        if seat.board.header[SPARE] and seat.board.idle() < seat.board.header[SPARE]:
-            seat.wake()
+        seat.ask_for_spares()
         if self.hurried:
             visit.hurry()
         if self.crew is not None:
@@ -199,14 +197,11 @@ class Loop:
             self.doors.unwatch()
             self.seat.meter.shares(None)
             for fd, door in self.doors:
-                empty_it = self.stopping() and not door.passed
+                empty_it = self.seat.stopping and not door.passed
                 while self.let_in(fd) and empty_it:
                     pass
                 self.doors.shut(fd)
             self.doors.resume_at = None
-
-    def stopping(self) -> bool:
-        return self.seat.board.header[PHASE] == STOPPING
 
     # What is due.
 
@@ -235,7 +230,7 @@ class Loop:
             next_due = now  # a thread may have set a nearer one meanwhile
         if self.hurried:
             next_due = now
-        self.sweep_at = max(next_due, now + self.coarse) if self.visits and next_due < _NEVER else None
+        self.sweep_at = max(next_due, now + self.coarse) if self.visits and next_due < NEVER else None
 
     def tidy(self) -> None:
         if self.crew is not None:
@@ -248,12 +243,8 @@ class Loop:
 
     def timeout(self) -> float | None:
         now = monotonic()
-        waits = [self.lingering.timeout(now), self.doors.timeout(now)]
-        if self.seat.tenure is not None:
-            waits.append(self.seat.tenure.timeout(now))
-        if self.sweep_at is not None:
-            waits.append(max(0.0, self.sweep_at - now))
-        return min((wait for wait in waits if wait is not None), default=None)
+        sweep = None if self.sweep_at is None else max(0.0, self.sweep_at - now)
+        return self.seat.timeout(now, self.lingering.timeout(now), self.doors.timeout(now), sweep)
 
     def opened(self) -> None:
         self.pen.opened()

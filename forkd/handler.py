@@ -11,7 +11,14 @@ import inspect
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -106,9 +113,14 @@ class Service(Generic[P, R]):
             )
 
     def alive(self) -> AbstractContextManager[Any]:
-        """The lifespan as a context manager, giving the resources."""
+        """The lifespan as a context manager, giving the resources; nothing where it is to be awaited."""
         hook = self.lifespan_hook
         return nullcontext() if hook is None or inspect.isasyncgenfunction(hook) else _alive(hook)  # type: ignore[arg-type]
+
+    def alive_awaited(self) -> AbstractAsyncContextManager[Any] | None:
+        """The lifespan where it is to be awaited; None where `alive` has it."""
+        hook = self.lifespan_hook
+        return asynccontextmanager(hook)() if inspect.isasyncgenfunction(hook) else None
 
 
 @contextmanager

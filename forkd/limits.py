@@ -24,6 +24,10 @@ PARKED_BYTES: Final = 1 << 20
 FOR_EVER: Final = 315_360_000.0
 
 
+NEVER: Final = float("inf")
+"""When something is due that has no deadline."""
+
+
 class Limits(NamedTuple):
     """How long a connection may take over what, in seconds; 0 means for ever.
 
@@ -49,6 +53,11 @@ class DeadlineError(ForkdError, TimeoutError):
 
 class PeerGone(ForkdError, ConnectionError):
     """The peer broke the connection off (reset, or gone while a reply was on its way)."""
+
+    @classmethod
+    def by(cls, error: OSError) -> PeerGone:
+        """What an error of the connection's socket means."""
+        return cls(f"the client broke off: {error.strerror}")
 
 
 class Leaving(ForkdError):

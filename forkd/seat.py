@@ -16,7 +16,7 @@ from forkd.orders import Orders
 from forkd.outcome import Outcome
 from forkd.process import own_memory
 from forkd.retirement import Tenure
-from forkd.scoreboard import REQUESTS, Board, Meter
+from forkd.scoreboard import PHASE, REQUESTS, SPARE, STOPPING, Board, Meter
 from forkd.signals import Inbox
 
 
@@ -55,6 +55,22 @@ class Seat:
     wake: Callable[[], None]
     report: Report
     boot_error: Callable[[BaseException], ForkdError]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the whole service stops, so that the accept queues are to be emptied."""
+        return self.board.header[PHASE] == STOPPING
+
+    def ask_for_spares(self) -> None:
+        """Has the master look when fewer workers are idle than are to be kept ready."""
+        spare = self.board.header[SPARE]
+        if spare and self.board.idle() < spare:
+            self.wake()
+
+    def timeout(self, now: float, *others: float | None) -> float | None:
+        """Seconds until this worker has served long enough, or until the first of `others`; None for never."""
+        tenure = None if self.tenure is None else self.tenure.timeout(now)
+        return min((wait for wait in (tenure, *others) if wait is not None), default=None)
 
     def retire_in_time(self, now: float) -> None:
         """A worker that has served long enough says so, and goes on until it is told to leave."""

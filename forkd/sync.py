@@ -16,7 +16,6 @@ from forkd.doors import Doors, Guest
 from forkd.linger import Lingering
 from forkd.order import Order
 from forkd.outcome import End
-from forkd.scoreboard import PHASE, SPARE, STOPPING
 from forkd.seat import Seat
 
 
@@ -64,7 +63,7 @@ class _Loop:
         """
         self.doors.unwatch()
         for fd, door in self.doors:
-            empty_it = self.stopping() and not door.passed
+            empty_it = self.seat.stopping and not door.passed
             while (waited or empty_it) and self.accept(fd) and empty_it:
                 pass
             self.doors.shut(fd)
@@ -74,17 +73,13 @@ class _Loop:
                 self.attend(fd)
             self.tidy()
 
-    def stopping(self) -> bool:
-        return self.seat.board.header[PHASE] == STOPPING
-
     def accept(self, fd: int) -> bool:
         """Serves the next connection in the queue; False when there was none to serve."""
-        guest = self.doors.accept(fd, stopping=self.stopping())
+        guest = self.doors.accept(fd, stopping=self.seat.stopping)
         if isinstance(guest, bool):
             return guest
         self.seat.meter.opened()
-        if self.seat.board.header[SPARE] and self.seat.board.idle() < self.seat.board.header[SPARE]:
-            self.seat.wake()
+        self.seat.ask_for_spares()
         self.converse(guest)
         return True
 
@@ -125,7 +120,4 @@ class _Loop:
 
     def timeout(self) -> float | None:
         now = monotonic()
-        waits = [self.lingering.timeout(now), self.doors.timeout(now)]
-        if self.seat.tenure is not None:
-            waits.append(self.seat.tenure.timeout(now))
-        return min((wait for wait in waits if wait is not None), default=None)
+        return self.seat.timeout(now, self.lingering.timeout(now), self.doors.timeout(now))

@@ -7,7 +7,6 @@ accepting, deadlines and leaving are those of every event worker, and only what 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import select
 from asyncio import AbstractEventLoop, Task
@@ -18,10 +17,10 @@ from typing import Any, Final
 
 from forkd.asynchronous import AsyncVisit
 from forkd.event import Loop
+from forkd.limits import NEVER
 from forkd.scoreboard import Meter
 from forkd.seat import Seat
 
-_NEVER: Final = float("inf")
 _BEATS: Final = 4  # how often within request_timeout a loop that has handlers at work says that it turns
 
 
@@ -52,11 +51,10 @@ async def _serve(seat: Seat) -> None:
 @asynccontextmanager
 async def _alive(seat: Seat) -> AsyncIterator[None]:
     """The service's lifespan, where it is one to await; all others the worker has seen to."""
-    hook = seat.service.lifespan_hook
-    if hook is None or not inspect.isasyncgenfunction(hook):
+    life = seat.service.alive_awaited()
+    if life is None:
         yield
         return
-    life = asynccontextmanager(hook)()
     try:
         seat.resources = await life.__aenter__()
     except BaseException as error:
@@ -79,7 +77,7 @@ class Turner:
         self._aio = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._aio.create_future()
         self._timer: asyncio.TimerHandle | None = None
-        self._due = _NEVER
+        self._due = NEVER
         self._beat = seat.limits.request_timeout / _BEATS
         # Some loops have the process's signals written elsewhere than into the worker's inbox.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -112,7 +110,7 @@ class Turner:
         if self.pen.in_hand and self._beat:
             self.pen.beat()
             timeout = self._beat if timeout is None else min(timeout, self._beat)
-        due = _NEVER if timeout is None else self._aio.time() + timeout
+        due = NEVER if timeout is None else self._aio.time() + timeout
         if due < self._due:  # else the turn that is planned finds out what is due by then
             if self._timer is not None:
                 self._timer.cancel()
@@ -120,7 +118,7 @@ class Turner:
             self._timer = self._aio.call_at(due, self._in_time)
 
     def _in_time(self) -> None:
-        self._timer, self._due = None, _NEVER
+        self._timer, self._due = None, NEVER
         self.turn()
 
     def close(self) -> None:

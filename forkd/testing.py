@@ -7,11 +7,10 @@ handler sees framing, hooks and deadlines as a client would, in microseconds.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from time import monotonic
 from typing import Any
 
@@ -191,7 +190,7 @@ class _Alone:
     ) -> Outcome:
         alone = cls(limits)
         visit = alone._visit = AsyncVisit(sock, connection, service, meter, limits, alone)
-        async with _resources(service, connection):
+        async with service.alive_awaited() or nullcontext(connection.resources) as connection.resources:
             alone.watch(visit)
             alone.due_by(alone.now)
             visit.ready(0)
@@ -224,14 +223,3 @@ class _Alone:
         if self._visit.due() <= self.now:
             self._visit.expire()
         self.due_by(min([self._visit.due(), *(self.now + each for each in self._limits if each)]))
-
-
-@asynccontextmanager
-async def _resources(service: Service[..., Any], connection: Connection) -> AsyncIterator[None]:
-    """The service's lifespan, where that is to be awaited."""
-    hook = service.lifespan_hook
-    if hook is None or not inspect.isasyncgenfunction(hook):
-        yield
-        return
-    async with asynccontextmanager(hook)() as connection.resources:
-        yield

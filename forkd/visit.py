@@ -15,11 +15,10 @@ from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection
 from forkd.conversation import Conversation
 from forkd.errors import ForkdError
 from forkd.handler import Service
-from forkd.limits import Limits, PeerGone
+from forkd.limits import NEVER, Limits, PeerGone
 from forkd.outcome import End, Outcome
 from forkd.scoreboard import Pen
 
-_NEVER: Final = float("inf")
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
 
@@ -118,7 +117,7 @@ class Visit:
                 except BlockingIOError:
                     return
                 except OSError as error:
-                    raise _broken_off(error) from error
+                    raise PeerGone.by(error) from error
                 if data:
                     size = len(data)  # and what else `took` does, without the call
                     connection.received += size
@@ -155,14 +154,14 @@ class Visit:
         """When its time is over, unless something happens before."""
         connection = self.connection
         if connection.parked:
-            return self._owed_since + (self._limits.write_timeout or _NEVER)
+            return self._owed_since + (self._limits.write_timeout or NEVER)
         if self._verdict is not None or (self.at_work and not connection.leaving):
-            return _NEVER
+            return NEVER
         if connection.deadline is not None:
             return connection.deadline
         if connection.leaving:
             return connection.leave_by
-        return self._touched + (self._limits.idle_timeout or _NEVER)
+        return self._touched + (self._limits.idle_timeout or NEVER)
 
     def expire(self) -> None:
         """Its time is over."""
@@ -194,7 +193,7 @@ class Visit:
             except BlockingIOError:
                 return
             except OSError as error:
-                raise _broken_off(error) from error
+                raise PeerGone.by(error) from error
             if not data:
                 self._hear_the_end()
                 return
@@ -239,7 +238,3 @@ class Visit:
             return
         self.interest = 0
         self._host.ended(self, self.conversation.finish(outcome))
-
-
-def _broken_off(error: OSError) -> PeerGone:
-    return PeerGone(f"the client broke off: {error.strerror}")
