@@ -66,6 +66,7 @@ class Connection:
         "closed",
         "cut",
         "deadline",
+        "known",
         "latest",
         "leave_by",
         "leaving",
@@ -115,6 +116,7 @@ class Connection:
         self.room = FIRST_RECEIVE_BYTES
         self.received = 0
         self.sent = 0
+        self.known = False
 
     @property
     def data(self) -> dict[Any, Any]:
@@ -276,7 +278,7 @@ class Connection:
         now = monotonic()
         if not self.leaving:
             self.leaving = True
-            self.leave_by = now + (GRACE if self.received else FIRST_GRACE)
+            self.leave_by = now + (GRACE if self.known or self.received else FIRST_GRACE)
         if self.deadline is None:
             self._set_receive_timeout(max(GRACE, self.leave_by - now))
 
@@ -286,6 +288,13 @@ class Connection:
             self.leave_by = monotonic() + STRAGGLERS
         else:
             self._set_receive_timeout(STRAGGLERS)
+
+    def counted(self) -> tuple[int, int]:
+        """The bytes received and sent since this was last asked."""
+        moved = self.received, self.sent
+        self.known = self.known or self.received > 0
+        self.received = self.sent = 0
+        return moved
 
     def start_clock(self) -> None:
         """A request has begun: it has `read_timeout` to be whole, however many pieces it comes in."""

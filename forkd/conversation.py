@@ -387,9 +387,7 @@ class Conversation:
 
     def account(self) -> None:
         """Counts the bytes that have gone either way."""
-        connection = self.connection
-        self._meter.moved(connection.received, connection.sent)
-        connection.received = connection.sent = 0
+        self._meter.moved(*self.connection.counted())
 
     def hold(self, reply: Any) -> bool:
         """Takes a reply that is one, or none; False for several, which are for `send_one`, one by one."""

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import forkd
 from forkd.address import Address
 from forkd.connection import Connection
-from forkd.limits import Limits, timeval
+from forkd.limits import FIRST_GRACE, GRACE, Limits, timeval
 
 PATIENCE = 5.0
 _PATIENT = Limits(5, 5, 5)
@@ -48,6 +48,28 @@ def test_recv_gives_what_is_there_and_then_the_end() -> None:
         assert [connection.recv(3) for _ in range(4)] == [b"abc", b"de", b"", b""]
         assert connection.at_end
         assert connection.received == 5
+
+
+@pytest.mark.parametrize(
+    ("sent", "grace"),
+    [
+        pytest.param(b"", FIRST_GRACE, id="a client that has sent nothing"),
+        pytest.param(b"abc", GRACE, id="a known one"),
+    ],
+)
+@pytest.mark.parametrize("counted", [False, True], ids=["not yet counted", "counted"])
+def test_a_client_that_has_been_heard_has_no_more_than_the_grace_when_the_worker_leaves(
+    sent: bytes, grace: float, counted: bool
+) -> None:
+    with connected() as (ours, connection):
+        if sent:
+            ours.send(sent)
+            connection.recv(100)
+        if counted:
+            assert connection.counted() == (len(sent), 0)
+        began = monotonic()
+        connection.hurry()
+        assert began + grace <= connection.leave_by <= monotonic() + grace
 
 
 def test_recv_gives_first_what_an_exact_read_left() -> None:
