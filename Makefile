@@ -1,13 +1,13 @@
 # make run    serves etc/forkd.toml in the foreground
 # make test   lint, types and all tests
-# make bench  forkd beside other servers, and the page of it
+# make bench  forkd beside other servers, and the page of it; make scaling  how the cost grows
 # All make what they need in $(VENV) and work a second time; nothing outside it is touched.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types pytest chaos bench coverage reference clean
+.PHONY: run test lint types pytest chaos bench scaling coverage reference clean
 
 run: $(VENV)/installed
 	$(BIN)/forkd run etc/forkd.toml
@@ -36,6 +36,10 @@ chaos: $(VENV)/tested
 # What Debian has to add (libnet-server-perl, redis-tools, ucspi-tcp) is told where it is missing.
 bench: $(VENV)/benched $(patsubst %,bench/build/%,prefork epoll filter client)
 	$(BIN)/python -m bench $(BENCH)
+
+# How the cost grows, and docs/scaling.md: a quarter of an hour.
+scaling: $(VENV)/benched
+	$(BIN)/python -m bench.scaling $(SCALING)
 
 bench/build/%: bench/c/%.c bench/c/lines.h bench/c/listen.h
 	@command -v $(CC) >/dev/null \

@@ -8,13 +8,11 @@ trials goes into a folder of its own, unless told, so that the page of the whole
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import resource
 import sys
 from pathlib import Path
 
-from bench import about, contenders, figures, page, plots, processes, record, trials
+from bench import about, contenders, figures, page, plots, prepare, record, trials
 from bench.asking import BUILD
 from bench.contenders import ROOT
 from bench.rounds import Outcome, play
@@ -33,7 +31,7 @@ def main() -> int:
         print("figures:", *(each.name for each in figures.FIGURES))
         return 0
     if not options.page:
-        _prepare()
+        prepare.prepare()
         for absent, reason in ((each.name, each.missing()) for each in contenders.ALL):
             if reason:
                 print(f"absent: {absent}: {reason}", file=sys.stderr)
@@ -79,13 +77,6 @@ def _wanted(only: list[str], every: list[str]) -> set[str]:
     if unknown:
         sys.exit(f"no trial or figure is named {', '.join(unknown)}; --list names them")
     return {name if name in every else of_figure[name] for name in only}
-
-
-def _prepare() -> None:
-    os.sched_setaffinity(0, {processes.CLIENTS})
-    # 10,000 idle connections are as many descriptors here and in the server.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -21,14 +21,8 @@ _OURS, _THEIRS = "#1b6ca8", "#b8bec5"
 
 def draw(folder: Path, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
     """Gives the name of each trial's plot; none without matplotlib."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
+    if not matplotlib_svg():
         return {}
-    mpl.use("svg")
-    # The same bytes for the same outcome: ids come from this instead of from chance.
-    mpl.rcParams["svg.hashsalt"] = "forkd"
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text: a tenth of the size, and it can be searched
     drawn = {}
     for name, outcome in outcomes.items():
         measure, label = _MEASURES.get(name, _OTHERS)
@@ -38,6 +32,18 @@ def draw(folder: Path, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
             drawn[name] = f"{name}.svg"
             _bars(folder / drawn[name], bars, outcome.title, label)
     return drawn
+
+
+def matplotlib_svg() -> bool:
+    """Has matplotlib draw SVG that is the same for the same outcome; False where it is not installed."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return False
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "forkd"  # what ids are made of, instead of chance
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text: a tenth of the size, and it can be searched
+    return True
 
 
 def _bars(path: Path, bars: list[tuple[float, float, float, str]], title: str, label: str) -> None:

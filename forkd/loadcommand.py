@@ -21,6 +21,9 @@ _FILE: Final = click.Path(readable=False)
 @click.option("--duration", type=float, metavar="S", help="Seconds to go on.  [default: 10, without --requests]")
 @click.option("--requests", type=int, metavar="N", help="Requests to send.")
 @click.option("--rate", type=float, metavar="R", help="Requests a second, on a schedule; late ones have waited.")
+@click.option(
+    "--poisson", is_flag=True, help="With --rate: at random moments, as from clients who do not know each other."
+)
 @click.option("--pipeline", default=1, show_default=True, metavar="N", help="Requests in flight on a connection.")
 @click.option("--per-connection", type=int, metavar="N", help="Requests before a new connection; 1: one each.")
 @click.option(
@@ -52,6 +55,7 @@ def load(
     duration: float | None,
     requests: int | None,
     rate: float | None,
+    poisson: bool,
     pipeline: int,
     per_connection: int | None,
     framing: str,
@@ -94,6 +98,7 @@ def load(
         duration=duration,
         requests=requests,
         rate=rate,
+        poisson=poisson,
         pipeline=pipeline,
         per_connection=per_connection,
         warmup=warmup,

@@ -10,6 +10,7 @@ knows nothing. Connections are made and lost in `loadlinks`. Times are nanosecon
 from __future__ import annotations
 
 import contextlib
+import random
 import select
 import time
 from enum import Enum, auto
@@ -18,7 +19,7 @@ from typing import Final
 from forkd.errors import FramingError
 from forkd.loadlink import ORDINARY, Link, State, Target
 from forkd.loadlinks import SECOND, Links
-from forkd.loadplan import UNLIMITED, Plan, Schedule, Share
+from forkd.loadplan import UNLIMITED, EvenSchedule, Plan, RandomSchedule, Share
 from forkd.loadtally import Tally
 from forkd.loadturns import Turns
 
@@ -256,7 +257,9 @@ class Loop:
 
     def _start(self, now: int) -> None:
         if self._share.interval is not None:
-            schedule = Schedule(now + int(self._share.first * SECOND), self._share.interval * SECOND)
+            begin, interval = now + int(self._share.first * SECOND), self._share.interval * SECOND
+            at_random = self._plan.poisson
+            schedule = RandomSchedule(begin, interval, random.Random()) if at_random else EvenSchedule(begin, interval)
             self._turns = Turns(schedule, self._pipeline)
         self._last = now
         if self._plan.warmup:

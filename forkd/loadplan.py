@@ -7,10 +7,13 @@ goes on in `load`, which starts a process for each share, and in `loadloop`, whi
 from __future__ import annotations
 
 import math
+import random
 import re
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from forkd.errors import UsageError
 from forkd.framing import Chunks, Delimited, Fixed, Framing, LengthPrefixed, Lines, Netstrings
@@ -37,7 +40,8 @@ class Plan:
     """A whole test. Seconds are floats; what is None has no limit.
 
     `rate` is in requests a second and makes the loop an open one: a request is due when the
-    schedule says so, whatever became of those before it. `bodies` are used in turn.
+    schedule says so, whatever became of those before it; with `poisson` at random moments, as many
+    a second on the average. `bodies` are used in turn.
     """
 
     bodies: tuple[bytes, ...] = (b"hello",)
@@ -48,6 +52,7 @@ class Plan:
     duration: float | None = None
     requests: int | None = None
     rate: float | None = None
+    poisson: bool = False
     pipeline: int = 1
     per_connection: int | None = None
     warmup: float = 0.0
@@ -64,6 +69,8 @@ class Plan:
             raise UsageError(f"--warmup {self.warmup:g}: no number of seconds from 0 to {MAX_SECONDS}")
         if self.rate is not None and not 0 < self.rate <= 1e9:
             raise UsageError(f"--rate {self.rate:g}: no number of requests a second above 0 and up to 1e9")
+        if self.poisson and self.rate is None:
+            raise UsageError("--poisson: needs --rate, how many requests a second there are on the average")
         if self.workers > self.connections:
             raise UsageError(f"--workers {self.workers}: each process needs a connection, --connections {self.workers}")
         self._check_bodies()
@@ -143,20 +150,62 @@ def shares(plan: Plan) -> list[Share]:
     return parts
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(Protocol):
     """When each request of an open loop is due; times are nanoseconds of one clock."""
+
+    def due(self, now: int) -> int:
+        """How many requests have been due by now."""
+
+    def time(self, number: int) -> int:
+        """When the request of that number, from 0, is due; asked in the order of the numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvenSchedule:
+    """One request every `interval` nanoseconds."""
 
     begin: int
     interval: float
 
     def due(self, now: int) -> int:
-        """How many requests have been due by now."""
         return math.floor((now - self.begin) / self.interval) + 1 if now >= self.begin else 0
 
     def time(self, number: int) -> int:
-        """When the request of that number, from 0, is due."""
         return self.begin + math.floor(number * self.interval)
+
+
+class RandomSchedule:
+    """A Poisson process: independent clients who know nothing of each other, one request in `interval` on the average.
+
+    The sum of several such processes is one again, so each process of a test has its own.
+    """
+
+    __slots__ = ("_ahead", "_chance", "_interval", "_last", "_passed")
+
+    def __init__(self, begin: int, interval: float, chance: random.Random) -> None:
+        self._interval = interval
+        self._chance = chance
+        self._last = float(begin)
+        self._passed = 0  # how many times are no longer in `_ahead`, for nobody will ask for them again
+        self._ahead: deque[int] = deque()
+        self._draw()
+
+    def due(self, now: int) -> int:
+        while self._ahead[-1] <= now:
+            self._draw()
+        return self._passed + bisect_right(self._ahead, now)
+
+    def time(self, number: int) -> int:
+        while self._passed < number:
+            self._ahead.popleft()
+            self._passed += 1
+            if not self._ahead:
+                self._draw()
+        return self._ahead[0]
+
+    def _draw(self) -> None:
+        self._last += self._chance.expovariate(1 / self._interval)
+        self._ahead.append(int(self._last))
 
 
 def framing_named(text: str) -> Framing[bytes]:

@@ -194,8 +194,8 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def _plan(plan: Plan) -> dict[str, Any]:
-    words = ("connections", "workers", "duration", "requests", "rate", "pipeline", "per_connection", "warmup")
-    return {word: getattr(plan, word) for word in (*words, "expect", "connect_timeout", "timeout")} | {
+    words = ("connections", "workers", "duration", "requests", "rate", "poisson", "pipeline", "per_connection")
+    return {word: getattr(plan, word) for word in (*words, "warmup", "expect", "connect_timeout", "timeout")} | {
         "duration": plan.limit,
         "framing": repr(plan.framing),
         "bodies": len(plan.bodies),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from bench import about, processes, record
+from bench import about, erlang, processes, record, scaling
 from bench.arithmetic import Spread, ratios, spread, three_digits
 from bench.asking import Failure
 from bench.figures import FIGURES, Figure, Finding, find
 from bench.page import figures_table, page, table
 from bench.rounds import Entrant, Outcome, Trial, play
+from bench.sweeps import all_sweeps
 from bench.trials import all_trials
 
 RUN = {
@@ -163,3 +165,41 @@ def test_what_a_run_is_told_to_have_begun_with_is_not_on_the_page() -> None:
 def test_the_time_of_the_machine_is_taken_between_two_looks() -> None:
     assert processes.Machine(7, 2, 20).since(processes.Machine(5, 1, 10)) == processes.Machine(2, 1, 10)
     assert processes.machine().total > processes.machine().idle >= 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "load", "chance"),
+    [(1, 0.5, 0.5), (2, 1.0, 1 / 3), (3, 2.0, 4 / 9), (10, 0.0, 0.0), (2, 2.0, 1.0), (4, 9.0, 1.0)],
+)
+def test_erlangs_chance_of_waiting_is_that_of_the_tables(workers: int, load: float, chance: float) -> None:
+    assert erlang.waiting_chance(workers, load) == pytest.approx(chance)
+
+
+def test_one_worker_waits_as_the_formula_for_one_says() -> None:
+    for load in (0.1, 0.5, 0.9):
+        assert erlang.mean_wait(1, load, 2.0) == pytest.approx(2.0 * load / (1 - load))
+    assert erlang.mean_wait(1, 1.0, 2.0) == math.inf
+
+
+def test_the_workers_that_are_needed_are_enough_and_none_too_many() -> None:
+    for load in (0.5, 2, 10, 100):
+        workers = erlang.workers_for(load, 0.05)
+        assert erlang.waiting_chance(workers, load) <= 0.05 < erlang.waiting_chance(workers - 1, load)
+
+
+def test_the_page_of_scaling_has_a_table_for_every_sweep(tmp_path: Path) -> None:
+    every = all_sweeps(1.0)
+    outcomes = {}
+    for sweep in every:
+        made = outcomes[sweep.trial.name] = Outcome(sweep.trial.title)
+        made.rounds = {
+            each.name: [{"cpu us": 5.0, "p99 us": 80.0, "mean us": 12_000.0}] for each in sweep.trial.entrants
+        }
+    del outcomes["rate"]
+    outcomes["size"].failures["sync, 64"] = "it has ended"
+    text = scaling.page(RUN, outcomes, every, tmp_path)
+    assert "| 2 workers | 90 % | 2.00 | 42.6 | 85% |" in text
+    assert "| 1,024 | 5.00 |" in text
+    assert "(not measured)" in text
+    assert "- sync, 64: it has ended" in text
+    assert "{" not in text.replace("workers = { min, max, spare }", "")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
+import statistics
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forkd.errors import UsageError
 from forkd.framing import Chunks, Delimited, Fixed, LengthPrefixed, Lines, Netstrings
-from forkd.loadplan import UNLIMITED, Plan, Schedule, Share, bodies_of, framing_named, shares
+from forkd.loadplan import UNLIMITED, EvenSchedule, Plan, RandomSchedule, Share, bodies_of, framing_named, shares
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,7 @@ def test_what_is_no_framing_is_told(text: str) -> None:
         ({"warmup": -0.5}, "--warmup -0.5: no number of seconds"),
         ({"warmup": float("nan")}, "--warmup nan: no number of seconds"),
         ({"rate": 0.0}, "--rate 0: no number of requests"),
+        ({"poisson": True}, "--poisson: needs --rate"),
         ({"rate": float("nan")}, "--rate nan: no number of requests"),
         ({"workers": 4, "connections": 3}, "--workers 4: each process needs a connection"),
         ({"bodies": ()}, "--requests-from: there is no request"),
@@ -147,17 +153,44 @@ def test_the_schedules_of_shares_take_turns() -> None:
 
 
 def test_a_schedule_counts_what_has_been_due() -> None:
-    schedule = Schedule(1000, 10.0)
+    schedule = EvenSchedule(1000, 10.0)
     assert [schedule.due(now) for now in (0, 999, 1000, 1009, 1010, 1995)] == [0, 0, 1, 1, 2, 100]
     assert [schedule.time(number) for number in (0, 1, 99)] == [1000, 1010, 1990]
 
 
 def test_a_schedule_of_broken_intervals_does_not_drift() -> None:
-    schedule = Schedule(0, 1e9 / 3)
+    schedule = EvenSchedule(0, 1e9 / 3)
     assert schedule.time(3_000_000) == pytest.approx(1e15, abs=1)
     for number in (1, 7, 1000, 2_999_999):
         assert schedule.due(schedule.time(number) - 1) == number
         assert schedule.due(schedule.time(number) + 1) == number + 1
+
+
+@given(gaps=st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=30), looks=st.lists(st.integers(0, 10**7), max_size=20))
+def test_a_random_schedule_counts_what_has_been_due_however_it_is_asked(gaps: list[float], looks: list[int]) -> None:
+    class Chance(random.Random):
+        left = iter([*gaps, *itertools.repeat(1e9)])
+
+        def expovariate(self, lambd: float = 1.0) -> float:
+            return next(self.left)
+
+    times = [100 + int(each) for each in itertools.accumulate(gaps)]
+    schedule = RandomSchedule(100, 10.0, Chance())
+    number = 0
+    for now in looks:
+        due = sum(each <= now for each in times)
+        assert schedule.due(now) == max(due, number)
+        while number < min(due, len(times) - 1):
+            assert schedule.time(number) == times[number]
+            number += 1
+
+
+def test_a_random_schedule_keeps_its_rate_and_its_variance() -> None:
+    schedule = RandomSchedule(0, 1000.0, random.Random(7))
+    times = [schedule.time(number) for number in range(20_000)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert statistics.mean(gaps) == pytest.approx(1000, rel=0.03)
+    assert statistics.stdev(gaps) == pytest.approx(1000, rel=0.05), "that of an exponential distribution"
 
 
 def test_requests_of_a_file() -> None:

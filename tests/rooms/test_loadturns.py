@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forkd.loadlink import Link, State
-from forkd.loadplan import UNLIMITED, Schedule
+from forkd.loadplan import UNLIMITED, EvenSchedule
 from forkd.loadturns import Turns
 
 
@@ -26,7 +26,7 @@ def dealt(turns: Turns, now: int, among: list[Link], most: int = UNLIMITED) -> l
 
 
 def test_nothing_is_dealt_before_it_is_due() -> None:
-    turns = Turns(Schedule(100, 10), 1)
+    turns = Turns(EvenSchedule(100, 10), 1)
     assert turns.next_time() is None
     made = links(2, turns)
     assert dealt(turns, 99, made) == []
@@ -38,7 +38,7 @@ def test_nothing_is_dealt_before_it_is_due() -> None:
 
 
 def test_a_request_that_had_to_wait_was_due_when_it_was_due() -> None:
-    turns = Turns(Schedule(0, 10), 1)
+    turns = Turns(EvenSchedule(0, 10), 1)
     made = links(1, turns)
     assert dealt(turns, 0, made) == [(0, [0])]
     assert dealt(turns, 45, made) == []
@@ -50,20 +50,20 @@ def test_a_request_that_had_to_wait_was_due_when_it_was_due() -> None:
 
 
 def test_what_is_overdue_is_spread_as_far_as_pipelines_have_room() -> None:
-    turns = Turns(Schedule(0, 10), 3)
+    turns = Turns(EvenSchedule(0, 10), 3)
     made = links(3, turns)
     made[1].starts.extend([0, 0])
     assert dealt(turns, 69, made) == [(0, [0, 10, 20]), (1, [30]), (2, [40, 50, 60])]
 
 
 def test_no_more_is_dealt_than_is_to_be_sent() -> None:
-    turns = Turns(Schedule(0, 10), 5)
+    turns = Turns(EvenSchedule(0, 10), 5)
     made = links(2, turns)
     assert dealt(turns, 1000, made, most=3) == [(0, [0, 10]), (1, [20])]
 
 
 def test_links_that_cannot_carry_are_passed_over() -> None:
-    turns = Turns(Schedule(0, 10), 1)
+    turns = Turns(EvenSchedule(0, 10), 1)
     made = links(4, turns)
     made[0].state = State.RESTING
     made[1].rest = b"x"
@@ -73,7 +73,7 @@ def test_links_that_cannot_carry_are_passed_over() -> None:
 
 
 def test_a_link_waits_for_one_turn_at_a_time() -> None:
-    turns = Turns(Schedule(0, 10), 2)
+    turns = Turns(EvenSchedule(0, 10), 2)
     made = links(1, turns)
     turns.offer(made[0])
     assert dealt(turns, 1000, made) == [(0, [0, 10])]

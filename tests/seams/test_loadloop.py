@@ -405,6 +405,19 @@ def test_no_request_leaves_before_it_is_due(serving: Serving) -> None:
     assert all(at - began >= number / 500 for number, at in enumerate(sorted(came)))
 
 
+def test_requests_at_random_moments_leave_one_by_one(serving: Serving) -> None:
+    came: list[float] = []
+
+    def behave(connection: socket.socket, number: int) -> None:
+        while data := connection.recv(100):
+            came.append(time.monotonic())
+            connection.sendall(data)
+
+    tally = loaded(serving(behave).target, requests=40, rate=500.0, poisson=True, connections=40)
+    assert (tally["answered"], tally["unsent"], failed(tally)) == (40, 0, {})
+    assert max(came) - min(came) > 0.01, "39 times 2 ms on the average, and once in a trillion tries less than this"
+
+
 def test_a_time_holds_as_many_requests_as_are_due_in_it(serving: Serving) -> None:
     tally = loaded(serving(echo).target, duration=0.1, rate=200.0)
     assert (tally["answered"], tally["unsent"], failed(tally)) == (20, 0, {})

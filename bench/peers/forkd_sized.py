@@ -1,0 +1,15 @@
+"""A message with its length, back: what grows with the size is forkd's own and the kernel's."""
+
+import forkd
+
+_FRAMING = forkd.LengthPrefixed(4)
+
+
+@forkd.service(_FRAMING)
+def sized(request: bytes) -> bytes:
+    return request
+
+
+@forkd.service(_FRAMING)
+async def sized_async(request: bytes) -> bytes:
+    return request
