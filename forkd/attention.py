@@ -7,15 +7,15 @@ is measured by the time for which it was there to see it. Pure: times are told, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 SLACK: Final = 1.0  # what a master may be late without having been away
 KEPT: Final = 16
 
 
-@dataclass(slots=True)
-class Attention:
+class Attention(Struct):
     """Monotonic time less what the master has missed.
 
     `absences` are the last ones: when it came back, and for how long it was away.

@@ -9,8 +9,7 @@ import array  # noqa: F401  # socket.recv_fds imports it late, which may be afte
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from forkd.address import Address
 from forkd.leaving import Leaving
@@ -21,8 +20,7 @@ from forkd.retirement import Retirement
 MESSAGE_BYTES: Final = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
+class Door(NamedTuple):
     """A listener as a worker sees it: its descriptor, where it listens, and whether it was `passed` to forkd.
 
     The queue of a passed one is not for us to empty at a stop: whoever passed it keeps it.
@@ -33,8 +31,7 @@ class Door:
     passed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Brief:
+class Brief(NamedTuple):
     """Everything that a fork server and its workers need to know; descriptors are those they inherit.
 
     `leavings` are the socket and pid files to be removed should the master die, and `stop_timeout`
@@ -64,7 +61,7 @@ class Brief:
     threads: int = 0
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(self._asdict()).encode()
 
     @staticmethod
     def version_of(data: bytes) -> str:
@@ -75,11 +72,10 @@ class Brief:
     def decode(cls, data: bytes) -> Brief:
         """The brief that `encode` wrote."""
         brief = cls(**json.loads(data))
-        return replace(
-            brief,
+        return brief._replace(
             limits=Limits(*brief.limits),
             retirement=Retirement(*brief.retirement),
-            doors=tuple(Door(door["fd"], Address(*door["address"]), door["passed"]) for door in brief.doors),  # type: ignore[index]
+            doors=tuple(Door(fd, Address(*address), passed) for fd, address, passed in brief.doors),
             identity=None if brief.identity is None else _identity(*brief.identity),
             leavings=tuple(Leaving(*leaving) for leaving in brief.leavings),
         )

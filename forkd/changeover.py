@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, Final, Protocol
+
+from msgspec import Struct
 
 import forkd
 from forkd import config, log, systemd
@@ -39,8 +40,7 @@ class Looker(Protocol):
     def look(self, now: float) -> bool: ...
 
 
-@dataclass(slots=True)
-class Coming:
+class Coming(Struct):
     """A reload under way: what it would serve, who waits for its end, and the log if that moves."""
 
     site: Site
@@ -48,8 +48,7 @@ class Coming:
     log_fd: int | None
 
 
-@dataclass(slots=True)
-class Upgrade:
+class Upgrade(Struct):
     """An upgrade under way: who waits for its end, and whether the new program has shown that it can take over."""
 
     callers: list[Reply]

@@ -13,8 +13,9 @@ import os
 import select
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import IO, Final, TypeAlias
+
+from msgspec import Struct, field
 
 from forkd.address import from_sockaddr
 from forkd.errors import BrokenOffError, ForkdError, TimedOutError
@@ -65,8 +66,7 @@ def call(
         exchange.finish_line()
 
 
-@dataclass(slots=True)
-class _Exchange:
+class _Exchange(Struct):
     """Both directions of one call, each with what it holds back for a slow reader."""
 
     sock: socket.socket

@@ -13,9 +13,10 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
+
+from msgspec import Struct
 
 from forkd.errors import BrokenOffError, ControlError, Exit, TimedOutError, UnreachableError
 from forkd.leaving import Leaving
@@ -28,8 +29,7 @@ Reply = Callable[[dict[str, Any]], None]
 Obey = Callable[[dict[str, Any], Reply], None]
 
 
-@dataclass(slots=True)
-class CallerEstate:
+class CallerEstate(Struct):
     """A caller as it is handed on: what it has begun to say, what it has still to be told, and whether it waits."""
 
     socket: socket.socket
@@ -38,8 +38,7 @@ class CallerEstate:
     waits: bool
 
 
-@dataclass(slots=True)
-class ControlEstate:
+class ControlEstate(Struct):
     """A control socket as one program leaves it to the next."""
 
     path: str

@@ -8,9 +8,8 @@ sysexits(3), so that a unit file can say `RestartPreventExitStatus=78`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class Exit(IntEnum):
@@ -48,8 +47,7 @@ class UsageError(ForkdError):
     exit_status = Exit.USAGE
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One mistake in the settings: where it stands and what is wrong with it."""
 
     file: str

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import random
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from forkd.attention import Attention
 from forkd.config import Source
@@ -31,16 +31,14 @@ FORMAT: Final = 1
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Head:
+class Head(Struct):
     """What every version can read of every other's estate."""
 
     format: int
     version: str
 
 
-@dataclass(slots=True)
-class Estate:
+class Estate(Struct):
     """A running master between two events, with no reload under way; times are monotonic, in seconds.
 
     `signals` have come and were not obeyed yet.

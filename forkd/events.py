@@ -7,14 +7,14 @@ that one line there logs the whole life of the server.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from forkd.order import Order
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What the settings want of one service's pool: numbers of workers, and times in seconds (0: for ever)."""
 
     service: str
@@ -37,19 +37,16 @@ class Departure(Enum):
 # Events.
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """The listeners are open; the services may begin."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForkServerReady:
+class ForkServerReady(Struct, frozen=True):
     service: str
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class ForkServerGone:
+class ForkServerGone(Struct, frozen=True):
     """A fork server ended, or could not become one: then `reason` says why and `status` is forkd's own for it."""
 
     service: str
@@ -58,15 +55,13 @@ class ForkServerGone:
     status: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerReady:
+class WorkerReady(Struct, frozen=True):
     service: str
     generation: int
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerGone:
+class WorkerGone(Struct, frozen=True):
     service: str
     generation: int
     slot: int
@@ -74,8 +69,7 @@ class WorkerGone:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(Struct, frozen=True):
     """Which workers of a service are busy, by generation and slot.
 
     `requests` holds those of them that have a handler at work, with its start; `retiring` are those that
@@ -88,25 +82,21 @@ class Observed:
     retiring: frozenset[tuple[int, int]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class StopAsked:
+class StopAsked(Struct, frozen=True):
     """TERM; a second one means `quick`, and INT and QUIT do at once."""
 
     quick: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DrainAsked:
+class DrainAsked(Struct, frozen=True):
     """WINCH: every worker leaves, the listeners stay open; a reload brings workers back."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadAsked:
+class ReloadAsked(Struct, frozen=True):
     plans: tuple[Plan, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ScaleAsked:
+class ScaleAsked(Struct, frozen=True):
     """A pool's size: set to `size`, or moved by `by`; every pool's when `service` is empty."""
 
     service: str = ""
@@ -114,8 +104,7 @@ class ScaleAsked:
     by: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TimePassed:
+class TimePassed(Struct, frozen=True):
     """Nothing happened but time."""
 
 
@@ -136,14 +125,12 @@ Event = (
 # Actions.
 
 
-@dataclass(frozen=True, slots=True)
-class StartForkServer:
+class StartForkServer(Struct, frozen=True):
     service: str
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class EndForkServer:
+class EndForkServer(Struct, frozen=True):
     """Let go of a fork server, which has no workers left; with `kill`, at once, and whatever it still has.
 
     One that stays is told again, with `kill`. It is answered by ForkServerGone.
@@ -154,8 +141,7 @@ class EndForkServer:
     kill: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
+class Fork(Struct, frozen=True):
     """A new worker in `slot`, which writes row `row` of the scoreboard.
 
     It is answered by WorkerReady or WorkerGone; by the latter, too, when the fork server ended before it forked.
@@ -167,16 +153,14 @@ class Fork:
     row: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(Struct, frozen=True):
     service: str
     generation: int
     slot: int
     order: Order
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Struct, frozen=True):
     """End a hanging worker so that its stack is written first."""
 
     service: str
@@ -185,45 +169,38 @@ class Abort:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Struct, frozen=True):
     service: str
     generation: int
     slot: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(Struct, frozen=True):
     """Every service serves for the first time."""
 
 
-@dataclass(frozen=True, slots=True)
-class BeginStop:
+class BeginStop(Struct, frozen=True):
     """No more connections: a stop has begun."""
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(Struct, frozen=True):
     """A reload's new generations serve."""
 
 
-@dataclass(frozen=True, slots=True)
-class Abandoned:
+class Abandoned(Struct, frozen=True):
     """A reload came to nothing, for `reason`; all is as it was."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Forgotten:
+class Forgotten(Struct, frozen=True):
     """The last process of a service that is no longer wanted has gone."""
 
     service: str
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Struct, frozen=True):
     status: int
     reason: str = ""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count, islice
 from typing import Final
+
+from msgspec import Struct, field
 
 from forkd.events import Abort, Action, EndForkServer, Exit, Fork, Kill, Plan, Tell
 from forkd.order import Order
@@ -66,8 +67,7 @@ class IllegalMoveError(Exception):
     """A state was asked to become one that its table of moves does not allow: a mistake of forkd's own."""
 
 
-@dataclass(slots=True)
-class Worker:
+class Worker(Struct):
     """A process in a slot; `since` is when it got its state, or its order once more, `until` how long that may last."""
 
     slot: int
@@ -96,8 +96,7 @@ class Worker:
         return min(self.until, self.since + TELL_AGAIN) if self.state is WorkerState.LEAVING else self.until
 
 
-@dataclass(slots=True)
-class Backoff:
+class Backoff(Struct):
     """When something that keeps failing may be tried again: after 0, 0.5, 1, 2 .. 30 s, with jitter."""
 
     failures: int = 0
@@ -114,8 +113,7 @@ class Backoff:
         self.until = now + delay * jitter.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
 
 
-@dataclass(slots=True)
-class Allowance:
+class Allowance(Struct):
     """How fast workers that had served are replaced: a burst at once, REPLACE_RATE a second in the long run.
 
     No slot waits for what befell it. A client whose request ends its worker could else empty the pool with a
@@ -130,8 +128,7 @@ class Allowance:
         return max(now, self.spent_by - burst / REPLACE_RATE)
 
 
-@dataclass(slots=True)
-class Generation:
+class Generation(Struct):
     """A fork server and its workers, by slot; `failure` is why it can't take over, and what a start then ends with.
 
     `minimum` and `maximum` are the plan's until a person asks for another size.

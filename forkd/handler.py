@@ -7,7 +7,6 @@ buffers: `conversation` runs it, `forkserver` loads it.
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -19,9 +18,10 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from forkd import signature
 from forkd.connection import Connection
 from forkd.errors import BootError
 from forkd.framing import Framing
@@ -59,8 +59,8 @@ class Service(Generic[P, R]):
         self.__name__ = getattr(handler, "__name__", type(handler).__name__)
         self.__module__ = getattr(handler, "__module__", None) or type(handler).__module__
         self.__wrapped__ = handler
-        self.takes_connection = framing is not None and _takes_connection(handler)
-        self.is_async = inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)
+        self.takes_connection = framing is not None and signature.takes_connection(handler)
+        self.is_async = signature.is_coroutine(handler)
         self.connect_hook: ConnectionHook | None = None
         self.close_hook: Callable[[Connection], object] | None = None
         self.error_hook: ErrorHook | None = None
@@ -97,7 +97,7 @@ class Service(Generic[P, R]):
         What stands before its `yield` runs after the fork and before the first connection, what
         stands after it when the worker leaves, gracefully or by an error.
         """
-        if not inspect.isgeneratorfunction(hook) and not (self.is_async and inspect.isasyncgenfunction(hook)):
+        if not signature.is_generator(hook) and not (self.is_async and signature.is_async_generator(hook)):
             raise TypeError(f"lifespan takes a generator function (one with a yield), not {hook!r}")
         self.lifespan_hook = hook
         return hook
@@ -115,12 +115,12 @@ class Service(Generic[P, R]):
     def alive(self) -> AbstractContextManager[Any]:
         """The lifespan as a context manager, giving the resources; nothing where it is to be awaited."""
         hook = self.lifespan_hook
-        return nullcontext() if hook is None or inspect.isasyncgenfunction(hook) else _alive(hook)  # type: ignore[arg-type]
+        return nullcontext() if hook is None or signature.is_async_generator(hook) else _alive(hook)  # type: ignore[arg-type]
 
     def alive_awaited(self) -> AbstractAsyncContextManager[Any] | None:
         """The lifespan where it is to be awaited; None where `alive` has it."""
         hook = self.lifespan_hook
-        return asynccontextmanager(hook)() if inspect.isasyncgenfunction(hook) else None
+        return asynccontextmanager(hook)() if signature.is_async_generator(hook) else None
 
 
 @contextmanager
@@ -203,20 +203,6 @@ def _told(what: str, error: BaseException) -> str:
     return f"{what}: {summary}\n{application_traceback(error)}"
 
 
-def _takes_connection(handler: Callable[..., object]) -> bool:
-    try:
-        parameters = inspect.signature(handler).parameters.values()
-    except (TypeError, ValueError):  # a built-in that tells nothing of itself
-        return False
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return True
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = [p for p in positional if p.default is p.empty]
-    if not positional or len(required) > 2:
-        raise TypeError(f"a handler takes (request) or (request, connection), unlike {handler!r}")
-    return len(required) == 2 or (len(positional) >= 2 and positional[1].name == "connection")
-
-
 def _search_path() -> str:
     return ", ".join(repr(entry) for entry in sys.path[:3]) + (" ..." if len(sys.path) > 3 else "")
 
@@ -227,4 +213,4 @@ def _services_of(module: object) -> str:
 
 
 def _kind(target: object) -> str:
-    return "a plain function" if inspect.isfunction(target) else f"of type {type(target).__name__}"
+    return "a plain function" if isinstance(target, FunctionType) else f"of type {type(target).__name__}"

@@ -10,43 +10,19 @@ import os
 import signal
 import socket
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
 from time import monotonic
+
+from msgspec import Struct, field, structs
 
 from forkd import brief
 from forkd.order import Order
 from forkd.scoreboard import BUSY_SINCE, COUNTS, OPEN, BlackBox
 
 
-@dataclass(slots=True)
-class WorkerEstate:
-    """A worker as one program leaves it to the next: all that its handle holds but what the scoreboard gives."""
+class WorkerEstate(Struct):
+    """A worker as one program leaves it to the next: `before` is what its row had counted when it was born.
 
-    service: str
-    generation: int
-    slot: int
-    pid: int
-    pidfd: int
-    leash: socket.socket
-    stack: int
-    place: int
-    born: float
-    before: dict[str, int]
-    ready: bool
-    dead_since: float | None
-    ended_for: str | None
-    stack_shown: int
-
-    def descriptors(self) -> list[int]:
-        return [self.pidfd, self.leash.fileno(), self.stack]
-
-
-@dataclass(slots=True)
-class WorkerHandle:
-    """One worker: `row` is row number `place` of the scoreboard, `before` what that had counted when it was born.
-
-    It is `closed` when the worker has gone; whoever still holds it then finds nothing open. `ended_for`
-    is why forkd itself ended it, `stack_shown` how much of its stack's file somebody has seen already.
+    `ended_for` is why forkd itself ended it, `stack_shown` how much of its stack's file somebody has seen already.
     """
 
     service: str
@@ -57,24 +33,35 @@ class WorkerHandle:
     leash: socket.socket
     stack: int
     place: int
-    row: memoryview
     born: float
-    before: dict[str, int] = field(default_factory=dict)
+    before: dict[str, int] = {}
     ready: bool = False
-    closed: bool = False
     dead_since: float | None = None
     ended_for: str | None = None
     stack_shown: int = 0
+
+    def descriptors(self) -> list[int]:
+        return [self.pidfd, self.leash.fileno(), self.stack]
+
+
+class WorkerHandle(WorkerEstate, kw_only=True):
+    """One worker: `row` is row number `place` of the scoreboard.
+
+    It is `closed` when the worker has gone; whoever still holds it then finds nothing open.
+    """
+
+    row: memoryview
+    closed: bool = False
 
     def __post_init__(self) -> None:
         self.before = self.before or {name: self.row[column] for name, column in COUNTS.items()}
 
     @classmethod
     def resumed(cls, left: WorkerEstate, row: memoryview) -> WorkerHandle:
-        return cls(row=row, **{each.name: getattr(left, each.name) for each in fields(left)})
+        return cls(**structs.asdict(left), row=row)
 
     def leave(self) -> WorkerEstate:
-        return WorkerEstate(**{each.name: getattr(self, each.name) for each in fields(WorkerEstate)})
+        return WorkerEstate(*(getattr(self, name) for name in WorkerEstate.__struct_fields__))
 
     def name(self) -> dict[str, object]:
         """How every log record names this worker."""
@@ -132,8 +119,7 @@ class WorkerHandle:
         self.row.release()
 
 
-@dataclass(slots=True)
-class ForkServerHandle:
+class ForkServerHandle(Struct):
     """One fork server: its process and the socket to it; `heard` until that has come to its end,
     `expected` when its death was ordered.
 

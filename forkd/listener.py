@@ -10,8 +10,9 @@ import errno
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from forkd import tap
 from forkd.address import WILDCARD, Address, from_sockaddr
@@ -28,8 +29,7 @@ from forkd.unixsocket import bind_unix
 _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
-@dataclass(slots=True)
-class Listener:
+class Listener(Struct):
     """A listening socket: what was asked for, and where it really listens.
 
     `file` is a unix socket's file, ours to remove; a socket `passed` in by systemd stays systemd's.

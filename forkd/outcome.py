@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from forkd.errors import FramingError, OverLimit, Truncated
 from forkd.limits import DeadlineError, Leaving
@@ -42,8 +41,7 @@ COLUMNS: Final = {
 """The words of the scoreboard that count the ends which are not as they should be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a connection ended, with the error that ended it, if one did."""
 
     end: End

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from forkd.events import Action, Departure, Exit, ForkServerGone, Observed, Plan, StartForkServer, WorkerGone
 from forkd.generation import (
@@ -32,8 +33,7 @@ GROWTH_MEMORY: Final = 3.0  # longer than the master's longest wait, so that gro
 LEAVING_LIMIT: Final = 2
 
 
-@dataclass(slots=True)
-class Size:
+class Size(Struct):
     """How many workers are wanted, by how many are busy: more at once, fewer by and by."""
 
     target: int = 0
@@ -62,8 +62,7 @@ class Size:
         return self.surplus_since + SURPLUS_BEFORE_SHRINK
 
 
-@dataclass(slots=True)
-class Pool:
+class Pool(Struct):
     """The generations of one service, and how large the serving one, which has `plan`, is to be."""
 
     plan: Plan

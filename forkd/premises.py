@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct
 
 from forkd import log
 from forkd.control import ControlEstate, ControlServer, Obey, Reply, Wait
@@ -20,8 +21,7 @@ from forkd.leaving import Leaving
 from forkd.settings import Log, Settings
 
 
-@dataclass(slots=True)
-class PremisesEstate:
+class PremisesEstate(Struct):
     """The premises as one program leaves them to the next."""
 
     log: int
@@ -140,8 +140,7 @@ class Premises:
         self._kept.append(self._pidfile)
 
 
-@dataclass(slots=True)
-class _Kept:
+class _Kept(Struct):
     """A file that has to stay where others look for it, and how to make it again. `told`: that this can't be done."""
 
     name: str

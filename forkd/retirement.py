@@ -33,12 +33,15 @@ class Tenure:
         self._memory = moved(limits.memory) if limits.memory else None
 
     def over(self, now: float, requests: int, memory: Callable[[], int]) -> bool:
-        """Whether it is time to leave; `memory` is only asked where it counts."""
-        return (
+        """Whether it is time to leave, which is told once; `memory` is only asked where it counts."""
+        over = (
             (self._requests is not None and requests >= self._requests)
             or (self._until is not None and now >= self._until)
             or (self._memory is not None and memory() >= self._memory)
         )
+        if over:
+            self._requests = self._until = self._memory = None
+        return over
 
     def timeout(self, now: float) -> float | None:
         """Seconds until an idle worker has to ask again; None: never."""

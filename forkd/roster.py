@@ -12,9 +12,10 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
+
+from msgspec import Struct
 
 from forkd import brief, hygiene, log, process
 from forkd.brief import Brief
@@ -56,8 +57,7 @@ Explain = Callable[[str, str], str]
 """Turns the mistake of a service's application into one of the settings', with file and line."""
 
 
-@dataclass(slots=True)
-class RosterEstate:
+class RosterEstate(Struct):
     """The processes as one program leaves them to the next.
 
     `boards` are the scoreboards and their eventfds by service, `ordered` the workers that are to be forked:
@@ -351,7 +351,7 @@ class Roster:
         pidfd, leash, stack = fds
         self.woken = True  # it may have been ready, and said so, before we knew of it
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, leash)
-        self._add_worker(WorkerHandle(*key, pid, pidfd, sock, stack, row, board.row(row), monotonic()))
+        self._add_worker(WorkerHandle(*key, pid, pidfd, sock, stack, row, monotonic(), row=board.row(row)))
 
     def _add_worker(self, worker: WorkerHandle) -> None:
         self._workers[worker.service, worker.generation, worker.slot] = worker

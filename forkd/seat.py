@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from forkd.brief import Door
 from forkd.connection import Connection
@@ -32,11 +31,10 @@ class Report(Protocol):
     def lifespan_failed(self, error: Exception) -> None: ...
 
 
-@dataclass(slots=True)
-class Seat:
+class Seat(NamedTuple):
     """`wake` tells the master to look at the scoreboard; `exclusive` is as in `doors`.
 
-    `tenure` is None once it is over; `threads` is how many run the handlers of an `event` worker, 0 for its loop.
+    `threads` is how many run the handlers of an `event` worker, 0 for its loop.
     `boot_error` leaves word of why a lifespan does not begin, and gives the error to end with.
     """
 
@@ -49,7 +47,7 @@ class Seat:
     orders: Orders
     inbox: Inbox
     resources: Any
-    tenure: Tenure | None
+    tenure: Tenure
     exclusive: bool
     threads: int
     wake: Callable[[], None]
@@ -69,12 +67,10 @@ class Seat:
 
     def timeout(self, now: float, *others: float | None) -> float | None:
         """Seconds until this worker has served long enough, or until the first of `others`; None for never."""
-        tenure = None if self.tenure is None else self.tenure.timeout(now)
-        return min((wait for wait in (tenure, *others) if wait is not None), default=None)
+        return min((wait for wait in (self.tenure.timeout(now), *others) if wait is not None), default=None)
 
     def retire_in_time(self, now: float) -> None:
         """A worker that has served long enough says so, and goes on until it is told to leave."""
-        if self.tenure is not None and self.tenure.over(now, self.meter.row[REQUESTS], own_memory):
-            self.tenure = None
+        if self.tenure.over(now, self.meter.row[REQUESTS], own_memory):
             self.meter.retires()
             self.wake()

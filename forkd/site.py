@@ -7,7 +7,8 @@ the two is cleared of what the other does not have.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 import forkd
 from forkd.address import Address
@@ -27,8 +28,7 @@ EXCLUSIVE_FROM = 17
 """From so many workers on, a herd of them woken for one connection costs more than an uneven share."""
 
 
-@dataclass(slots=True)
-class Site:
+class Site(Struct):
     """Settings, and each service's open listeners by name."""
 
     settings: Settings

@@ -41,26 +41,26 @@ def serve(seat: Seat) -> None:
 
 
 async def _serve(seat: Seat) -> None:
-    async with _alive(seat):
-        turner = Turner(seat)
+    async with _alive(seat) as resources:
+        turner = Turner(seat._replace(resources=resources))
         seat.meter.idle()
         seat.wake()
         await turner.run()
 
 
 @asynccontextmanager
-async def _alive(seat: Seat) -> AsyncIterator[None]:
-    """The service's lifespan, where it is one to await; all others the worker has seen to."""
+async def _alive(seat: Seat) -> AsyncIterator[Any]:
+    """The service's lifespan, where it is one to await, giving the resources; all others the worker has seen to."""
     life = seat.service.alive_awaited()
     if life is None:
-        yield
+        yield seat.resources
         return
     try:
-        seat.resources = await life.__aenter__()
+        resources = await life.__aenter__()
     except BaseException as error:
         raise seat.boot_error(error) from None
     try:
-        yield
+        yield resources
     finally:
         try:
             await life.__aexit__(None, None, None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,34 @@ def prefixed(prefix: bytes, request: bytes) -> bytes:
     return prefix + request
 
 
+class Asked:
+    def __call__(self, request: bytes, encoding: str = "ascii") -> bytes:
+        return request
+
+
+async def awaited(request: bytes) -> bytes:
+    return request
+
+
+async def awaited_one_by_one(request: bytes) -> AsyncIterator[bytes]:
+    yield request
+
+
+@pytest.mark.parametrize(
+    ("handler", "is_async"),
+    [
+        (with_both, False),
+        (awaited, True),
+        (awaited_one_by_one, True),
+        (partial(awaited), True),
+        (wraps(awaited)(lambda request: awaited(request)), False),
+        (Asked(), False),
+    ],
+)
+def test_whether_a_handler_is_awaited(handler: Callable[..., Any], is_async: bool) -> None:
+    assert forkd.service(forkd.Lines())(handler).is_async is is_async
+
+
 @pytest.mark.parametrize(
     ("handler", "takes_connection"),
     [
@@ -185,10 +213,27 @@ def prefixed(prefix: bytes, request: bytes) -> bytes:
         (lambda *both: both[0], True),
         (lambda request, *, flag=False: request, False),
         (partial(prefixed, b">"), False),
+        (partial(prefixed), True),
+        (wraps(with_both)(lambda *everything: with_both(*everything)), True),
+        (Asked(), False),
         (bytes.upper, False),
         ({}.get, False),
     ],
-    ids=["one", "both", "two", "an optional one", "an option", "*", "a keyword", "partial", "a method", "a bound one"],
+    ids=[
+        "one",
+        "both",
+        "two",
+        "an optional one",
+        "an option",
+        "*",
+        "a keyword",
+        "partial",
+        "partial of both",
+        "wrapped",
+        "an object",
+        "a method",
+        "a bound one",
+    ],
 )
 def test_what_a_handler_takes(handler: Callable[..., bytes], takes_connection: bool) -> None:
     assert forkd.service(forkd.Lines())(handler).takes_connection is takes_connection

@@ -36,12 +36,19 @@ def test_one_request_at_least() -> None:
 
 def test_age() -> None:
     leaves = tenure(Retirement(seconds=10))
-    assert not leaves.over(108.9, 0, never)
-    assert leaves.over(111.1, 0, never)
     wait = leaves.timeout(100)
     assert wait is not None
     assert 9 <= wait <= 11
     assert leaves.timeout(200) == 0
+    assert not leaves.over(108.9, 0, never)
+    assert leaves.over(111.1, 0, never)
+
+
+def test_it_is_told_once() -> None:
+    leaves = tenure(Retirement(requests=1, seconds=10, memory=1000))
+    assert leaves.over(200, 10, lambda: 5000)
+    assert not leaves.over(300, 20, lambda: 5000)
+    assert leaves.timeout(300) is None
 
 
 def test_memory() -> None:
