@@ -131,11 +131,15 @@ class AsyncVisit:
                 self._waiter.set_exception(connection.silence())
         elif self._task is not None:
             error = DeadlineError("request", self._limits.request_timeout)
-            error.add_note(f"the handler waited here:\n{_stack(self._task)}")
+            error.add_note(f"the handler waited here:\n{self.stack()}")
             self._fail(error)
 
     def cut(self) -> None:
         self.expire()
+
+    def stack(self) -> str:
+        """Where its handler waits, the last call at the end; "" while none is at work."""
+        return _stack(self._task) if self._task is not None and self.at_work else ""
 
     # What the handler waits for.
 

@@ -35,6 +35,7 @@ class Seat(NamedTuple):
     """`wake` tells the master to look at the scoreboard; `exclusive` is as in `doors`.
 
     `threads` is how many run the handlers of an `event` worker, 0 for its loop.
+    `stack` is the file that the master finds the Python stack in, when it asks for that by SIGUSR2.
     `boot_error` leaves word of why a lifespan does not begin, and gives the error to end with.
     """
 
@@ -50,6 +51,7 @@ class Seat(NamedTuple):
     tenure: Tenure
     exclusive: bool
     threads: int
+    stack: int
     wake: Callable[[], None]
     report: Report
     boot_error: Callable[[BaseException], ForkdError]

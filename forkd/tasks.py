@@ -7,8 +7,10 @@ accepting, deadlines and leaving are those of every event worker, and only what 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import select
+import signal
 from asyncio import AbstractEventLoop, Task
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -40,9 +42,29 @@ def serve(seat: Seat) -> None:
         runner.run(_serve(seat))
 
 
+def tell_of_tasks(loop: Loop, stack: int) -> None:
+    """Has SIGUSR2 write into `stack` where each coroutine waits, behind what the thread itself is at.
+
+    faulthandler's own handler is first, for it also works where Python cannot run.
+    """
+
+    def tell(signum: int, frame: object) -> None:
+        for visit in list(loop.visits.values()):
+            if isinstance(visit, AsyncVisit) and (waits := visit.stack()):
+                connection = visit.connection
+                told = f"Connection {connection.number} from {connection.peer} (most recent call last):\n{waits}"
+                os.write(stack, told.encode(errors="backslashreplace"))
+
+    faulthandler.unregister(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, tell)
+    signal.siginterrupt(signal.SIGUSR2, False)
+    faulthandler.register(signal.SIGUSR2, stack, all_threads=True, chain=True)
+
+
 async def _serve(seat: Seat) -> None:
     async with _alive(seat) as resources:
         turner = Turner(seat._replace(resources=resources))
+        tell_of_tasks(turner.loop, seat.stack)
         seat.meter.idle()
         seat.wake()
         await turner.run()

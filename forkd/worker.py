@@ -84,6 +84,7 @@ def live(
                 Tenure(told.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
                 exclusive=told.exclusive,
                 threads=told.threads,
+                stack=stack,
                 wake=wake,
                 report=report,
                 boot_error=lambda error: _boot_error(error, stack),

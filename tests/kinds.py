@@ -83,6 +83,7 @@ class Hall:
             Tenure(Retirement(), Random(1), monotonic(), 0),
             exclusive=False,
             threads=threads,
+            stack=-1,
             wake=lambda: None,
             report=self.report,
             boot_error=lambda error: BootError(str(error)),

@@ -322,6 +322,19 @@ def test_stacks(forkd: Forkd) -> None:
     assert "there is no service 'other'" in command(server, "stacks", "other", status=2)
 
 
+def test_stacks_of_coroutines(forkd: Forkd) -> None:
+    server = forkd("waiting:nap", worker='"event"', workers=1).serving()
+    with server.connect() as one, server.connect() as other:
+        one.sendall(b"30\n")
+        other.sendall(b"30\n")
+        until(lambda: server.status("test")["connections"]["open"] == 2)
+        out = until(lambda: (told := command(server, "stacks")).count("in nap") == 2 and told)
+        assert len(re.findall(r'waiting\.py", line \d+, in _wait', out)) == 2
+        for each in (one, other):
+            assert f"from 127.0.0.1:{each.getsockname()[1]} (most recent call last):" in out
+        assert "line" in out.partition("Connection")[0], "where the thread itself is stands before"
+
+
 def test_reload(forkd: Forkd) -> None:
     server = forkd("small:shout", workers=1).serving()
     assert command(server, "reload") == "test: generation 2 serves\n"
