@@ -383,6 +383,7 @@ class Master:
             board, _ = self.roster.board(name)
             listen = [str(address) for service, address in self.site.addresses() if service == name]
             services[name] = status.service(settings.app, listen, pool, board, handles)
+            services[name]["rpcbind"] = self.registry.state(name)
             workers += [status.worker(handle, _state(pool, handle), now) for handle in handles]
         master = {
             "pid": os.getpid(),

@@ -41,6 +41,15 @@ class Registry:
         self._owed: list[Mapping] = []  # to be withdrawn
         self.talk: Talk | None = None
         self._told: dict[str, str] = {}
+        self._wrong: dict[str, str] = {}
+
+    def state(self, service: str) -> dict[str, object] | None:
+        """What `status` shows of a registration: `wrong` is why there is none; None for a service that wants none."""
+        mapping = self._wanted.get(service)
+        if mapping is None:
+            return None
+        wrong = self._wrong.get(service, "not yet")
+        return {**mapping._asdict(), "registered": not wrong, "wrong": wrong or None}
 
     def want(self, wanted: Table[str, Mapping]) -> None:
         """Each service's mapping from now on: what is no longer among them is withdrawn, at once."""
@@ -49,6 +58,7 @@ class Registry:
         self._owed = [each for each in dict.fromkeys(owed) if each not in now_wanted]
         self._wanted = dict(wanted)
         self._told = {name: told for name, told in self._told.items() if name in ("", *wanted)}
+        self._wrong = {}
         self._begin(monotonic())
 
     def look(self, now: float) -> None:
@@ -117,6 +127,7 @@ class Registry:
 
     def _failed(self, why: str) -> None:
         self._end()
+        self._wrong = dict.fromkeys(self._wanted, why)
         if self._owed:
             self.due = monotonic() + LOOK
         if self._told.get("") != why and self._wanted:
@@ -129,6 +140,7 @@ class Registry:
         if not name:
             return
         mapping = self._wanted[name]
+        self._wrong[name] = wrong
         told = f"rpcbind: {mapping}: {wrong or f'registered with port {mapping.port}'}"
         if self._told.get(name) != told:
             self._told[name] = told

@@ -28,13 +28,20 @@ def show(document: Mapping[str, Any], console: Console | None = None) -> None:
     )
     services = document["services"]
     for name, each in services.items():
-        console.print(Text(f"  {name} on {', '.join(each['listen'])}"))
+        console.print(Text(f"  {name} on {', '.join(each['listen'])}{_registration(each.get('rpcbind'))}"))
     console.print(_services(services))
     console.print(_workers(document["workers"]))
     for name, each in services.items():
         exits = [f"{count} {how.replace('_', ' ')}" for how, count in each["exits"].items() if count]
         if exits:
             console.print(Text(f"  {name}: workers {', '.join(exits)}"))
+
+
+def _registration(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return ""
+    how = "registered with" if told["registered"] else f"not registered ({told['wrong']}) with"
+    return f", {how} rpcbind as {told['program']:#x} version {told['version']}"
 
 
 def _services(services: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -125,6 +125,8 @@ def test_a_service_is_listed_while_it_runs_and_not_after(machine: Machine) -> No
     server = machine.forkd()
     server.said("registered with port")
     assert machine.mapped() == port_of(server)
+    mapping = {"program": PROGRAM, "version": 1, "port": port_of(server)}
+    assert server.status("test")["rpcbind"] == mapping | {"registered": True, "wrong": None}
     for program in (f"{PROGRAM:#x}", f"{PROGRAM}:1"):
         for host in ("127.0.0.1", "localhost"):
             done = machine.call("--rpc", program, host, "hello")
@@ -149,6 +151,8 @@ def test_a_port_mapper_that_was_started_again_is_told_again(machine: Machine) ->
 def test_without_a_port_mapper_the_service_runs_and_is_registered_when_one_comes(machine: Machine) -> None:
     server = machine.forkd(listen='["[::1]:0", "127.0.0.1:0"]').serving(2)
     server.said("warning rpcbind: no port mapper to be had: Connection refused; test")
+    told = server.status("test")["rpcbind"]
+    assert (told["registered"], told["wrong"]) == (False, "Connection refused")
     done = machine.call("--rpc", f"{PROGRAM:#x}", "127.0.0.1", "hello")
     assert done.returncode == 69
     assert "no answer from the port mapper of 127.0.0.1" in done.stderr

@@ -79,6 +79,17 @@ def test_brackets_are_text_and_no_markup() -> None:
     assert lines[1] == "echo on unix:/run/[/].sock"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "how"),
+    [(None, "registered with"), ("Connection refused", "not registered (Connection refused) with")],
+)
+def test_a_registration_is_told(wrong: str | None, how: str) -> None:
+    found = document()
+    mapping = {"program": 0x20049001, "version": 1, "port": 7007}
+    found["services"]["echo"]["rpcbind"] = mapping | {"registered": not wrong, "wrong": wrong}
+    assert shown(found)[1].endswith(f"7007, {how} rpcbind as 0x20049001 version 1")
+
+
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     found = document()
     found["services"]["a-very-long-name-" * 4] = found["services"]["echo"]
