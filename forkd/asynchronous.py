@@ -11,6 +11,7 @@ import inspect
 import socket
 import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from types import CoroutineType
 from typing import Any, TypeVar
 
 from forkd.asyncconnection import AT_EASE, AsyncConnection
@@ -201,7 +202,8 @@ class AsyncVisit:
 
     async def _receive(self) -> bytes:
         """The next bytes; what recv(2) gives, or the error that a deadline is."""
-        await self.taken()
+        if self.connection.parked:
+            await self.taken()
         self._waiter = self._loop.create_future()
         self._want(IN)
         try:
@@ -300,12 +302,14 @@ class AsyncVisit:
             await self._answer_all(hearing.end())
 
     async def _answer_all(self, requests: Sequence[Any]) -> None:
+        connection = self.connection
         for request in requests:
             await self._answer(request)
-            if self.connection.closed:
+            if connection.closed:
                 return
         if requests or self.conversation.hearing.broken is not None:
-            await self.taken()
+            if connection.parked:
+                await self.taken()
             self.conversation.settle()
 
     async def _answer(self, request: Any) -> None:
@@ -315,7 +319,12 @@ class AsyncVisit:
         self.at_work, self._began = True, self._host.now
         try:
             reply = service.handler(request, self._plain) if service.takes_connection else service.handler(request)
-            await self._reply(reply)
+            if type(reply) is CoroutineType:  # as it mostly is, and a reply of bytes: without the calls
+                reply = await reply
+            if type(reply) is bytes:
+                self.conversation.hold(reply)
+            else:
+                await self._reply(reply)
         except (Close, DeadlineError, PeerGone, asyncio.CancelledError):
             raise
         except BaseException as error:

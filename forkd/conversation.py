@@ -50,6 +50,7 @@ _LEAVE_SECONDS: Final = 0.5
 
 
 _NOTHING: Final[Iterator[Any]] = iter(())
+_BYTES: Final = (bytes, bytearray, memoryview)
 
 _show: Final = IN_HAND.pack_into
 _show_done: Final = DONE.pack_into
@@ -391,7 +392,7 @@ class Conversation:
 
     def hold(self, reply: Any) -> bool:
         """Takes a reply that is one, or none; False for several, which are for `send_one`, one by one."""
-        if isinstance(reply, bytes | bytearray | memoryview):
+        if type(reply) is bytes or isinstance(reply, _BYTES):
             self._unsent.append(self._encode(bytes(reply)))
             return True
         if isinstance(reply, str) or not isinstance(reply, Iterable | AsyncIterable | None):
@@ -400,7 +401,7 @@ class Conversation:
 
     def send_one(self, reply: Any) -> None:
         """Sends one of several replies."""
-        if not isinstance(reply, bytes | bytearray | memoryview):
+        if not isinstance(reply, _BYTES):
             raise TypeError(f"each of several replies is bytes, not {type(reply).__name__}")
         self.connection.send(self._encode(bytes(reply)))
 
