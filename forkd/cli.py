@@ -126,7 +126,7 @@ def run(
         log.tell(f"forkd: running {', '.join(names)} as root; set master.user to run as somebody else")
     ended = master.serve(source, settings, path)
     if ended.reason:  # a standard error that nobody reads must not keep a server from ending
-        log.tell(_last_word(ended.reason, ended.status))
+        log.tell(log.marked("error", _last_word(ended.reason, ended.status)))
     return ended.status
 
 
@@ -244,7 +244,7 @@ def _open_standard_three() -> None:
 
 
 def _complain(message: str, status: int) -> None:
-    click.echo(_last_word(message, status), err=True)
+    click.echo(log.marked("error", _last_word(message, status)), err=True)
 
 
 def _last_word(message: str, status: int) -> str:

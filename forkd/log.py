@@ -1,46 +1,47 @@
-"""Log records: one format, one set-up, and reopening.
+"""Log records on their way: one set-up, and reopening. What a record looks like is the affair of `record`.
 
-The standard library's logging carries them, so that what an application logs comes out in the same
-place and form. What a peer sent may stand in any of it: no control character reaches the log raw.
-Nobody waits for the log, and no record is lost in silence: what could not be written is counted, and told.
+The standard library's logging carries them, so that what an application logs comes out in the same place
+and form. Nobody waits for the log, and no record is lost in silence: what could not be written is counted, and told.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
-import re
 import select
 import stat
-import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from time import monotonic
-from typing import Any, Final
+from typing import Final, TypeVar
 
+from forkd import journal
 from forkd.errors import ForkdError
+from forkd.journal import Journal
 from forkd.outlet import open_pipe, put
+from forkd.record import Json, Text, as_entry, own, prefixed, priority, stand_in
+
+_T = TypeVar("_T")
 
 _LOGGER: Final = logging.getLogger("forkd")
-_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_NAMED: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_PLAIN: Final = re.compile(r"[^\s\"=\\]+")
 _STANDARD_ERROR: Final = 2
 _REST_SECONDS: Final = 0.1  # for what is left of a record longer than there was room for
 
 
-def set_up(level: str, form: str, fd: int) -> None:
-    """Sends every record of this process from `level` on to descriptor `fd`, as "text" or "json"."""
+def set_up(level: str, form: str, fd: int, *, to: Journal | None = None) -> None:
+    """Sends every record of this process from `level` on to descriptor `fd`, as "text" or "json".
+
+    Text becomes an entry of the journal `to`, or the one that systemd tells of, while `fd` leads there.
+    """
     logging.raiseExceptions = False
     root = logging.getLogger()
     # A second set-up goes on with the first one's handler: it may have lost records still to be told of.
     handler = next((each for each in root.handlers if isinstance(each, _Descriptor)), None) or _Descriptor(fd)
     handler.fd = fd
-    handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.journal = None if form == "json" else to or journal.found()
+    handler.setFormatter(Json() if form == "json" else Text())
     for each in list(root.handlers):
         root.removeHandler(each)
     root.addHandler(handler)
@@ -103,6 +104,15 @@ def own_up() -> None:
             handler.release()
 
 
+def marked(level: str, text: str) -> str:
+    """The text as it is to stand on standard error: each line with its priority, where the journal reads it."""
+    to = journal.found()
+    with suppress(OSError):
+        if to is not None and to.is_at(_STANDARD_ERROR):
+            return prefixed(text, priority(logging.getLevelNamesMapping()[level.upper()]))
+    return text
+
+
 def tell(line: str) -> None:
     """A line on standard error, as it is, for whoever started us; it is lost if it can't go at once."""
     with suppress(OSError):
@@ -111,18 +121,6 @@ def tell(line: str) -> None:
             put(fd, f"{line}\n".encode(errors="backslashreplace"))
         finally:
             os.close(fd)
-
-
-def escape(text: str) -> str:
-    """The text with every control, line-breaking and direction-changing character written out."""
-    return _UNSAFE.sub(_written_out, text)
-
-
-def _written_out(found: re.Match[str]) -> str:
-    # Not the unicode_escape codec, which Python loads late: with privileges dropped it may be out of reach.
-    character = found[0]
-    number = ord(character)
-    return _NAMED.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
 
 
 class _Descriptor(logging.Handler):
@@ -135,39 +133,49 @@ class _Descriptor(logging.Handler):
     def __init__(self, fd: int) -> None:
         super().__init__()
         self.fd = fd
+        self.journal: Journal | None = None
         self._pid = os.getpid()
         self._lost = 0
         self._why = ""
         self._torn = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record)
-        except Exception as error:  # a record that can't be formatted is still told of
-            line = f"{record.levelname.lower()} a record from {record.pathname}:{record.lineno} is lost: {error!r}"
         self.flush()
-        if self._lost or not self._write(line):
+        if self._lost or not self._write(record):
             self._lost += 1
 
     def flush(self) -> None:
         """Tells how many records were lost, if the log takes it by now; at a program's exit, logging asks for it."""
         if self._pid != os.getpid():  # what was lost before a fork is the parent's to tell
             self._pid, self._lost, self._torn = os.getpid(), 0, False
-        if self._lost and self._write(self._report("warning", f"{_records(self._lost)} lost: {self._why}")):
+        if self._lost and self._write(_report(logging.WARNING, f"{_records(self._lost)} lost: {self._why}")):
             self._lost = 0
             self._mark(0)
 
-    def _write(self, line: str) -> bool:
-        """Whether the line has gone, all of it."""
-        data = f"{line}\n".encode(errors="backslashreplace")
+    def _write(self, record: logging.LogRecord) -> bool:
+        """Whether the record has gone, all of it."""
         try:
-            self._put_all(b"\n" + data if self._torn else data)
+            if self.journal is not None and self.journal.is_at(self.fd):
+                self._send(self.journal, record)
+            else:
+                self._write_line(_safely(self.format, record))
         except OSError as error:
             slow = isinstance(error, BlockingIOError)
             self._why = "nobody read the log, or not fast enough" if slow else error.strerror or str(error)
             self._tell_elsewhere()
             return False
         return True
+
+    def _send(self, journal: Journal, record: logging.LogRecord) -> None:
+        entry = _safely(as_entry, record)
+        try:
+            journal.send(entry)
+        except OSError:  # its stream may still take the text
+            self._write_line(prefixed(entry["MESSAGE"], int(entry["PRIORITY"])))
+
+    def _write_line(self, line: str) -> None:
+        data = f"{line}\n".encode(errors="backslashreplace")
+        self._put_all(b"\n" + data if self._torn else data)
 
     def _put_all(self, data: bytes) -> None:
         over = None
@@ -191,7 +199,8 @@ class _Descriptor(logging.Handler):
         with suppress(OSError):
             if self._has_other_way() and not fcntl.fcntl(self.fd, fcntl.F_GETOWN):
                 path = os.readlink(f"/proc/self/fd/{self.fd}")  # noqa: PTH115
-                line = self._report("error", f"records are lost: the log file {path} cannot be written: {self._why}")
+                why = f"records are lost: the log file {path} cannot be written: {self._why}"
+                line = self.format(_report(logging.ERROR, why))
                 put(_STANDARD_ERROR, f"{line}\n".encode(errors="backslashreplace"))
                 self._mark(os.getpid())
 
@@ -208,52 +217,18 @@ class _Descriptor(logging.Handler):
             if self._has_other_way():
                 fcntl.fcntl(self.fd, fcntl.F_SETOWN, pid)
 
-    def _report(self, level: str, message: str) -> str:
-        """A record of the log's own as a line."""
-        facts = {"name": "forkd", "levelname": level, "msg": message, "fields": {"pid": os.getpid()}}
-        return self.format(logging.makeLogRecord(facts))
+
+def _report(level: int, message: str) -> logging.LogRecord:
+    """A record of the log's own."""
+    return own(level, message, {"pid": os.getpid()})
 
 
-class _Text(logging.Formatter):
-    """`2026-01-31 12:00:00.000 info what happened key=value`, a traceback's lines indented below."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = getattr(record, "fields", {})
-        when = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")  # as clocks here show
-        name = "" if record.name == "forkd" else f"{escape(record.name)}: "
-        line = f"{when} {record.levelname.lower()} {name}{escape(record.getMessage())}"
-        line += "".join(f" {key}={_value(value)}" for key, value in fields.items() if value is not None)
-        lines = _block(record)
-        return line + "".join(f"\n    {escape(each)}" for each in lines)
-
-
-class _Json(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **({} if record.name == "forkd" else {"logger": record.name}),
-            **{key: value for key, value in getattr(record, "fields", {}).items() if value is not None},
-        }
-        lines = _block(record)
-        if lines:
-            entry["text"] = "\n".join(lines)
-        return json.dumps(entry, default=str)
-
-
-def _block(record: logging.LogRecord) -> list[str]:
-    text: str = getattr(record, "block", "")
-    if record.exc_info and record.exc_info[1] is not None:
-        text += "".join(traceback.format_exception(*record.exc_info))
-    return text.rstrip("\n").split("\n") if text else []
-
-
-def _value(value: object) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if _PLAIN.fullmatch(text) and not _UNSAFE.search(text) else json.dumps(text)
+def _safely(form: Callable[[logging.LogRecord], _T], record: logging.LogRecord) -> _T:
+    """The record in a form; what is told of one that can't be had in it."""
+    try:
+        return form(record)
+    except Exception as error:
+        return form(stand_in(record, error))
 
 
 def _records(count: int) -> str:

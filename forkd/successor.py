@@ -23,7 +23,7 @@ def main(fd: int) -> int:
         os.set_inheritable(each, False)
     ended = master.resume(left, jitter)
     if ended.reason:
-        log.tell(f"forkd: {ended.reason}")
+        log.tell(log.marked("error", f"forkd: {ended.reason}"))
     return ended.status
 
 

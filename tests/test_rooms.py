@@ -26,6 +26,7 @@ REFUSED = {
     "generation": {"os", "signal", "socket", "time"},
     "events": {"os", "signal", "socket", "time"},
     "framing": {"socket", "time"},
+    "record": {"os", "select", "socket", "time"},
     "portmap": {"os", "select", "socket", "time"},
     "loadplan": {"os", "select", "socket", "time"},
     "loadreplies": {"os", "select", "socket", "time"},

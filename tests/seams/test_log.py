@@ -13,14 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from forkd import log
+from forkd import journal, log
+from forkd.journal import Journal
 from forkd.outlet import open_pipe, put
 from tests import disk
+from tests.journald import Journald
 
 SLOW = "nobody read the log, or not fast enough"
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} "
 
-LogTo = Callable[[int], None]
+LogTo = Callable[..., None]
+ToJournal = tuple[int, int, Journal]
+"""Where the stream of standard error is read, the descriptor that leads there, and the journal it belongs to."""
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def log_to() -> Iterator[LogTo]:
     """Sets up this process's log, as text; afterwards logging is pytest's again."""
     root = logging.getLogger()
     before, level, raising = list(root.handlers), root.level, logging.raiseExceptions
-    yield lambda fd: log.set_up("info", "text", fd)
+    yield lambda fd, form="text", to=None: log.set_up("info", form, fd, to=to)
     for each in list(root.handlers):
         if each not in before:
             root.removeHandler(each)
@@ -237,12 +241,156 @@ def test_a_full_disk_is_told_once_on_standard_error(
         assert capfd.readouterr().err == ""
 
 
-def in_child(act: Callable[[], None]) -> None:
-    """Has a child of this process do something, to its end."""
+# The journal.
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[Journald]:
+    with Journald(tmp_path / "socket") as listening:
+        yield listening
+
+
+@pytest.fixture
+def to_journal(journald: Journald, opened: Callable[[int], int]) -> ToJournal:
+    reading, writing, _ = stream(opened)
+    file = os.fstat(writing)
+    return reading, writing, Journal(file.st_dev, file.st_ino, str(journald.path))
+
+
+def test_a_record_is_an_entry_of_the_journal(journald: Journald, to_journal: ToJournal, log_to: LogTo) -> None:
+    reading, writing, to = to_journal
+    log_to(writing, to=to)
+    log.say("warning", "it\x1b happened", {"service": "echo", "peer": "unix:/a\nb"}, block="one\ntwo\x07")
+    logging.getLogger("shop").error("the application's")
+    first, second = journald.entry(), journald.entry()
+    assert first == {
+        "MESSAGE": "    ".join(['it\\x1b happened service=echo peer="unix:/a\\nb"\n', "one\n", "two\\x07"]),
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "forkd",
+        "FORKD_SERVICE": "echo",
+        "FORKD_PEER": "unix:/a\\nb",
+        "_PID": str(os.getpid()),
+    }
+    assert (second["MESSAGE"], second["PRIORITY"], second["FORKD_LOGGER"]) == ("shop: the application's", "3", "shop")
+    assert drain(reading) == ""
+
+
+def test_a_child_sends_its_own_entries(journald: Journald, to_journal: ToJournal, log_to: LogTo) -> None:
+    _, writing, to = to_journal
+    log_to(writing, to=to)
+    log.say("info", "the parent's")
+    pid = in_child(lambda: log.say("info", "the child's"))
+    assert [journald.entry()["_PID"] for _ in range(2)] == [str(os.getpid()), str(pid)]
+
+
+def test_an_entry_too_long_for_a_datagram_is_handed_over_in_memory(
+    journald: Journald, to_journal: ToJournal, log_to: LogTo
+) -> None:
+    _, writing, to = to_journal
+    log_to(writing, to=to)
+    before = set(Path("/proc/self/fd").iterdir())
+    log.say("info", "long", block="x" * 3_000_000)
+    entry = journald.entry()
+    assert entry["MESSAGE"] == "long\n    " + "x" * 3_000_000
+    assert journald.sealed
+    assert set(Path("/proc/self/fd").iterdir()) <= before  # what other tests have dropped may go meanwhile
+
+
+def test_the_stream_takes_what_the_journal_does_not(journald: Journald, to_journal: ToJournal, log_to: LogTo) -> None:
+    reading, writing, to = to_journal
+    log_to(writing, to=to)
+    journald.close()
+    log.say("error", "it failed", block="one\n\ntwo")
+    assert drain(reading) == "<3>it failed\n<3>    one\n<3>    \n<3>    two\n"
+    journald.path.unlink()
+    log.say("info", "no socket there")
+    assert drain(reading) == "<6>no socket there\n"
+
+
+def test_a_slow_journal_holds_nobody_up_and_what_was_lost_is_told(
+    journald: Journald, to_journal: ToJournal, log_to: LogTo
+) -> None:
+    """Its queue is full first, and then the stream that goes there too."""
+    reading, writing, to = to_journal
+    log_to(writing, to=to)
+    sent = 0
+    while not drain(reading):
+        log.say("info", f"entry {sent}")
+        sent += 1
+    fill(writing)
+    for each in range(3):
+        log.say("info", f"lost {each}")
+    drain(reading)
+    for each in range(sent - 1):
+        assert journald.entry()["MESSAGE"] == f"entry {each}"
+    log.say("info", "after")
+    told = journald.entry()
+    assert (told["MESSAGE"], told["PRIORITY"], told["FORKD_PID"]) == (
+        f"3 records were lost: {SLOW} pid={os.getpid()}",
+        "4",
+        str(os.getpid()),
+    )
+    assert journald.entry()["MESSAGE"] == "after"
+
+
+def test_a_log_that_is_led_elsewhere_is_no_journal_any_more(
+    tmp_path: Path,
+    journald: Journald,
+    to_journal: ToJournal,
+    log_to: LogTo,
+    opened: Callable[[int], int],
+) -> None:
+    _, writing, to = to_journal
+    log_fd = opened(os.dup(writing))
+    log_to(log_fd, to=to)
+    log.say("info", "an entry")
+    elsewhere = opened(log.open_file(str(tmp_path / "log")))
+    os.dup2(elsewhere, log_fd)
+    log.say("info", "a line")
+    os.dup2(writing, log_fd)
+    log.say("info", "an entry again")
+    assert [journald.entry()["MESSAGE"] for _ in range(2)] == ["an entry", "an entry again"]
+    assert records((tmp_path / "log").read_text()) == ["info a line"]
+
+
+def test_whoever_wants_json_on_standard_error_gets_that(
+    journald: Journald, to_journal: ToJournal, log_to: LogTo
+) -> None:
+    reading, writing, to = to_journal
+    log_to(writing, form="json", to=to)
+    log.say("info", "it happened")
+    assert drain(reading).startswith('{"time": ')
+
+
+@pytest.mark.parametrize("told", ["", "1", "1:2:3", "a:b", "8:-1"])
+def test_there_is_no_journal_unless_systemd_says_so(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", told)
+    assert journal.found() is None
+    monkeypatch.delenv("JOURNAL_STREAM")
+    assert journal.found() is None
+
+
+def test_the_journal_is_the_one_whose_stream_systemd_names(
+    monkeypatch: pytest.MonkeyPatch, opened: Callable[[int], int]
+) -> None:
+    _, writing, _ = stream(opened)
+    file = os.fstat(writing)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{file.st_dev}:{file.st_ino}")
+    found = journal.found()
+    assert found is not None
+    assert found.is_at(writing)
+    assert not found.is_at(2)
+
+
+def in_child(act: Callable[[], None]) -> int:
+    """Has a child of this process do something, to its end; gives its pid."""
     pid = os.fork()
     if pid == 0:
+        status = 1
         try:
             act()
+            status = 0
         finally:
-            os._exit(0)
+            os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
+    return pid
