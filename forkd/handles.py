@@ -71,10 +71,13 @@ class WorkerHandle(WorkerEstate, kw_only=True):
         with suppress(OSError):
             self.leash.send(order.value.encode(), socket.MSG_DONTWAIT)
 
-    def reopened(self, fd: int) -> None:
-        """Hands over the reopened log."""
-        with suppress(OSError):
+    def reopened(self, fd: int) -> bool:
+        """Hands over the reopened log; False when there is no room for it now (unix(7), ETOOMANYREFS)."""
+        try:
             socket.send_fds(self.leash, [b"reopened"], [fd], socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
 
     def signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

@@ -154,7 +154,7 @@ class Master:
         log.say("info", f"upgrade: forkd {forkd.__version__} has taken over from {estate.version}")
         self.listen_to_signals()
         process.unblock_signals()
-        self.roster.resume(estate.roster)
+        self.roster.resume(estate.roster, self.premises.log_fd)
         self.registry.want(self.site.mappings())
         self.obey_signals(estate.signals)
         self.changeover.reload([told_of_upgrade(caller) for caller in callers])

@@ -92,8 +92,8 @@ class Premises:
     def lead_log(self, fd: int) -> None:
         """Leads the log of every process to what `fd` leads to, and closes it."""
         os.dup2(fd, self.log_fd, inheritable=False)
-        self._hand_on(fd)
         os.close(fd)
+        self._hand_on(self.log_fd)
 
     def reopen_log(self, settings: Log) -> None:
         """After logrotate(8) has moved the file away: the same descriptor, a new file, for every process."""

@@ -91,6 +91,8 @@ class Roster:
         self._fork_servers: dict[tuple[str, int], ForkServerHandle] = {}
         self._workers: dict[tuple[str, int, int], WorkerHandle] = {}
         self._rows: dict[tuple[str, int, int], int] = {}
+        self._behind: set[tuple[str, int, int]] = set()
+        self._log = -1
         self._explain = explain
         self._deaths = select.poll()
         self._oom = OomWatch(monotonic())
@@ -104,7 +106,7 @@ class Roster:
             [(*key, row) for key, row in self._rows.items()],
         )
 
-    def resume(self, left: RosterEstate) -> None:
+    def resume(self, left: RosterEstate, log_fd: int) -> None:
         """Takes over the processes of the program before us."""
         self.quiet = False
         for service, (fd, wake) in left.boards.items():
@@ -114,6 +116,7 @@ class Roster:
         for worker in left.workers:
             self._add_worker(WorkerHandle.resumed(worker, self.board(worker.service)[0].row(worker.place)))
         self._rows = {(service, generation, slot): row for service, generation, slot, row in left.ordered}
+        self._log, self._behind = log_fd, set(self._rows)  # it may have reopened the log since it ordered them
         self.woken = True
         self.reap()
 
@@ -150,6 +153,7 @@ class Roster:
     def look(self, at: Callable[[float], float]) -> Iterator[Event]:
         """What the scoreboards say: who is ready, who is busy, and since when (`at` makes their time the master's)."""
         self._look_for_the_dead()
+        self._catch_up()
         self._oom.look(monotonic())
         for service in list(self._boards):  # an event may be the last of a service
             workers = self.workers_of(service)
@@ -254,11 +258,19 @@ class Roster:
             worker.signal(number)
 
     def reopened(self, fd: int) -> None:
-        """Hands the reopened log to everybody."""
+        """Hands the reopened log, which the master has as `fd` for good, to everybody."""
+        self._log = fd
+        # A worker that was ordered before is forked with the old one, and we may not know of it yet.
+        self._behind = {*self._rows, *self._workers}
+        self._catch_up()
         for server in self._fork_servers.values():
             self._post(server, {"reopened": True}, fd)
-        for worker in self._workers.values():
-            worker.reopened(fd)
+
+    def _catch_up(self) -> None:
+        """Hands the log to the workers that have still the one before; what can't go now goes at the next look."""
+        for key in [each for each in self._behind if each in self._workers]:
+            if self._workers[key].reopened(self._log):
+                self._behind.discard(key)
 
     def close(self) -> None:
         """Lets go of everything; whoever is still there learns it by the end of its socket."""

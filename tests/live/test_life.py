@@ -254,7 +254,8 @@ def test_usr1_reopens_the_log_everywhere(forkd: Forkd, tmp_path: Path) -> None:
     server.kill(signal.SIGUSR1)
     # The fork server too: what it forks from now on writes to the new file.
     until(lambda: not any(str(moved) in open_files(pid) for pid in server.family()), "the old log is closed by all")
-    assert all(open_files(pid).count(str(log)) == 1 for pid in server.family())
+    # For a moment a process has the new one twice: as it came, and in the place where its log leads.
+    until(lambda: all(open_files(pid).count(str(log)) == 1 for pid in server.family()), "one new log each")
     for worker in server.workers():
         os.kill(worker, signal.SIGKILL)
     until(lambda: log.read_text().count("worker crashed") == 2)
@@ -262,6 +263,21 @@ def test_usr1_reopens_the_log_everywhere(forkd: Forkd, tmp_path: Path) -> None:
     until(lambda: "cannot do the second" in log.read_text())
     assert "the second" not in moved.read_text()
     assert "crashed" not in moved.read_text()
+
+
+def test_a_worker_that_is_forked_meanwhile_has_the_new_log(forkd: Forkd, tmp_path: Path) -> None:
+    """It was ordered before, and the master hears of it only after."""
+    log, moved = tmp_path / "forkd.log", tmp_path / "forkd.log.1"
+    server = forkd("small:complain", workers=1, master=f'log.file = "{log}"').serving()
+    (fork_server,) = server.fork_servers()
+    os.kill(fork_server, signal.SIGSTOP)
+    server.ask(command="scale", service="test", size=2)
+    log.rename(moved)
+    server.kill(signal.SIGUSR1)
+    until(log.exists, "a new log")
+    os.kill(fork_server, signal.SIGCONT)
+    until(lambda: len(server.workers()) == 2, "another worker")
+    until(lambda: not any(str(moved) in open_files(pid) for pid in server.family()), "the old log is closed by all")
 
 
 def test_usr1_keeps_the_old_log_when_there_can_be_no_new_one(forkd: Forkd, tmp_path: Path) -> None:
