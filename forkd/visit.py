@@ -154,7 +154,8 @@ class Visit:
         """When its time is over, unless something happens before."""
         connection = self.connection
         if connection.parked:
-            return self._owed_since + (self._limits.write_timeout or NEVER)
+            # A thread that waits until there is room for more replies has a clock of its own.
+            return NEVER if self.at_work else self._owed_since + (self._limits.write_timeout or NEVER)
         if self._verdict is not None or (self.at_work and not connection.leaving):
             return NEVER
         if connection.deadline is not None:

@@ -106,6 +106,18 @@ def test_silence_and_half_requests_have_their_time(forkd: Forkd, kind: str) -> N
     until(lambda: server.status("test")["refused"]["timed_out"] == 2)
 
 
+def test_a_thread_that_waits_for_its_client_is_not_cut_off_by_the_sweep(forkd: Forkd) -> None:
+    """It has a clock of its own for that: `write_timeout`, however short the other limits are."""
+    server = forkd("visits:visit", workers=1, worker='"event"', threads=2, idle_timeout=0.2, write_timeout=20).serving()
+    with server.connect() as slow, server.connect() as idle:
+        slow.sendall(b"flood\n")
+        until(lambda: "in drain" in server.ask(command="stacks")[0]["stack"], "a thread that waits")
+        assert idle.recv(100) == b"", "the sweep has been there"
+        received = 0
+        while received < 30_000_001:
+            received += len(slow.recv(1 << 20)) or pytest.fail(f"cut off after {received} bytes")
+
+
 @every_kind
 def test_an_idle_worker_sleeps(forkd: Forkd, kind: str) -> None:
     server = start(forkd, kind)
