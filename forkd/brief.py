@@ -57,6 +57,7 @@ class Brief(NamedTuple):
     retirement: Retirement
     black_box: bool
     fork_check: str
+    access: bool = False
     worker: str = "sync"
     threads: int = 0
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from forkd.access import TallyPen
 from forkd.connection import Connection
 from forkd.crew import Crew
 from forkd.doors import Doors, Guest
@@ -60,6 +61,7 @@ class Loop:
         self.doors = Doors(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
         self.crew = Crew(seat, self) if seat.threads else None
         self.pen = pen or (seat.meter if self.crew is None else self.crew.pen)
+        self.tallies: dict[int, TallyPen] = {}
         self.number = 0
         self.open = True
         self.hurried = False
@@ -141,7 +143,10 @@ class Loop:
             parks=True,
         )
         guest.prepare(connection)
-        visit = self.visit(guest.sock, connection, seat.service, self.pen, seat.limits, self.crew or self)
+        pen = self.pen
+        if seat.access:
+            pen = self.tallies[guest.sock.fileno()] = TallyPen(pen)
+        visit = self.visit(guest.sock, connection, seat.service, pen, seat.limits, self.crew or self)
         self.due_by(self.now + (self.shortest if self.crew is None else self.coarse))
         self.visits[visit.fd] = visit
         self.opened()
@@ -163,7 +168,8 @@ class Loop:
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
         """The end of a visit; a thread of the crew may be the one to tell."""
         seat, connection = self.seat, visit.connection
-        seat.report.ended(connection, outcome)
+        tally = self.tallies.pop(visit.fd, None)
+        seat.report.ended(connection, outcome, None if tally is None else tally.account())
         del self.visits[visit.fd]
         if connection.at_end or outcome.end is End.RESET:
             visit.sock.close()

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from forkd.access import Account
 from forkd.brief import Door
 from forkd.connection import Connection
 from forkd.errors import ForkdError
@@ -22,7 +23,7 @@ from forkd.signals import Inbox
 class Report(Protocol):
     """Where the facts of a worker go."""
 
-    def ended(self, connection: Connection, outcome: Outcome) -> None: ...
+    def ended(self, connection: Connection, outcome: Outcome, account: Account | None) -> None: ...
 
     def accept_failed(self, error: OSError) -> None: ...
 
@@ -32,7 +33,8 @@ class Report(Protocol):
 
 
 class Seat(NamedTuple):
-    """`wake` tells the master to look at the scoreboard; `exclusive` is as in `doors`.
+    """`wake` tells the master to look at the scoreboard; `exclusive` is as in `doors`; `access`: each connection has an
+    account.
 
     `threads` is how many run the handlers of an `event` worker, 0 for its loop.
     `stack` is the file that the master finds the Python stack in, when it asks for that by SIGUSR2.
@@ -50,6 +52,7 @@ class Seat(NamedTuple):
     resources: Any
     tenure: Tenure
     exclusive: bool
+    access: bool
     threads: int
     stack: int
     wake: Callable[[], None]

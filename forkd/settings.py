@@ -161,6 +161,13 @@ class Service(Struct, frozen=True, kw_only=True):
             description="the log record of a worker's violent end shows the first 64 bytes of the request in hand",
         ),
     ] = True
+    access: Annotated[
+        bool,
+        Meta(
+            title="true or false",
+            description="a record in the log for each connection: peer, seconds, requests, bytes, and why it ended",
+        ),
+    ] = False
     fork_check: Annotated[
         Literal["warn", "refuse", "off"],
         Meta(

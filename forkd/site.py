@@ -92,6 +92,7 @@ class Site(Struct):
             retirement=retirement(settings),
             black_box=settings.black_box,
             fork_check=settings.fork_check,
+            access=settings.access,
             worker=settings.worker,
             threads=settings.threads,
         )

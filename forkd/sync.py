@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 from time import monotonic
 
+from forkd.access import Mark
 from forkd.connection import Connection
 from forkd.conversation import converse
 from forkd.doors import Doors, Guest
@@ -93,9 +94,10 @@ class _Loop:
         guest.prepare(connection)
         peer = str(connection.peer).encode(errors="backslashreplace")
         seat.orders.attend(connection)
+        mark = Mark(seat.meter.row) if seat.access else None
         outcome = converse(connection, seat.service, seat.meter, peer)
         seat.orders.attend(None)
-        seat.report.ended(connection, outcome)
+        seat.report.ended(connection, outcome, None if mark is None else mark.account())
         if connection.at_end or outcome.end is End.RESET:
             sock.close()
         else:

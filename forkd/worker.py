@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any
 
 from forkd import event, log, process, signals, sync
+from forkd.access import Account
 from forkd.brief import Brief, Door
 from forkd.connection import Connection
 from forkd.errors import BootError, Exit, ForkdError
@@ -83,6 +84,7 @@ def live(
                 resources,
                 Tenure(told.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
                 exclusive=told.exclusive,
+                access=told.access,
                 threads=told.threads,
                 stack=stack,
                 wake=wake,
@@ -94,24 +96,27 @@ def live(
 
 
 class Reporter:
-    """Logs how connections end, each record naming this worker the same way."""
+    """Logs how connections end, each record naming this worker the same way.
+
+    Where each connection is to have a record, `access`, that is one of its own: it looks the same however a
+    connection ended, and what is told of some of them anyhow stands beside it.
+    """
 
     def __init__(self, service: str, slot: int, generation: int) -> None:
         self._fields: dict[str, object] = {"service": service, "worker": slot, "gen": generation}
 
-    def ended(self, connection: Connection, outcome: Outcome) -> None:
+    def ended(self, connection: Connection, outcome: Outcome, account: Account | None) -> None:
         level = _LEVELS.get(outcome.end, "info")
         error = outcome.error if level == "error" else None
         detail = str(outcome.error) if outcome.error is not None and error is None else None
         peer = ""
         with suppress(ForkdError, OSError):
             peer = str(connection.peer)
-        log.say(
-            level,
-            f"connection: {outcome.end.value}",
-            self._fields | {"connection": connection.number, "peer": peer or None, "detail": detail},
-            error=error,
-        )
+        whose = self._fields | {"connection": connection.number, "peer": peer or None}
+        log.say(level, f"connection: {outcome.end.value}", whose | {"detail": detail}, error=error)
+        if account is not None:
+            facts = account._asdict() | {"seconds": round(account.seconds, 6), "end": outcome.end.name.lower()}
+            log.say("info", "access", whose | facts)
 
     def accept_failed(self, error: OSError) -> None:
         name = errno.errorcode.get(error.errno or 0, "")

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 import forkd
+from forkd.access import Account
 from forkd.address import from_sockaddr
 from forkd.connection import Connection
 from forkd.doors import Guest
@@ -20,7 +21,7 @@ from forkd.limits import Limits
 from forkd.orders import Orders
 from forkd.outcome import Outcome
 from forkd.retirement import Retirement, Tenure
-from forkd.scoreboard import Board, Meter
+from forkd.scoreboard import BYTES_IN, BYTES_OUT, REQUESTS, Board, Meter
 from forkd.seat import Seat
 from forkd.tasks import Turner
 
@@ -40,9 +41,11 @@ class Kept:
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
+        self.accounts: list[Account | None] = []
 
-    def ended(self, connection: Connection, outcome: Outcome) -> None:
+    def ended(self, connection: Connection, outcome: Outcome, account: Account | None) -> None:
         self.outcomes.append(outcome)
+        self.accounts.append(account)
 
     def accept_failed(self, error: OSError) -> None:
         raise AssertionError("there is nobody to accept")
@@ -63,6 +66,8 @@ class Hall:
         limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
         threads: int = 0,
         meter: type[Meter] = Meter,
+        *,
+        access: bool = False,
     ) -> None:
         self.board = Board.create("test")
         self.row = self.board.row(1)
@@ -82,6 +87,7 @@ class Hall:
             None,
             Tenure(Retirement(), Random(1), monotonic(), 0),
             exclusive=False,
+            access=access,
             threads=threads,
             stack=-1,
             wake=lambda: None,
@@ -102,6 +108,12 @@ class Hall:
         while self.loop.visits:
             self.loop.turn(self.loop.timeout())
 
+    def check_account(self) -> None:
+        """The account of the one connection there was, if one was asked for, has what the row has counted."""
+        account, row = self.report.accounts[0], self.row
+        assert (account is not None) == self.seat.access
+        assert account is None or account[1:] == (row[REQUESTS], row[BYTES_IN], row[BYTES_OUT])
+
     def close(self) -> None:
         for visit in self.loop.visits.values():
             visit.sock.close()
@@ -117,12 +129,14 @@ def serve_by_event(
     *,
     threads: int = 0,
     meter: type[Meter] = Meter,
+    access: bool = False,
 ) -> tuple[Outcome, memoryview]:
-    hall = Hall(service, limits, threads, meter)
+    hall = Hall(service, limits, threads, meter, access=access)
     hall.welcome(sock)
     sock.close()
     hall.run()
     hall.close()
+    hall.check_account()
     return hall.report.outcomes[0], hall.row
 
 
@@ -143,9 +157,11 @@ def serve_by_tasks(
     sock: socket.socket,
     service: Service[..., Any],
     limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
+    *,
+    access: bool = False,
 ) -> tuple[Outcome, memoryview]:
     async def serve() -> tuple[Outcome, memoryview]:
-        hall = Hall(service, limits)
+        hall = Hall(service, limits, access=access)
         hall.loop.close()
         turner = Turner(hall.seat)
         hall.loop = turner.loop
@@ -159,6 +175,7 @@ def serve_by_tasks(
         asyncio.get_running_loop().remove_reader(turner.loop.epoll.fileno())
         turner.close()
         hall.close()
+        hall.check_account()
         return hall.report.outcomes[0], hall.row
 
     return asyncio.run(serve())

@@ -18,6 +18,11 @@ KINDS: dict[str, Serve] = {
     "threads": partial(serve_by_event, threads=2),
     "async": lambda sock, service: serve_by_tasks(sock, awaited(service)),
 }
+ACCOUNTED: dict[str, Serve] = {
+    "event": partial(serve_by_event, access=True),
+    "threads": partial(serve_by_event, threads=2, access=True),
+    "async": lambda sock, service: serve_by_tasks(sock, awaited(service), access=True),
+}
 
 
 def can_serve(kind: str, case: Case) -> bool:
@@ -42,6 +47,12 @@ def test_whole(kind: str, case: Case) -> None:
 def test_over_tcp(kind: str, case: Case) -> None:
     with tcp_pair() as (ours, theirs):
         check(case, KINDS[kind], ours, theirs, [case.sent])
+
+
+@every_case
+def test_with_an_account_of_its_own(kind: str, case: Case) -> None:
+    with pair() as (ours, theirs):
+        check(case, ACCOUNTED[kind], ours, theirs, [case.sent])
 
 
 @every_case
