@@ -30,10 +30,11 @@ _STANDARD_ERROR: Final = 2
 _REST_SECONDS: Final = 0.1  # for what is left of a record longer than there was room for
 
 
-def set_up(level: str, form: str, fd: int, *, to: Journal | None = None) -> None:
+def set_up(level: str, form: str, fd: int, *, to: Journal | None = None) -> logging.Handler:
     """Sends every record of this process from `level` on to descriptor `fd`, as "text" or "json".
 
-    Text becomes an entry of the journal `to`, or the one that systemd tells of, while `fd` leads there.
+    Text becomes an entry of the journal `to`, or the one that systemd tells of, while `fd` leads there. Gives what
+    takes them there, for records that are to go nowhere else.
     """
     logging.raiseExceptions = False
     root = logging.getLogger()
@@ -47,6 +48,7 @@ def set_up(level: str, form: str, fd: int, *, to: Journal | None = None) -> None
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(True)
+    return handler
 
 
 def say(

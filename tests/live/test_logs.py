@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import shutil
+import subprocess
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from forkd.errors import ControlError, UnreachableError
 from tests import disk
 from tests.conftest import Forkd
+from tests.journald import Journald
 from tests.server import (
     FORKD,
     HANDLERS,
@@ -137,6 +141,150 @@ def test_a_control_socket_that_cannot_be_made_ends_the_start(forkd: Forkd, tmp_p
     assert server.exited() == 1
     server.said(f"^forkd: cannot open the control socket {tmp_path}/control.sock: ")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["control.sock", "forkd.toml"]
+
+
+def netstring(text: str) -> bytes:
+    data = text.encode(errors="surrogateescape")
+    return b"%d:%s," % (len(data), data)
+
+
+def test_what_an_application_prints_on_standard_error_is_as_safe(forkd: Forkd, tmp_path: Path) -> None:
+    """Line by line, into the log, wherever that is; and nothing is lost that has no end yet."""
+    log = tmp_path / "log"
+    server = started(forkd, log, "visits:aloud")
+    (worker,) = server.workers()
+    forged = "2026-01-31 12:00:00.000 error forged"
+    said = [f"print {NASTY}\n{forged}", f"bytes \x1b]0;title\x07\udcff\n{forged}", "begun and not ended"]
+    for text in said:
+        assert exchange(server.connect(), netstring(text)) == b"4:said,"
+    assert server.stop() == 0
+    lines = log.read_text().split("\n")
+    told = [line[24:].removesuffix(f" service=test pid={worker}") for line in lines if " stderr: " in line]
+    assert told == [
+        r"warning stderr: \x1b[2J\r\x07\x08 \x85 \u2028\u202e fake=1",
+        f"warning stderr: {forged}",
+        r"warning stderr: \x1b]0;title\x07\xff",
+        f"warning stderr: {forged}",
+        "warning stderr: and not ended",
+    ]
+    assert not any(line.startswith(forged) for line in lines + server.lines)
+    assert all(line.startswith("serving") for line in server.lines[1:-1])
+
+
+def test_an_application_with_a_log_of_its_own_goes_round_in_no_circle(tmp_path: Path) -> None:
+    """Its handlers print what they are told, what is printed is logged, and that they are not told."""
+    text = f'app = "outspoken:remark"\npath = "{HANDLERS}"\nlisten = "127.0.0.1:0"\nworkers = 1\n'
+    (tmp_path / "forkd.toml").write_text(f'[master]\ncontrol = "{tmp_path}/control.sock"\n[service.test]\n{text}')
+    both = ["sh", "-c", 'exec "$@" >&2', "sh", *FORKD]
+    with running(["forkd.toml"], tmp_path, program=both) as server:
+        assert exchange(server.serving().connect(), b"a\x1b\nb\n") == b"logged\nlogged\n"
+        assert server.stop() == 0
+        told = [line[24:].partition(" service=test ")[0] for line in server.lines if re.search("stdout|stderr", line)]
+        assert told == [
+            r"info stdout: printed a\x1b",
+            r"warning stderr: WARNING:shop:remarked a\x1b",
+            r"warning stderr: remarked a\x1b",
+            "info stdout: printed b",
+            r"warning stderr: begun a\x1bWARNING:shop:remarked b",
+            "warning stderr: remarked b",
+            "warning stderr: begun b",
+        ]
+
+
+def test_the_exception_of_a_thread_is_one_record(forkd: Forkd) -> None:
+    server = forkd("visits:aloud", workers=1).serving()
+    assert exchange(server.connect(), netstring(f"thread {NASTY}\n2026")) == b"4:said,"
+    server.said(r" error the thread 'the helper' ended by an exception service=test pid=\d+$")
+    first = next(at for at, line in enumerate(server.lines) if " ended by an exception " in line)
+    last = next(at for at, line in enumerate(server.lines) if "    ValueError: " in line)
+    assert server.lines[last] == r"    ValueError: \x1b[2J\r\x07\x08 \x85 \u2028\u202e fake=1"
+    assert server.lines[last + 1] == "    2026"
+    assert server.lines[first + 1] == "    Traceback (most recent call last):"
+    assert all(line.startswith("    ") for line in server.lines[first + 1 : last + 1])
+
+
+def test_the_last_request_of_a_worker_is_as_safe(forkd: Forkd) -> None:
+    server = forkd("small:die", workers=1).serving()
+    with server.connect() as client:
+        client.sendall(b"die \x0b\r9\x0c\n")  # which Python takes for a number
+        assert client.recv(100) == b""
+    server.said(r' error worker crashed .* begins="die \\u000b\\r9\\f"$')
+
+
+# The journal.
+
+
+@pytest.mark.slow
+def test_under_systemd_each_process_writes_to_the_journal(tmp_path: Path) -> None:
+    """With the variable that systemd sets, and a journal's socket where it stands, in a namespace of its own."""
+    if reason := namespaces_missing():
+        pytest.skip(reason)
+    with Journald(tmp_path / "socket") as journald, ExitStack() as servers:
+        text = f'app = "small:complain"\npath = "{HANDLERS}"\nlisten = "127.0.0.1:0"\nworkers = 1\naccess = true\n'
+        (tmp_path / "forkd.toml").write_text(f'[master]\ncontrol = "{tmp_path}/control.sock"\n[service.test]\n{text}')
+        server = servers.enter_context(running(["forkd.toml"], tmp_path, program=under_systemd(tmp_path))).serving()
+        (worker,) = server.workers()
+        assert exchange(server.connect(), f"{NASTY}\n".encode()) == b""
+        failed, access = journald.entry(), journald.entry()
+        told = {"PRIORITY": "3", "SYSLOG_IDENTIFIER": "forkd", "_PID": str(worker)}
+        whose = {"FORKD_SERVICE": "test", "FORKD_SLOT": "0", "FORKD_GENERATION": "1", "FORKD_CONNECTION": "1"}
+        message, peer = failed.pop("MESSAGE").split("\n"), failed.pop("FORKD_PEER")
+        assert failed == told | whose
+        assert message[0] == f"connection: handler error service=test worker=0 gen=1 connection=1 peer={peer}"
+        assert message[1] == "    Traceback (most recent call last):"
+        assert message[-1] == r"    ValueError: cannot do \x1b[2J\r\x07\x08 \x85 \u2028\u202e fake=1"
+        assert {key: access[key] for key in ("FORKD_PEER", "FORKD_REQUESTS", "FORKD_END", "PRIORITY", "_PID")} == {
+            "FORKD_PEER": peer,
+            "FORKD_REQUESTS": "1",
+            "FORKD_END": "error",
+            "PRIORITY": "6",
+            "_PID": str(worker),
+        }
+        assert server.stop() == 0
+        stopped = journald.entry()
+        assert (stopped["MESSAGE"], stopped["_PID"]) == ("signal: stop signal=SIGTERM", str(server.pid))
+        assert not [line for line in server.lines if TEXT_RECORD.match(line)]
+
+
+@pytest.mark.slow
+def test_without_its_socket_the_journal_has_priorities_on_standard_error(tmp_path: Path) -> None:
+    if reason := namespaces_missing():
+        pytest.skip(reason)
+    (tmp_path / "forkd.toml").write_text("broken")
+    with running(["forkd.toml"], tmp_path, program=under_systemd(tmp_path)) as server:
+        assert server.exited() == 78
+        server.said("^<3>.*forkd.toml:1: ")
+    absent = ["small:absent", "--listen", "127.0.0.1:0", "--set", f'path="{HANDLERS}"']
+    with running(absent, tmp_path, program=under_systemd(tmp_path)) as server:
+        assert server.exited() == 78
+        server.said("^<3>command line: service.absent.app: ")
+    text = f'app = "small:complain"\npath = "{HANDLERS}"\nlisten = "127.0.0.1:0"\nworkers = 1\n'
+    (tmp_path / "forkd.toml").write_text(f'[master]\ncontrol = "{tmp_path}/control.sock"\n[service.test]\n{text}')
+    with running(["forkd.toml"], tmp_path, program=under_systemd(tmp_path)) as server:
+        exchange(server.serving().connect(), b"this\n")
+        server.said("^<3>connection: handler error service=test worker=0 gen=1 connection=1 peer=")
+        server.said("^<3>    ValueError: cannot do this$")
+        assert server.stop() == 0
+        server.said("^<6>signal: stop signal=SIGTERM$")
+
+
+@functools.cache
+def namespaces_missing() -> str | None:
+    """Why no file system can be made as systemd's would look, as the reason to skip with."""
+    if not shutil.which("unshare"):
+        return "a mount namespace needs the program unshare"
+    trial = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/run"]
+    done = subprocess.run(trial, capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else f"there can be no mount namespace here: {done.stderr.strip()}"
+
+
+def under_systemd(folder: Path) -> list[str]:
+    """Starts forkd with `folder` in the journal's place, and with the variable that names its stream."""
+    shell = (
+        "mount -t tmpfs tmpfs /run && mkdir /run/systemd && ln -s "
+        f'"{folder}" /run/systemd/journal && export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) && exec "$@"'
+    )
+    return ["unshare", "--mount", "sh", "-c", shell, "sh", *FORKD]
 
 
 # A log that takes nothing.

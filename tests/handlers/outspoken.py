@@ -1,0 +1,17 @@
+"""An application that has set up logging for itself, and prints."""
+
+import logging
+import sys
+
+import forkd
+
+logging.basicConfig(force=True)
+logging.getLogger().addHandler(logging.StreamHandler())
+
+
+@forkd.service(forkd.Lines())
+def remark(request: bytes) -> bytes:
+    print("printed", request.decode())
+    logging.getLogger("shop").warning("remarked %s", request.decode())
+    sys.stderr.write(f"begun {request.decode()}")
+    return b"logged"
