@@ -16,6 +16,7 @@ import pytest
 import forkd
 from forkd import config, errors, signals
 from forkd.errors import Exit
+from forkd.outcome import End
 from tests.server import ROOT
 
 UNITS = sorted((ROOT / "systemd").glob("*.*"))
@@ -68,6 +69,12 @@ def test_the_signals_are_those_of_the_readme() -> None:
     assert rows == [
         [each.name.removeprefix("SIG"), signals.MEANINGS[command]] for each, command in signals.COMMANDS.items()
     ]
+
+
+def test_the_ends_of_connections_are_those_of_the_readme() -> None:
+    rows = table((ROOT / "README.md").read_text(), "end", "why the connection ended")
+    told = [word for ends, _ in rows for word in re.split(r"\W+", ends)]
+    assert sorted(told) == sorted(each.name.lower() for each in End)
 
 
 def test_the_library_tells_its_types(tmp_path: Path) -> None:
