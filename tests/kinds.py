@@ -17,7 +17,7 @@ from forkd.doors import Guest
 from forkd.errors import BootError
 from forkd.event import Loop
 from forkd.handler import Service
-from forkd.limits import Limits
+from forkd.limits import NEVER, Limits
 from forkd.orders import Orders
 from forkd.outcome import Outcome
 from forkd.retirement import Retirement, Tenure
@@ -73,8 +73,8 @@ class Hall:
         self.row = self.board.row(1)
         self.report = Kept()
         self.inbox = NoSignals()
-        leash, self.master = socket.socketpair()
-        self.orders = Orders(leash, -1, lambda: None)
+        self.leash, self.master = socket.socketpair()
+        self.orders = Orders(self.leash, -1, lambda: None)
         self.seat = Seat(
             "test",
             service,
@@ -117,9 +117,12 @@ class Hall:
     def close(self) -> None:
         for visit in self.loop.visits.values():
             visit.sock.close()
+        self.loop.lingering.expire(NEVER)
         self.loop.close()
         os.close(self.inbox.fd)
+        self.leash.close()
         self.master.close()
+        self.board.close()  # what `row` shows stays
 
 
 def serve_by_event(
