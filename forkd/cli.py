@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import click
 
 import forkd
-from forkd import address, check, client, completion, config, control, dial, loadcommand, log, lookup, rundir
+from forkd import address, check, client, completion, config, control, dial, launch, loadcommand, log, lookup, rundir
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.settings import MAX_SECONDS
 
@@ -119,12 +119,8 @@ def run(
 
     from forkd import master  # the other commands do without it, and start faster
 
-    settings = source.read()
-    path = rundir.control_path(settings)
-    rundir.make_folder(path)
-    if os.geteuid() == 0 and (names := check.root_services(settings)):
-        log.tell(f"forkd: running {', '.join(names)} as root; set master.user to run as somebody else")
-    ended = master.serve(source, settings, path)
+    launched = launch.prepare(source)
+    ended = master.serve(source, launched.settings, launched.control)
     if ended.reason:  # a standard error that nobody reads must not keep a server from ending
         log.tell(log.marked("error", _last_word(ended.reason, ended.status)))
     return ended.status

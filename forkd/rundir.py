@@ -31,6 +31,11 @@ def control_path(settings: Settings) -> Path:
     return _folder() / name
 
 
+def pidfile_beside(path: Path) -> Path:
+    """The pid file that goes with a control socket when the settings name none."""
+    return path.with_suffix(".pid") if path.suffix != ".pid" else path.with_name(f"{path.name}.pid")
+
+
 def make_folder(path: Path) -> None:
     """Makes the folder of a derived control socket, and refuses one that others could meddle with."""
     folder = path.parent

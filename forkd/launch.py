@@ -1,0 +1,52 @@
+"""What stands between a reading of the settings and a master that serves them, however that is started.
+
+The settings are read, what must not be served is refused or told of, and it is settled where the
+master will be found. Nothing is bound yet, and no application imported; the story goes on in `master`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from forkd import check, log, rundir
+from forkd.config import Source
+from forkd.settings import Settings
+
+
+class Launch(NamedTuple):
+    """A server that may be started: its settings, which `source` gives anew, and its premises (see `premises`)."""
+
+    source: Source
+    settings: Settings
+    control: Path
+    pidfile: Path | None
+
+
+def prepare(source: Source, *, detached: bool = False) -> Launch:
+    """Reads the settings and looks at all that can be known before anything is opened.
+
+    A `detached` server is one that nobody watches: it always has a pid file, and what `forkd run` only warns of
+    is refused. Raises ConfigError or another ForkdError with the reason.
+    """
+    settings = source.read()
+    control = rundir.control_path(settings)
+    rundir.make_folder(control)
+    _look_for_root(settings, detached=detached)
+    pidfile = settings.master.pidfile
+    if pidfile is None and detached:
+        pidfile = rundir.pidfile_beside(control)
+    return Launch(source, settings, control, pidfile)
+
+
+def _look_for_root(settings: Settings, *, detached: bool) -> None:
+    """Who starts a server as root should know, or have written down, that applications run as root."""
+    if os.geteuid() != 0:
+        return
+    names = ", ".join(check.root_services(settings))
+    if names and detached:
+        what = f'{names} would run as root: name another user, or insist with user = "root"'
+        raise settings.error("master.user", what)
+    if names:
+        log.tell(f"forkd: running {names} as root; set master.user to run as somebody else")
