@@ -119,8 +119,7 @@ def run(
 
     from forkd import master  # the other commands do without it, and start faster
 
-    launched = launch.prepare(source)
-    ended = master.serve(source, launched.settings, launched.control)
+    ended = master.serve(*launch.prepare(source))
     if ended.reason:  # a standard error that nobody reads must not keep a server from ending
         log.tell(log.marked("error", _last_word(ended.reason, ended.status)))
     return ended.status

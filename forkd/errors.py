@@ -88,6 +88,15 @@ class ControlError(ForkdError):
     """A command to a running forkd was refused or failed there; the text is its answer."""
 
 
+class RunsAlreadyError(ForkdError):
+    """Another forkd has the place that a new one would take. `pid` is 0 where its number cannot be seen."""
+
+    def __init__(self, pid: int, how: str) -> None:
+        self.pid = pid
+        who = f"process {pid}" if pid else "a process that is not seen here"
+        super().__init__(f"runs already, as {who}: {how}")
+
+
 class UnreachableError(ForkdError):
     """Nothing answers at that address."""
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from forkd import check, log, rundir
+from forkd import check, log, process, rundir
 from forkd.config import Source
 from forkd.settings import Settings
 
@@ -30,6 +30,8 @@ def prepare(source: Source, *, detached: bool = False) -> Launch:
     A `detached` server is one that nobody watches: it always has a pid file, and what `forkd run` only warns of
     is refused. Raises ConfigError or another ForkdError with the reason.
     """
+    if os.getpid() == 1:  # of a container: a signal that comes before the master's inbox would be lost (kill(2))
+        process.hold_signals()
     settings = source.read()
     control = rundir.control_path(settings)
     rundir.make_folder(control)

@@ -12,6 +12,7 @@ import random
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -50,8 +51,9 @@ from forkd.events import (
 from forkd.events import Exit as Ended
 from forkd.handles import WorkerHandle
 from forkd.lifecycle import Lifecycle, Phase
+from forkd.pidfile import Pidfile, claim
 from forkd.pool import Pool
-from forkd.premises import Premises
+from forkd.premises import Premises, Starter
 from forkd.registry import Registry
 from forkd.roster import Roster
 from forkd.settings import Settings
@@ -66,17 +68,25 @@ _TICK: Final = 1.0  # how often the scoreboard is looked at when nobody has said
 _STATUS_EVERY: Final = 10.0
 
 
-def serve(source: Source, settings: Settings, control_path: Path | None) -> Ended:
+def serve(
+    source: Source, settings: Settings, control_path: Path | None, pidfile: Path | None, starter: Starter | None = None
+) -> Ended:
     """Serves `settings`, which `source` gives anew for a reload, until told to stop.
 
-    Gives the exit status and, where it failed, the reason.
+    A `starter` waits for a daemon. Gives the exit status and, where it failed, the reason.
     """
-    passed = Passed()
-    site = open_site(settings, passed)
+    with ExitStack() as undo:
+        # First of all, so that of two with the same settings the second hears of the first, and not of its address.
+        claimed = None if pidfile is None else claim(pidfile)
+        if claimed is not None:
+            undo.callback(claimed.remove)
+        passed = Passed()
+        site = open_site(settings, passed)
+        undo.pop_all()
     jitter = random.Random(os.urandom(8))
     life = Lifecycle(site.plans(), stop_timeout=settings.master.stop_timeout, jitter=jitter)
-    master = Master(source, site, passed, life)
-    return master.run(lambda: master.open(control_path))
+    master = Master(source, site, passed, life, starter=starter)
+    return master.run(lambda: master.open(control_path, claimed))
 
 
 def resume(estate: Estate, jitter: random.Random) -> Ended:
@@ -91,7 +101,13 @@ class Master:
     """One running forkd; `left` is what another program has left to it."""
 
     def __init__(
-        self, source: Source, site: Site, passed: Passed, lifecycle: Lifecycle, left: Estate | None = None
+        self,
+        source: Source,
+        site: Site,
+        passed: Passed,
+        lifecycle: Lifecycle,
+        left: Estate | None = None,
+        starter: Starter | None = None,
     ) -> None:
         self.lifecycle = lifecycle
         self.started = monotonic() if left is None else left.started
@@ -103,7 +119,7 @@ class Master:
         self.ended: Ended | None = None
         self.awake_by = self.next_tick = self.next_mend = self.next_status = monotonic()
         self.roster = Roster(self.wait, self.handle, lambda service, why: self.changeover.explain(service, why))
-        self.premises = Premises(self.roster.reopened, None if left is None else left.premises.log)
+        self.premises = Premises(self.roster.reopened, None if left is None else left.premises, starter)
         self.registry = Registry(self.wait)
         self.changeover = Changeover(
             source,
@@ -141,10 +157,12 @@ class Master:
             self.clean_up()
         return self.ended
 
-    def open(self, control_path: Path | None) -> None:
+    def open(self, control_path: Path | None, pidfile: Pidfile | None) -> None:
         """Begins to serve. The premises come before the fork servers, which remove them should the master die."""
-        self.premises.open(self.settings, control_path, self.wait, self.obey_control)
+        process.hold_signals()  # until there is an inbox; and whoever started us may have had them held, too
+        self.premises.open(self.settings, control_path, pidfile, self.wait, self.obey_control)
         self.listen_to_signals()
+        process.unblock_signals()
         self.site.hand_down()
         self.handle(Started())
 
@@ -332,8 +350,8 @@ class Master:
     def announce(self) -> None:
         """Every service serves: says so to whoever waits for it."""
         self.roster.quiet = False
-        for name, address in self.site.addresses():
-            log.tell(f"serving {name} on {address}")
+        lines = [f"serving {name} on {address}" for name, address in self.site.addresses()]
+        self.premises.announce(lines, self.settings.master.log)
         self.registry.want(self.site.mappings())
         systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
 
@@ -391,6 +409,7 @@ class Master:
             "phase": self.lifecycle.phase.value,
             "uptime": round(now - self.started, 3),
             "config": self.settings.file,
+            "detached": self.premises.detached,
         }
         return {"master": master, "services": services, "workers": workers}
 
@@ -409,8 +428,8 @@ class Master:
         """In the reverse order of opening; also when the master fails, so that nothing stays behind."""
         self.roster.close()
         self.registry.close()
-        self.premises.close()
         self.site.close_but(None)
+        self.premises.close()
         process.hold_signals()  # the interpreter gives its handlers up before it ends: a TERM then would be its end
         if self.inbox is not None:
             self.inbox.close()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -18,6 +17,7 @@ from forkd import log
 from forkd.control import ControlEstate, ControlServer, Obey, Reply, Wait
 from forkd.errors import ControlError, ForkdError
 from forkd.leaving import Leaving
+from forkd.pidfile import Pidfile
 from forkd.settings import Log, Settings
 
 
@@ -27,41 +27,75 @@ class PremisesEstate(Struct):
     log: int
     control: ControlEstate | None
     pidfile: Leaving | None
+    pidfile_lock: int | None = None
+    detached: bool = False
 
     def descriptors(self) -> list[int]:
-        return [self.log, *(self.control.descriptors() if self.control is not None else [])]
+        control = self.control.descriptors() if self.control is not None else []
+        return [self.log, *control, *([self.pidfile_lock] if self.pidfile_lock is not None else [])]
+
+
+class Starter(Protocol):
+    """Whoever waits for a daemon to serve: sees what is logged until then, at `log_fd`, and is told what is served."""
+
+    log_fd: int
+
+    def served(self, lines: Sequence[str]) -> None: ...
 
 
 class Premises:
-    """The files of one running master. `log_fd` stays the same descriptor, wherever it leads."""
+    """The files of one running master. `log_fd` stays the same descriptor, wherever it leads.
 
-    def __init__(self, hand_on: Callable[[int], None], log_fd: int | None = None) -> None:
-        self.log_fd = log.standard_error() if log_fd is None else log_fd
+    Without a `starter` it is standard error that hears of us. `detached` tells whether there was one.
+    """
+
+    def __init__(
+        self, hand_on: Callable[[int], None], left: PremisesEstate | None = None, starter: Starter | None = None
+    ) -> None:
+        self.detached = left.detached if left is not None else starter is not None
+        self._starter = starter
+        if left is not None:
+            self.log_fd = left.log
+        else:
+            self.log_fd = log.standard_error() if starter is None else starter.log_fd
         self._hand_on = hand_on
         self._control: ControlServer | None = None
-        self._pidfile: _Kept | None = None
+        self._pidfile: Pidfile | None = None
         self._kept: list[_Kept] = []
 
-    def open(self, settings: Settings, control_path: Path | None, wait: Wait, obey: Obey) -> None:
-        """Opens everything that the settings name; ForkdError says what cannot be had."""
+    def open(
+        self, settings: Settings, control_path: Path | None, pidfile: Pidfile | None, wait: Wait, obey: Obey
+    ) -> None:
+        """Opens everything that the settings name, and keeps the pid file; ForkdError says what cannot be had."""
+        if pidfile is not None:
+            self._keep_pidfile(pidfile)
         if settings.master.log.file != "-":
             self.lead_log(log.open_file(settings.master.log.file))
         self.set_up_log(settings.master.log)
         if control_path is not None:
             self._open_control(control_path, wait, obey, asked_for=settings.master.control is not None)
-        if settings.master.pidfile is not None:
-            self._open_pidfile(settings.master.pidfile)
+
+    def announce(self, lines: Sequence[str], settings: Log) -> None:
+        """Tells whoever started us what is served, and has the log of a daemon leave them alone from now on."""
+        if self._starter is None:
+            for line in lines:
+                log.tell(line)
+            return
+        if settings.file == "-":
+            self.lead_log(log.standard_error())
+        self._starter.served(lines)
 
     def leave(self, waiting: Sequence[Reply]) -> PremisesEstate:
         """All of it, for the program that takes our place; those in `waiting` are still to be answered."""
         control = self._control.leave(waiting) if self._control is not None else None
-        return PremisesEstate(self.log_fd, control, self._pidfile.leaving if self._pidfile is not None else None)
+        leaving, lock = (self._pidfile.leaving, self._pidfile.fd) if self._pidfile is not None else (None, None)
+        return PremisesEstate(self.log_fd, control, leaving, lock, self.detached)
 
     def resume(self, left: PremisesEstate, settings: Settings, wait: Wait, obey: Obey) -> list[Reply]:
         """Takes over what the program before us has opened; gives those who wait for an answer."""
         self.set_up_log(settings.master.log)
-        if left.pidfile is not None:
-            self._keep_pidfile(Path(left.pidfile.path), left.pidfile)
+        if left.pidfile is not None and left.pidfile_lock is not None:
+            self._keep_pidfile(Pidfile(left.pidfile.path, left.pidfile_lock, left.pidfile))
         if left.control is None:
             return []
         server = ControlServer(left.control.path, wait, obey, left.control)
@@ -105,11 +139,11 @@ class Premises:
             log.say("error", f"{error}; the old one goes on")
 
     def close(self) -> None:
-        """Removes what others would take for a running forkd."""
-        for each in self._kept:
-            each.leaving.remove()
+        """Removes what others would take for a running forkd; the pid file last, for who has that has our place."""
         if self._control is not None:
             self._control.close()
+        if self._pidfile is not None:
+            self._pidfile.remove()
 
     def _open_control(self, path: Path, wait: Wait, obey: Obey, *, asked_for: bool) -> None:
         """Opens the control socket; one that nobody asked for may fail with a warning."""
@@ -127,17 +161,9 @@ class Premises:
         self._control = server
         self._kept.append(_Kept(f"the control socket {path}", server.leaving, server.reopen))
 
-    def _open_pidfile(self, path: Path) -> None:
-        try:
-            leaving = _write_pidfile(path, os.rename)
-        except OSError as error:
-            raise ForkdError(f"cannot write the pid file {path}: {error.strerror}") from None
-        self._keep_pidfile(path, leaving)
-
-    def _keep_pidfile(self, path: Path, leaving: Leaving) -> None:
-        # Once more it is put there by link(2), which replaces nothing that somebody else has put there since.
-        self._pidfile = _Kept(f"the pid file {path}", leaving, partial(_write_pidfile, path, os.link))
-        self._kept.append(self._pidfile)
+    def _keep_pidfile(self, pidfile: Pidfile) -> None:
+        self._pidfile = pidfile
+        self._kept.append(_Kept(f"the pid file {pidfile.path}", pidfile.leaving, pidfile.remake))
 
 
 class _Kept(Struct):
@@ -164,20 +190,3 @@ class _Kept(Struct):
         else:
             log.say("warning", f"{self.name} was removed or replaced; it is made again")
             self.told = False
-
-
-def _write_pidfile(path: Path, place: Callable[[str, Path], None]) -> Leaving:
-    """Written beside its place and then put there, so that no link that stands there is followed."""
-    beside = f"{path}.{os.getpid()}"
-    with suppress(FileNotFoundError):
-        os.unlink(beside)  # noqa: PTH108  # a leaving of an earlier process of our number
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    try:
-        os.write(fd, f"{os.getpid()}\n".encode())
-        leaving = Leaving.at(beside)._replace(path=str(path))
-        place(beside, path)
-    finally:
-        os.close(fd)
-        with suppress(OSError):
-            os.unlink(beside)  # noqa: PTH108
-    return leaving
