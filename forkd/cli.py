@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,48 +13,32 @@ from typing import Any, Final, NoReturn
 import click
 
 import forkd
-from forkd import address, check, client, completion, config, control, dial, launch, loadcommand, log, lookup, rundir
-from forkd.errors import ConfigError, ControlError, Exit, ForkdError
-from forkd.settings import MAX_SECONDS
-
-DEFAULT_FILE: Final = "/etc/forkd.toml"
-_ASK_SECONDS: Final = 10.0
-_CORES: Final = len(os.sched_getaffinity(0))
-
-# A path so that shells complete it; whether it may be read is told by an attempt, with its own exit status.
-_FILE: Final = click.Path(readable=False)
-
-config_option = click.option(
-    "-c",
-    "--config",
-    "file",
-    type=_FILE,
-    default=DEFAULT_FILE,
-    show_default=True,
-    metavar="FILE",
-    help="The settings' file.",
+from forkd import (
+    address,
+    check,
+    client,
+    completion,
+    config,
+    control,
+    dial,
+    launch,
+    loadcommand,
+    log,
+    lookup,
+    options,
+    rundir,
+    startcommands,
 )
+from forkd.errors import ConfigError, ControlError, Exit, ForkdError
+from forkd.options import CORES, FILE, complain, config_option, control_option, seconds
 
-
-def control_option(command: Any) -> Any:
-    """Options by which a command finds a running forkd."""
-    path = click.Path(path_type=Path, readable=False)
-    command = click.option("--control", type=path, metavar="PATH", help="The control socket, instead of a file's.")(
-        command
-    )
-    return config_option(command)
-
-
-def _seconds(context: click.Context, parameter: click.Parameter, seconds: float | None) -> float | None:
-    """Lets through what a setting may be, and no nan, to which a clock has no answer."""
-    if seconds is not None and not 0 < seconds <= MAX_SECONDS:
-        raise click.BadParameter(f"{seconds:g} is no number of seconds above 0 and up to {MAX_SECONDS}")
-    return seconds
+_ASK_SECONDS: Final = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The program `forkd`."""
     _open_standard_three()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would keep from us how our children end (wait(2))
     try:
         status = cli.main(arguments, prog_name="forkd", standalone_mode=False)
     except click.exceptions.Abort:
@@ -62,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except ForkdError as error:
-        _complain(str(error), error.exit_status)
+        complain(str(error), error.exit_status)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -70,9 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         sys.exit(Exit.FAILED)
     except OSError as error:  # a working folder that is gone, a full disk behind standard output
-        _complain(
-            f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror or error}", Exit.FAILED
-        )
+        complain(f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror or error}", Exit.FAILED)
         sys.exit(Exit.FAILED)
     sys.exit(status if isinstance(status, int) else Exit.DONE)
 
@@ -84,45 +67,26 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("target", required=False, type=_FILE)
-@click.option("--listen", multiple=True, metavar="ADDRESS", help="Where to listen; may be given again.")
-@click.option("--workers", type=int, metavar="N", help="How many workers.")
-@click.option(
-    "--worker",
-    metavar="KIND",
-    shell_complete=completion.one_of("sync", "event"),
-    help="The kind of worker: sync or event.",
-)
-@click.option("--name", metavar="NAME", help="What to call the service.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of a service; may be given again.")
-def run(
-    target: str | None,
-    listen: tuple[str, ...],
-    workers: int | None,
-    worker: str | None,
-    name: str | None,
-    sets: tuple[str, ...],
-) -> int:
+@options.target_options
+def run(**given: Any) -> int:
     """Serves in the foreground.
 
     TARGET is a settings file (by default /etc/forkd.toml), or an application, as in
 
         forkd run mymodule:shout --listen 127.0.0.1:7000
     """
-
-    if target is not None and _is_application(target):
-        source = config.Source(_CORES, None, target, name, listen, workers, worker, sets, str(Path.cwd()))
-    elif listen or sets or any(each is not None for each in (workers, worker, name)):
-        raise click.UsageError("options go with an application (module:name); a file says all itself")
-    else:
-        source = config.Source(_CORES, target or DEFAULT_FILE)
+    source = options.source(**given)
 
     from forkd import master  # the other commands do without it, and start faster
 
     ended = master.serve(*launch.prepare(source))
     if ended.reason:  # a standard error that nobody reads must not keep a server from ending
-        log.tell(log.marked("error", _last_word(ended.reason, ended.status)))
+        log.tell(log.marked("error", options.last_word(ended.reason, ended.status)))
     return ended.status
+
+
+for command in startcommands.COMMANDS:
+    cli.add_command(command)
 
 
 @cli.command()
@@ -181,11 +145,11 @@ def scale(file: str, control: Path | None, service: str, size: int) -> None:
 
 
 @cli.command("check")
-@click.argument("target", required=False, type=_FILE)
+@click.argument("target", required=False, type=FILE)
 @config_option
 def check_(target: str | None, file: str) -> None:
     """Checks a settings file and imports its applications, in processes of their own; binds nothing."""
-    settings = config.load(target or file, cores=_CORES)
+    settings = config.load(target or file, cores=CORES)
     for warning in [*check.trial(settings), *check.warnings(settings)]:
         click.echo(f"warning: {warning}", err=True)
     count = len(settings.services)
@@ -198,14 +162,14 @@ def check_(target: str | None, file: str) -> None:
 @click.option(
     "--connect-timeout",
     type=float,
-    callback=_seconds,
+    callback=seconds,
     default=5.0,
     show_default=True,
     metavar="S",
     help="Seconds to connect.",
 )
 @click.option(
-    "--timeout", type=float, callback=_seconds, metavar="S", help="Seconds of silence to bear.  [default: for ever]"
+    "--timeout", type=float, callback=seconds, metavar="S", help="Seconds of silence to bear.  [default: for ever]"
 )
 @click.option("--source", metavar="ADDRESS", help="Where to call from; otherwise the kernel picks.")
 @click.option("--rpc", metavar="PROGRAM[:VERSION]", help="Ask the port mapper for the port; ADDRESS is a host alone.")
@@ -238,25 +202,12 @@ def _open_standard_three() -> None:
             os.set_inheritable(fd, True)
 
 
-def _complain(message: str, status: int) -> None:
-    click.echo(log.marked("error", _last_word(message, status)), err=True)
-
-
-def _last_word(message: str, status: int) -> str:
-    """What stands last on standard error; mistakes in the settings begin with their place, not with our name."""
-    return message if status == Exit.CONFIG else f"forkd: {message}"
-
-
-def _is_application(target: str) -> bool:
-    return ":" in target and "/" not in target and not target.endswith(".toml")
-
-
 def _change(file: str, control: Path | None, command: str) -> int:
     """Asks for a new generation and tells how that ended."""
     try:
         result = _ask(file, control, {"command": command}, timeout=None)
     except (ConfigError, ControlError) as error:
-        _complain(str(error), error.exit_status)
+        complain(str(error), error.exit_status)
         return Exit.FAILED
     if command == "upgrade":
         click.echo(f"the master runs forkd {result['version']}")
@@ -268,5 +219,5 @@ def _change(file: str, control: Path | None, command: str) -> int:
 def _ask(file: str, path: Path | None, command: dict[str, Any], timeout: float | None = _ASK_SECONDS) -> Any:
     """Asks the forkd that serves `file`, or the one at `path`."""
     if path is None:
-        path = rundir.control_path(config.load(file, cores=_CORES))
+        path = rundir.control_path(config.load(file, cores=CORES))
     return control.ask(path, command, timeout)

@@ -24,6 +24,7 @@ from forkd.unixsocket import bind_unix
 
 LINE_BYTES: Final = 65536
 CLIENTS: Final = 32
+_CONNECT_SECONDS: Final = 5.0
 
 Reply = Callable[[dict[str, Any]], None]
 Obey = Callable[[dict[str, Any], Reply], None]
@@ -232,7 +233,7 @@ def ask(path: Path, command: dict[str, Any], timeout: float | None = None) -> An
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         raise UnreachableError(f"no forkd is running with the control socket {path}") from None
     except PermissionError:
-        raise UnreachableError(f"{path} is another user's: try as that user or as root") from None
+        raise _not_ours(path) from None
     except TimeoutError:
         raise TimedOutError(f"no answer from the forkd at {path} within {timeout:g} s") from None
     except OSError as error:
@@ -250,8 +251,36 @@ def ask(path: Path, command: dict[str, Any], timeout: float | None = None) -> An
     raise refused
 
 
+def listener(path: Path) -> int | None:
+    """The process that listens at `path`, None if none does; 0 for one that cannot be seen from here.
+
+    It is whoever called listen(2), as the kernel has noted it (unix(7), SO_PEERCRED). Raises UnreachableError
+    where it is not for us to know.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_CONNECT_SECONDS)
+            sock.connect(str(path))
+            pid, _ = _peer(sock)
+            return pid
+    except PermissionError:
+        raise _not_ours(path) from None
+    except OSError:
+        return None
+
+
 def _trusted(sock: socket.socket) -> bool:
-    """Whether the caller is root or ourselves (unix(7), SO_PEERCRED)."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
+    """Whether the caller is root or ourselves."""
+    _, uid = _peer(sock)
     return uid in (0, os.geteuid())
+
+
+def _not_ours(path: Path) -> UnreachableError:
+    return UnreachableError(f"{path} is another user's: try as that user or as root")
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """The process at the other end, and its user (unix(7), SO_PEERCRED)."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid

@@ -42,12 +42,27 @@ How a service is written is told in the README of the distribution, what stands 
 """
 
 _COMMANDS: Final = """\
-`reload`, `upgrade`, `status`, `stacks` and `scale` find the running forkd by its settings file, `/etc/forkd.toml`
-unless `-c` names another, or by its control socket. Only root and the user that the master runs as are heard.
+`stop`, `reload`, `upgrade`, `status`, `stacks` and `scale` find the running forkd by its settings file,
+`/etc/forkd.toml` unless `-c` names another, or by its control socket. Only root and the user that the master runs as
+are heard.
 """
 
 # What a command's help leaves out, which is read in a hurry.
 _MORE: Final = {
+    "start": """\
+A daemon works in `/`, with umask 022, without a terminal and with nothing on its standard streams; relative paths in
+the settings start at their file, relative folders in `PYTHONPATH` at the working folder of the start. It has a pid
+file, `master.pidfile` or one beside the control socket, which it keeps locked: of many that are started at once one
+runs, and the others end with exit status 1 and name its process. What it logs goes to `master.log.file`; while that is
+`-`, it is shown until the services serve, and lost then. Started as root, it refuses to run a service for which no user
+is named; `user = "root"` insists. Ctrl-C before it serves ends the daemon, too. Process 1 of a container is
+`forkd run`.""",
+    "stop": """\
+Where none runs, the exit status is 69. It stops what `forkd run` serves, too. No process is signalled that does not
+hold the pid file, or listen at the control socket and answer like a forkd.""",
+    "restart": """\
+What was not started by `forkd start` is not restarted either: it would no longer be watched by what had started
+it.""",
     "call": """\
 Bytes are copied as they are. At the end of its input forkd ends its side of the connection, and prints what still comes
 until the server ends its own. A connection that cannot be made is explained in words, with the name of the error.""",
@@ -67,7 +82,10 @@ alone.
 _ENVIRONMENT: Final = (
     (
         "`RUNTIME_DIRECTORY`, `XDG_RUNTIME_DIR`",
-        "Where the control socket is when the settings do not name one; see FILES. The first is set by systemd.",
+        (
+            "Where the control socket and a daemon's pid file are when the settings do not name them; see FILES. "
+            "The first is set by systemd."
+        ),
     ),
     (
         "`LISTEN_PID`, `LISTEN_FDS`, `LISTEN_FDNAMES`",
@@ -85,9 +103,9 @@ _FILES: Final = (
     (
         "`/run/forkd/`",
         (
-            "The folder of root's control sockets, where the settings name none; each is named after its settings "
-            "file, or its service where there is no file. Others have theirs in `$XDG_RUNTIME_DIR/forkd/`, or in "
-            "`/tmp/forkd-`*UID* if that is not set; whoever has `RUNTIME_DIRECTORY` set, in that folder."
+            "The folder of root's control sockets and pid files, where the settings name none; each is named after its "
+            "settings file, or its service where there is no file. Others have theirs in `$XDG_RUNTIME_DIR/forkd/`, or "
+            "in `/tmp/forkd-`*UID* if that is not set; whoever has `RUNTIME_DIRECTORY` set, in that folder."
         ),
     ),
 )

@@ -191,7 +191,11 @@ class Log(Struct, frozen=True, kw_only=True):
     ] = "info"
     format: Annotated[Literal["text", "json"], Meta(description="how a line looks")] = "text"
     file: Annotated[
-        str, Meta(title='a path, or "-"', description='`"-"` is standard error; a path is reopened on USR1')
+        str,
+        Meta(
+            title='a path, or "-"',
+            description='`"-"` is standard error, which a daemon (`forkd start`) has not; a path is reopened on USR1',
+        ),
     ] = "-"
 
 
@@ -205,7 +209,13 @@ class Master(Struct, frozen=True, kw_only=True):
         None
     )
     control: Annotated[_Path | None, Meta(description="the control socket, for status, reload and the like")] = None
-    pidfile: Annotated[_Path | None, Meta(description="holds the master's process number while it runs")] = None
+    pidfile: Annotated[
+        _Path | None,
+        Meta(
+            description="holds the master's process number while it runs, and is locked by it",
+            extra={"default": "none; with `forkd start`: beside the control socket"},
+        ),
+    ] = None
     stop_timeout: Annotated[_Limit, Meta(description="seconds a stop may take before workers are killed")] = 30.0
     log: Annotated[Log, Meta(title="a table", extra={"default": "see below"})] = Log()
 

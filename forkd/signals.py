@@ -112,6 +112,16 @@ def ignore(signals: Iterable[signal.Signals]) -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
+def heed_all() -> None:
+    """Gives up ignoring what our parent had us ignore, as nohup(1) does, or a shell in a job in the background.
+
+    A program inherits that (signal(7)), and hands it on to all that it starts. What Python itself ignores stays so.
+    """
+    for each in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(each) is signal.SIG_IGN:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def forget_inbox() -> None:
     """In a child, right after the fork: its signals must not land in the parent's pipe."""
     signal.set_wakeup_fd(-1)

@@ -34,7 +34,12 @@ REFUSED = {
     "loadturns": {"os", "select", "socket", "time"},
 }
 # A heavy room that a command of its own needs, and the others do without.
-LATE = {"cli": {"master", "table"}, "loadcommand": {"load", "loadplan"}, "worker": {"tasks"}}
+LATE = {
+    "cli": {"master", "table"},
+    "loadcommand": {"load", "loadplan"},
+    "startcommands": {"detach", "master"},
+    "worker": {"tasks"},
+}
 
 
 def read_map(text: str) -> dict[str, set[str]]:

@@ -19,7 +19,20 @@ from tests.conftest import Forkd
 from tests.server import FORKD, HANDLERS, LIMIT, ROOT, Server, connect, exchange, program, running, title, until
 
 VERSION = forkd.__version__
-COMMANDS = ("run", "reload", "upgrade", "status", "stacks", "scale", "check", "call", "load")
+COMMANDS = (
+    "run",
+    "start",
+    "stop",
+    "restart",
+    "reload",
+    "upgrade",
+    "status",
+    "stacks",
+    "scale",
+    "check",
+    "call",
+    "load",
+)
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +105,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "words"),
     [
         ("run", ["[TARGET]", "--listen", "--workers", "--worker", "--name", "--set", "/etc/forkd.toml", "module:"]),
+        ("start", ["[TARGET]", "--listen", "--workers", "--worker", "--name", "--set"]),
+        ("stop", ["--config", "--control", "--quick", "--timeout", "/etc/forkd.toml"]),
+        ("restart", ["[TARGET]", "--listen", "--workers", "--worker", "--name", "--set", "--quick"]),
         ("reload", ["--config", "--control", "/etc/forkd.toml"]),
         ("status", ["--config", "--control", "--json"]),
         ("stacks", ["--config", "--control", "[SERVICE]"]),

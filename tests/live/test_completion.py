@@ -78,7 +78,7 @@ def test_the_shell_completes_with_the_file(shell: str, tmp_path: Path) -> None:
         check=False,
     )
     words = [line.partition("\t")[0] for line in result.stdout.splitlines()]  # fish tells what each does
-    assert (words, result.stderr) == (["stacks", "status"], "")
+    assert (words, result.stderr) == (["stacks", "start", "status"], "")
 
 
 def test_services_of_the_running_forkd_are_offered(forkd: Forkd, tmp_path: Path) -> None:

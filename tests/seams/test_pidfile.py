@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from forkd import rundir
 from forkd.errors import ForkdError, RunsAlreadyError
 from forkd.leaving import Leaving
 from forkd.pidfile import Pidfile, claim, holder
@@ -273,6 +274,11 @@ def test_it_is_not_made_again_in_place_of_anothers(path: Path) -> None:
         mine.remake()
     mine.remove()
     assert path.read_text() == "4711\n"
+
+
+def test_it_stands_beside_the_control_socket_where_none_is_named() -> None:
+    assert rundir.pidfile_beside(Path("/run/forkd/shop-1a2b.sock")) == Path("/run/forkd/shop-1a2b.pid")
+    assert rundir.pidfile_beside(Path("/run/forkd.pid")) == Path("/run/forkd.pid.pid")
 
 
 def test_a_process_that_cannot_be_seen_is_told_of_all_the_same() -> None:

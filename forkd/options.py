@@ -1,0 +1,98 @@
+"""Options that several commands have, and what they come to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from forkd import completion, log
+from forkd.config import Source
+from forkd.errors import Exit
+from forkd.settings import MAX_SECONDS
+
+DEFAULT_FILE: Final = "/etc/forkd.toml"
+CORES: Final = len(os.sched_getaffinity(0))
+
+# A path so that shells complete it; whether it may be read is told by an attempt, with its own exit status.
+FILE: Final = click.Path(readable=False)
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "file",
+    type=FILE,
+    default=DEFAULT_FILE,
+    show_default=True,
+    metavar="FILE",
+    help="The settings' file.",
+)
+
+
+def control_option(command: Any) -> Any:
+    """Options by which a command finds a running forkd."""
+    path = click.Path(path_type=Path, readable=False)
+    command = click.option("--control", type=path, metavar="PATH", help="The control socket, instead of a file's.")(
+        command
+    )
+    return config_option(command)
+
+
+def target_options(command: Any) -> Any:
+    """What is to be served, for a command that serves it; `source` makes one value of it."""
+    for each in (
+        click.option(
+            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of a service; may be given again."
+        ),
+        click.option("--name", metavar="NAME", help="What to call the service."),
+        click.option(
+            "--worker",
+            metavar="KIND",
+            shell_complete=completion.one_of("sync", "event"),
+            help="The kind of worker: sync or event.",
+        ),
+        click.option("--workers", type=int, metavar="N", help="How many workers."),
+        click.option("--listen", multiple=True, metavar="ADDRESS", help="Where to listen; may be given again."),
+        click.argument("target", required=False, type=FILE),
+    ):
+        command = each(command)
+    return command
+
+
+def source(
+    target: str | None,
+    listen: tuple[str, ...],
+    workers: int | None,
+    worker: str | None,
+    name: str | None,
+    sets: tuple[str, ...],
+) -> Source:
+    """Where the settings come from that `target_options` name."""
+    if target is not None and _is_application(target):
+        return Source(CORES, None, target, name, listen, workers, worker, sets, str(Path.cwd()))
+    if listen or sets or any(each is not None for each in (workers, worker, name)):
+        raise click.UsageError("options go with an application (module:name); a file says all itself")
+    return Source(CORES, target or DEFAULT_FILE)
+
+
+def seconds(context: click.Context, parameter: click.Parameter, seconds: float | None) -> float | None:
+    """Lets through what a setting may be, and no nan, to which a clock has no answer."""
+    if seconds is not None and not 0 < seconds <= MAX_SECONDS:
+        raise click.BadParameter(f"{seconds:g} is no number of seconds above 0 and up to {MAX_SECONDS}")
+    return seconds
+
+
+def complain(message: str, status: int) -> None:
+    """Says on standard error why a command failed."""
+    click.echo(log.marked("error", last_word(message, status)), err=True)
+
+
+def last_word(message: str, status: int) -> str:
+    """What stands last on standard error; mistakes in the settings begin with their place, not with our name."""
+    return message if status == Exit.CONFIG else f"forkd: {message}"
+
+
+def _is_application(target: str) -> bool:
+    return ":" in target and "/" not in target and not target.endswith(".toml")
