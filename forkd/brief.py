@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from forkd.address import Address
 from forkd.leaving import Leaving
 from forkd.limits import Limits
-from forkd.process import Identity
+from forkd.privileges import Identity
 from forkd.retirement import Retirement
 
 MESSAGE_BYTES: Final = 65536

@@ -134,6 +134,11 @@ class Changeover:
         for name, address in self.site.addresses():
             if (name, address) not in before:
                 log.tell(f"serving {name} on {address}")
+        if (names := self.site.root_services()) and not old.root_services():
+            as_root = (
+                "as root, but with no more capabilities than the master has kept: a restart gives it all of root's"
+            )
+            log.say("warning", f"reload: {', '.join(names)} runs {as_root}")
         generations = {name: pool.serving.number for name, pool in self._lifecycle.pools.items() if pool.serving}
         result = {"version": forkd.__version__, "generations": generations}
         self._roster.retire(generations)

@@ -10,16 +10,17 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
 import forkd
-from forkd import brief, hygiene, log, process
+from forkd import brief, hygiene, log, privileges, process, reach
 from forkd.brief import Brief
-from forkd.errors import ConfigError, Problem
+from forkd.errors import ConfigError, ForkdError, Problem
+from forkd.privileges import Identity
 from forkd.retirement import Retirement
 from forkd.scoreboard import Board
 from forkd.settings import Settings
@@ -27,6 +28,7 @@ from forkd.site import limits, runs_as
 
 _SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
 
+_ANSWER_BYTES: Final = 4096  # what a pipe takes at once (pipe(7), PIPE_BUF)
 _END_SECONDS: Final = 1.0  # how long a process may take to end after its import
 
 
@@ -35,8 +37,9 @@ def trial(settings: Settings) -> list[str]:
 
     Raises ConfigError with what keeps these settings from being served: applications that do not import, unknown users.
     """
-    trials = [_Trial(settings, name) for name in settings.services]
-    refuse([problem for each in trials for problem in each.verdict()])
+    barred = out_of_reach(settings)
+    trials = [_Trial(settings, name) for name in settings.services if name not in barred]
+    refuse([*barred.values(), *(problem for each in trials for problem in each.verdict())])
     return [
         str(settings.problem(f"service.{each.name}.app", f"after the import {what}; {hygiene.REMEDY}"))
         for each in trials
@@ -66,11 +69,56 @@ def warnings(settings: Settings) -> Iterator[str]:
     if os.geteuid() == 0:
         for name in root_services(settings):
             yield f"{settings.file}: service {name} would run as root: set master.user"
+    yield from others_users(settings)
+
+
+def others_users(settings: Settings) -> Iterator[str]:
+    """A sentence for each service that cannot run as whom the settings name, for only root can become somebody else."""
+    for name, service in settings.services.items():
+        who = privileges.identity(*settings.runs_as(service))
+        if os.geteuid() != 0 and who is not None and (who.uid, who.gid) != (os.geteuid(), os.getegid()):
+            ours = privileges.user_name(os.geteuid())
+            yield f"service {name} runs as {ours}, for only root could run it as somebody else"
 
 
 def root_services(settings: Settings) -> list[str]:
     """The services for which no user is set, so that a master that is root would run them as root."""
     return [name for name, service in settings.services.items() if settings.runs_as(service)[0] is None]
+
+
+def out_of_reach(settings: Settings) -> dict[str, Problem]:
+    """By service, what keeps its user from reading Python, forkd or the application, or from being there at all."""
+    found = {}
+    for name, service in settings.services.items():
+        try:
+            who = runs_as(settings, name)
+        except ConfigError as error:
+            found[name] = error.problems[0]
+            continue
+        if who is not None and who.uid != 0 and (why := _tried(who, reach.needs(service.app, str(service.path)))):
+            found[name] = settings.problem(f"service.{name}.user" if service.user else "master.user", why)
+    return found
+
+
+def _tried(who: Identity, needed: list[reach.Need]) -> str:
+    """The obstacle for `who`, as a child that has become them finds it."""
+    answer, told = os.pipe2(os.O_CLOEXEC)
+    with process.signals_blocked():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                privileges.become(who)
+                why = reach.obstacle(needed)
+            except BaseException as error:
+                why = str(error) if isinstance(error, ForkdError) else repr(error)
+            with suppress(OSError):
+                os.write(told, why.encode(errors="backslashreplace")[:_ANSWER_BYTES])
+            os._exit(0)
+    os.close(told)
+    with os.fdopen(answer, "rb") as stream:
+        why = stream.read().decode(errors="replace")
+    os.waitpid(pid, 0)
+    return why
 
 
 class _Trial:
@@ -82,12 +130,6 @@ class _Trial:
         self.left_behind: list[str] = []
         self._service = settings.services[name]
         self._deadline = monotonic() + self._service.boot_timeout
-        self._found: tuple[Problem, ...] = ()
-        try:
-            identity = runs_as(settings, name)
-        except ConfigError as error:
-            self._found = error.problems
-            return
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         board = Board.create(name)
         told = Brief(
@@ -103,7 +145,7 @@ class _Trial:
             log=log.standard_error(),
             log_level="error",
             log_format="text",
-            identity=identity if os.geteuid() == 0 else None,
+            identity=runs_as(settings, name),
             exclusive=False,
             worker=self._service.worker,
             threads=self._service.threads,
@@ -121,8 +163,6 @@ class _Trial:
 
     def verdict(self) -> list[Problem]:
         """Waits for the end of the import; gives what is wrong with it."""
-        if self._found:
-            return list(self._found)
         try:
             failure = self._answer()
         finally:
@@ -155,7 +195,7 @@ class _Trial:
         os.waitpid(self._pid, 0)
 
 
-def refuse(found: list[Problem]) -> None:
-    """Raises ConfigError with the problems, if there are any."""
-    if found:
-        raise ConfigError(found)
+def refuse(found: Iterable[Problem]) -> None:
+    """Raises ConfigError with the problems, each once, if there are any."""
+    if once := list(dict.fromkeys(found)):
+        raise ConfigError(once)

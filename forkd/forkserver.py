@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any, Final, NoReturn
 
 import forkd
-from forkd import brief, hygiene, log, printed, process, signals, worker
+from forkd import brief, hygiene, log, printed, privileges, process, reach, signals, worker
 from forkd.brief import Brief
 from forkd.errors import BootError, Exit, ForkdError, ListenError
 from forkd.handler import Service, load
@@ -86,8 +86,11 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
     """The service, loaded as whom it is to run, and what its import left behind."""
     process.set_title(f"forkd: {told.service}: fork server, generation {told.generation}")
     handler = log.set_up(told.log_level, told.log_format, told.log)
-    if told.identity is not None:
-        process.become(told.identity)
+    needed = reach.needs(told.app, told.path) if told.identity is not None else []
+    for what in privileges.become(told.identity):
+        log.say("debug", what, {"service": told.service})
+    if why := reach.obstacle(needed):
+        raise BootError(why)
     if told.doors:  # else it is a trial, which a person looks at
         printed.lead_to_log(told.service, handler)
     sys.path.insert(0, told.path)

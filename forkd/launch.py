@@ -33,6 +33,7 @@ def prepare(source: Source, *, detached: bool = False) -> Launch:
     if os.getpid() == 1:  # of a container: a signal that comes before the master's inbox would be lost (kill(2))
         process.hold_signals()
     settings = source.read()
+    check.refuse(check.out_of_reach(settings).values())
     control = rundir.control_path(settings)
     rundir.make_folder(control)
     _look_for_root(settings, detached=detached)
@@ -44,6 +45,8 @@ def prepare(source: Source, *, detached: bool = False) -> Launch:
 
 def _look_for_root(settings: Settings, *, detached: bool) -> None:
     """Who starts a server as root should know, or have written down, that applications run as root."""
+    for line in check.others_users(settings):
+        log.tell(f"forkd: {line}")
     if os.geteuid() != 0:
         return
     names = ", ".join(check.root_services(settings))

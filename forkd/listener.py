@@ -19,7 +19,7 @@ from forkd.address import WILDCARD, Address, from_sockaddr
 from forkd.errors import ForkdError, ListenError
 from forkd.leaving import Leaving
 from forkd.limits import Limits, timeval
-from forkd.process import identity
+from forkd.privileges import identity
 from forkd.settings import Listen
 from forkd.systemd import Passed
 from forkd.unixsocket import bind_unix

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, Final
 
 import forkd
-from forkd import control, log, process, signals, status, systemd, upgrade
+from forkd import control, log, privileges, process, signals, status, systemd, upgrade
 from forkd.attention import Attention
 from forkd.changeover import Changeover, Looker, told_of_upgrade
 from forkd.config import Source
@@ -161,6 +161,7 @@ class Master:
         """Begins to serve. The premises come before the fork servers, which remove them should the master die."""
         process.hold_signals()  # until there is an inbox; and whoever started us may have had them held, too
         self.premises.open(self.settings, control_path, pidfile, self.wait, self.obey_control)
+        self.shed()
         self.listen_to_signals()
         process.unblock_signals()
         self.site.hand_down()
@@ -169,6 +170,7 @@ class Master:
     def take_over(self, estate: Estate) -> None:
         """Goes on with what another program has left; its callers hear how the reload ends that follows."""
         callers = self.premises.resume(estate.premises, self.settings, self.wait, self.obey_control)
+        self.shed()
         log.say("info", f"upgrade: forkd {forkd.__version__} has taken over from {estate.version}")
         self.listen_to_signals()
         process.unblock_signals()
@@ -176,6 +178,11 @@ class Master:
         self.registry.want(self.site.mappings())
         self.obey_signals(estate.signals)
         self.changeover.reload([told_of_upgrade(caller) for caller in callers])
+
+    def shed(self) -> None:
+        """Keeps the privileges that a master needs; root's others are left to applications only that run as root."""
+        for what in privileges.shed(for_all=not self.site.root_services()):
+            log.say("debug", what)
 
     def listen_to_signals(self) -> None:
         self.inbox = Inbox([*signals.COMMANDS, signal.SIGCHLD])
@@ -332,6 +339,7 @@ class Master:
                 self.begin_stop()
             case Committed():
                 self.changeover.commit()
+                self.shed()
                 self.registry.want(self.site.mappings())
             case Abandoned(reason):
                 self.changeover.abandon(reason)

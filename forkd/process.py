@@ -1,4 +1,4 @@
-"""Processes as the kernel has them: start, title, privileges, and what an exit status means.
+"""Processes as the kernel has them: start, title, and what an exit status means.
 
 It must not know why a process is started or ended; slots, sockets and settings are other rooms'.
 Signals are blocked whenever a process is born, for until the child has an inbox of its own a
@@ -8,18 +8,14 @@ signal to it would be handled as the parent's (and land in the parent's wake-up 
 from __future__ import annotations
 
 import ctypes
-import grp
 import os
-import pwd
 import signal
 import sys
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 from setproctitle import setproctitle
-
-from forkd.errors import ForkdError
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 
@@ -29,14 +25,6 @@ _BOOT: Final = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.append(root); "
     "from forkd.{module} import {call}; sys.exit({call}({fd}))"
 )
-
-
-class Identity(NamedTuple):
-    """Whom a process runs as."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
 
 
 def set_title(title: str) -> None:
@@ -120,31 +108,6 @@ def become_subreaper() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def identity(user: str | None, group: str | None) -> Identity | None:
-    """Whom `user` and `group` (names or numbers) mean; None when neither is set."""
-    if user is None and group is None:
-        return None
-    entry = None if user is None else _user(user)
-    default = entry.pw_gid if entry is not None else os.getgid()
-    gid = default if group is None else _group(group).gr_gid
-    uid = entry.pw_uid if entry is not None else os.getuid()
-    groups = tuple(os.getgrouplist(entry.pw_name, gid)) if entry is not None else (gid,)
-    return Identity(uid, gid, groups)
-
-
-def become(who: Identity) -> None:
-    """Drops to `who` for good, and makes sure that there is no way back (CERT POS36-C, setresuid(2))."""
-    os.setgroups(who.groups)
-    os.setresgid(who.gid, who.gid, who.gid)
-    os.setresuid(who.uid, who.uid, who.uid)
-    if who.uid != 0:
-        try:
-            os.setuid(0)
-        except PermissionError:
-            return
-        raise ForkdError(f"privileges could be regained after the drop to uid {who.uid}")
-
-
 def exit_code(status: int | None) -> int | None:
     """The exit status in a wait status, negative for a signal; None for none, or for a number that cannot be one."""
     try:
@@ -207,17 +170,3 @@ def resident(pid: int) -> int:
 def own_memory() -> int:
     """Bytes of memory that this process has resident."""
     return resident(os.getpid())
-
-
-def _user(user: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-    except KeyError:
-        raise ForkdError(f"there is no user {user!r} on this machine (getent passwd {user})") from None
-
-
-def _group(group: str) -> grp.struct_group:
-    try:
-        return grp.getgrgid(int(group)) if group.isdigit() else grp.getgrnam(group)
-    except KeyError:
-        raise ForkdError(f"there is no group {group!r} on this machine (getent group {group})") from None

@@ -6,6 +6,7 @@ the two is cleared of what the other does not have.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -19,7 +20,7 @@ from forkd.leaving import Leaving
 from forkd.limits import Limits
 from forkd.listener import Listener, open_listeners
 from forkd.portmap import Mapping
-from forkd.process import Identity, identity
+from forkd.privileges import Identity, identity
 from forkd.retirement import Retirement
 from forkd.settings import Listen, Service, Settings
 from forkd.systemd import Passed
@@ -61,6 +62,10 @@ class Site(Struct):
             if (told := service.rpcbind) is not None:
                 found[name] = Mapping(told.program, told.version, _ipv4_port(self.listeners[name]))
         return found
+
+    def root_services(self) -> list[str]:
+        """The services whose applications run as root."""
+        return [name for name, who in self.identities.items() if (os.geteuid() if who is None else who.uid) == 0]
 
     def leavings(self) -> list[Leaving]:
         """The socket files of all listeners."""
@@ -196,10 +201,14 @@ def _overlap(bound: Address, wanted: Address) -> bool:
 
 
 def runs_as(settings: Settings, name: str) -> Identity | None:
-    """Whom a service runs as, None for the master's own user; ConfigError where the machine does not know them."""
+    """Whom a service runs as, None for the master's own user, which is the only one where that is not root.
+
+    Raises ConfigError where the machine does not know them.
+    """
     service = settings.services[name]
     try:
-        return identity(*settings.runs_as(service))
+        who = identity(*settings.runs_as(service))
+        return who if os.geteuid() == 0 else None
     except ForkdError as error:
         owner = f"service.{name}" if service.user or service.group else "master"
         raise settings.error(f"{owner}.user", str(error)) from None

@@ -86,6 +86,12 @@ def title(pid: int) -> str:
         return ""
 
 
+def powers(pid: int) -> dict[str, int]:
+    """The capabilities of a process, a bit each, and whether it can get new ones (proc(5), status)."""
+    lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    return {name: int(lines[name], 16) for name in (*(each for each in lines if each.startswith("Cap")), "NoNewPrivs")}
+
+
 class Server:
     """One `forkd run`, its log line by line, and the processes it has had.
 

@@ -1,10 +1,8 @@
-"""Processes as the kernel has them: what a started one inherits, what a status means, who one becomes."""
+"""Processes as the kernel has them: what a started one inherits, and what a status means."""
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import signal
 import socket
 import traceback
@@ -15,11 +13,6 @@ import pytest
 
 from forkd import process
 from forkd.brief import receive
-from forkd.errors import ForkdError
-from forkd.process import Identity
-
-NOBODY = pwd.getpwnam("nobody")
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -163,73 +156,7 @@ def test_resident_memory() -> None:
     assert process.resident(2**22 + 1) == 0
 
 
-# Who a process runs as.
-
-
-def test_nobody_is_asked_for() -> None:
-    assert process.identity(None, None) is None
-
-
-def test_a_user_brings_its_own_groups() -> None:
-    assert process.identity("nobody", None) == Identity(
-        NOBODY.pw_uid, NOBODY.pw_gid, tuple(os.getgrouplist("nobody", NOBODY.pw_gid))
-    )
-
-
-def test_a_group_of_ones_choice() -> None:
-    daemon = grp.getgrnam("daemon").gr_gid
-    found = process.identity("nobody", "daemon")
-    assert found is not None
-    assert (found.uid, found.gid) == (NOBODY.pw_uid, daemon)
-    assert daemon in found.groups
-    assert process.identity(None, "daemon") == Identity(os.getuid(), daemon, (daemon,))
-
-
-def test_numbers_are_as_good_as_names() -> None:
-    assert process.identity(str(NOBODY.pw_uid), str(NOBODY.pw_gid)) == process.identity("nobody", None)
-
-
-@pytest.mark.parametrize(("user", "group", "what"), [("nemo", None, "user 'nemo'"), (None, "nemo", "group 'nemo'")])
-def test_an_unknown_name_is_told(user: str | None, group: str | None, what: str) -> None:
-    with pytest.raises(ForkdError, match=f"there is no {what} on this machine"):
-        process.identity(user, group)
-
-
-@root_only
-def test_privileges_are_dropped_for_good() -> None:
-    who = process.identity("nobody", "daemon")
-    assert who is not None
-
-    def child() -> None:
-        process.become(who)
-        assert os.getresuid() == (who.uid,) * 3
-        assert os.getresgid() == (who.gid,) * 3
-        assert set(os.getgroups()) == set(who.groups)
-        for regain in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0]), lambda: os.seteuid(0)):
-            with pytest.raises(PermissionError):
-                regain()
-
-    assert in_child(child) == 0
-
-
-@root_only
-def test_root_may_stay_root_with_fewer_groups() -> None:
-    def child() -> None:
-        process.become(Identity(0, 0, (0,)))
-        assert os.getresuid() == (0, 0, 0)
-        assert os.getgroups() == [0]
-
-    assert in_child(child) == 0
-
-
-@root_only
-def test_whoever_is_not_root_cannot_become_anybody() -> None:
-    def child() -> None:
-        process.become(Identity(NOBODY.pw_uid, NOBODY.pw_gid, ()))
-        with pytest.raises(PermissionError):
-            process.become(Identity(1, 1, ()))
-
-    assert in_child(child) == 0
+# Whose child it is.
 
 
 def test_a_pidfd_is_known_for_whose_child_it_is_of() -> None:

@@ -1,0 +1,211 @@
+"""Whom a process runs as and what the kernel lets it do: the master keeps little, an application nothing.
+
+A master that is root keeps the capabilities that its own work takes (capabilities(7)) and lets go of the
+rest at its start, also for every program that it starts. A fork server becomes its service's user before the
+first line of the application and gives up whatever could bring more back. Where the kernel or a container
+has less to give up, what is left is given up. Who is to run as whom, `site` knows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import grp
+import os
+import pwd
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from forkd.errors import ForkdError
+
+KEPT: Final = {
+    "chown": 0,  # to give a unix socket to the owner that the settings name
+    "dac_override": 1,  # sockets, log and pid file in folders of the services' users; interpreters in users' folders
+    "fowner": 3,  # to remove and replace such a socket in a sticky folder (unlink(2)), after it was given away
+    "kill": 5,  # to end the workers of other users
+    "setgid": 6,  # for fork servers, to become their services' users
+    "setuid": 7,
+    "setpcap": 8,  # for fork servers, to empty their bounding sets; it gives nothing that those do not hold
+    "net_bind_service": 10,  # ports below 1024, at a reload too
+}
+"""What a master keeps, with what for.
+
+Not kept, and not missed: CAP_SYS_RESOURCE (no limit is raised, and root has no limit of processes), CAP_SYS_PTRACE
+(statm(5) of other users' processes is for all to read), CAP_NET_ADMIN (the tap needs none).
+"""
+
+_PR_CAPBSET_READ: Final = 23  # prctl(2)
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_CAPABILITY_VERSION_3: Final = 0x20080522  # capget(2)
+
+_LANDLOCK_CREATE_RULESET: Final = 444  # the same on every architecture that Python runs on but alpha
+_LANDLOCK_RESTRICT_SELF: Final = 446
+_LANDLOCK_SCOPE_SIGNAL: Final = 2
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Identity(NamedTuple):
+    """Whom a process runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def identity(user: str | None, group: str | None) -> Identity | None:
+    """Whom `user` and `group` (names or numbers) mean; None when neither is set."""
+    if user is None and group is None:
+        return None
+    entry = None if user is None else _user(user)
+    default = entry.pw_gid if entry is not None else os.getgid()
+    gid = default if group is None else _group(group).gr_gid
+    uid = entry.pw_uid if entry is not None else os.getuid()
+    groups = tuple(os.getgrouplist(entry.pw_name, gid)) if entry is not None else (gid,)
+    return Identity(uid, gid, groups)
+
+
+def user_name(uid: int) -> str:
+    """What this machine calls a user."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def shed(*, for_all: bool) -> list[str]:
+    """Lets this process keep no capability but those of a master; gives what could not be done.
+
+    `for_all`: and no program that it starts can get others, root's or setuid ones included. Without that, a
+    program that is started as root has all that root has.
+    """
+    kept = sum(1 << number for number in KEPT.values())
+    failures = _bound(kept) if for_all else []
+    effective, permitted, inheritable = _capabilities()
+    _set_capabilities(effective & kept, permitted & kept, inheritable & kept)  # the ambient ones follow
+    return failures
+
+
+def become(who: Identity | None) -> list[str]:
+    """Becomes `who` for good (None: stays who it is); gives what could not be done, none of which leads back to root.
+
+    Whoever is not root then has no capability, gets none by any program that it runs (no_new_privs), and
+    can signal no process but its own descendants, itself and those with which it shares this call. Raises
+    ForkdError when privileges are left, or could be regained (CERT POS36-C, setresuid(2)).
+    """
+    powerless = (os.geteuid() if who is None else who.uid) != 0
+    failures = _bound(0) if powerless else []  # while CAP_SETPCAP is there
+    if who is not None:
+        try:
+            os.setgroups(who.groups)
+            os.setresgid(who.gid, who.gid, who.gid)
+            os.setresuid(who.uid, who.uid, who.uid)
+        except OSError as error:
+            raise ForkdError(
+                f"this process may not become uid {who.uid}, gid {who.gid}: {error.strerror}; "
+                "root without CAP_SETUID and CAP_SETGID cannot"
+            ) from None
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if powerless:
+        with suppress(OSError):  # Linux before 4.3 has none
+            _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+        _set_capabilities(0, 0, 0)
+        failures += _keep_signals_inside()
+        _check_no_way_back()
+    return failures
+
+
+def _check_no_way_back() -> None:
+    if any(_capabilities()):
+        raise ForkdError("capabilities are left after they were given up")
+    for regain in (lambda: os.setresuid(-1, 0, -1), lambda: os.setuid(0)):
+        with suppress(PermissionError):
+            regain()
+            raise ForkdError(f"privileges could be regained after the drop to uid {os.getuid()}")
+
+
+def _bound(kept: int) -> list[str]:
+    """Takes all capabilities but `kept` out of the bounding set, which a program that is run gets none beyond."""
+    try:
+        for number in range(64):
+            if _prctl(_PR_CAPBSET_READ, number) and not kept >> number & 1:
+                _prctl(_PR_CAPBSET_DROP, number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is how the kernel says that it has no more of them
+            return [f"the capability bounding set stays as it is: {error.strerror}"]
+    return []
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Words(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+def _capabilities() -> tuple[int, int, int]:
+    """This process's effective, permitted and inheritable sets, a bit a capability (capget(2))."""
+    words = (_Words * 2)()
+    _succeed(_LIBC.capget(ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), words))
+    low, high = words
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def _set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
+    mask = 0xFFFFFFFF
+    words = (_Words * 2)(
+        _Words(effective & mask, permitted & mask, inheritable & mask),
+        _Words(effective >> 32, permitted >> 32, inheritable >> 32),
+    )
+    _succeed(_LIBC.capset(ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), words))
+
+
+def _keep_signals_inside() -> list[str]:
+    """No signal of ours, or of our descendants, reaches any other process from now on: not a master of our own user.
+
+    Linux 6.12 and later (landlock(7), LANDLOCK_SCOPE_SIGNAL). It keeps ptrace(2) inside too.
+    """
+    attributes = (ctypes.c_uint64 * 3)(0, 0, _LANDLOCK_SCOPE_SIGNAL)  # no rule for files or ports
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    try:
+        rules = _succeed(_LIBC.syscall(_LANDLOCK_CREATE_RULESET, attributes, size, 0))
+        try:
+            _succeed(_LIBC.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0))
+        finally:
+            os.close(rules)
+    except OSError as error:
+        return [f"other processes of this user can be signalled: {error.strerror} (landlock, Linux 6.12)"]
+    return []
+
+
+def _prctl(option: int, first: int, second: int = 0) -> int:
+    return _succeed(_LIBC.prctl(option, *(ctypes.c_ulong(each) for each in (first, second, 0, 0))))
+
+
+def _succeed(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _user(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+    except KeyError:
+        raise ForkdError(f"there is no user {user!r} on this machine (getent passwd {user})") from None
+
+
+def _group(group: str) -> grp.struct_group:
+    try:
+        return grp.getgrgid(int(group)) if group.isdigit() else grp.getgrnam(group)
+    except KeyError:
+        raise ForkdError(f"there is no group {group!r} on this machine (getent group {group})") from None
