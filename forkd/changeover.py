@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from msgspec import Struct
 
 import forkd
-from forkd import config, log, systemd
+from forkd import config, log, systemd, trust
 from forkd.config import Source
 from forkd.control import Reply, failure, success
 from forkd.errors import Exit, ForkdError
@@ -109,6 +109,7 @@ class Changeover:
         log_fd = None
         try:
             settings = self.source.read()
+            trust.examine(self.source, settings, lambda line: log.say("warning", line))
             if settings.master.log.file != self.site.settings.master.log.file:
                 log_fd = log.open_file(settings.master.log.file)
             self.coming = Coming(open_site(settings, self.passed, self.site), callers, log_fd)

@@ -28,6 +28,7 @@ from forkd import (
     options,
     rundir,
     startcommands,
+    trust,
 )
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.options import CORES, FILE, complain, config_option, control_option, seconds
@@ -147,9 +148,12 @@ def scale(file: str, control: Path | None, service: str, size: int) -> None:
 @cli.command("check")
 @click.argument("target", required=False, type=FILE)
 @config_option
-def check_(target: str | None, file: str) -> None:
+@options.insecure_option
+def check_(target: str | None, file: str, insecure: bool) -> None:
     """Checks a settings file and imports its applications, in processes of their own; binds nothing."""
-    settings = config.load(target or file, cores=CORES)
+    source = config.Source(CORES, target or file, insecure=insecure)
+    settings = source.read()
+    trust.examine(source, settings, lambda line: click.echo(f"warning: {line}", err=True))
     for warning in [*check.trial(settings), *check.warnings(settings)]:
         click.echo(f"warning: {warning}", err=True)
     count = len(settings.services)

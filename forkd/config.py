@@ -44,6 +44,7 @@ class Source(NamedTuple):
     """Where settings come from, to be read again at a reload: a file, or options of the command line.
 
     `file` is a path; without one `app` and the options say all, and `folder` is where they were given.
+    `insecure`: what others could change is served all the same, as root (`trust`).
     """
 
     cores: int
@@ -55,6 +56,7 @@ class Source(NamedTuple):
     worker: str | None = None
     sets: tuple[str, ...] = ()
     folder: str = "."
+    insecure: bool = False
 
     def read(self) -> Settings:
         """The settings as they are now; ConfigError names every mistake in them."""

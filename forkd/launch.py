@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from forkd import check, log, process, rundir
+from forkd import check, log, process, rundir, trust
 from forkd.config import Source
 from forkd.settings import Settings
 
@@ -33,6 +33,7 @@ def prepare(source: Source, *, detached: bool = False) -> Launch:
     if os.getpid() == 1:  # of a container: a signal that comes before the master's inbox would be lost (kill(2))
         process.hold_signals()
     settings = source.read()
+    trust.examine(source, settings, lambda line: log.tell(f"forkd: warning: {line}"))
     check.refuse(check.out_of_reach(settings).values())
     control = rundir.control_path(settings)
     rundir.make_folder(control)

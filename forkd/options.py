@@ -31,6 +31,13 @@ config_option = click.option(
 )
 
 
+insecure_option = click.option(
+    "--insecure",
+    is_flag=True,
+    help="As root, serve also what others than root and the service's user could change.",
+)
+
+
 def control_option(command: Any) -> Any:
     """Options by which a command finds a running forkd."""
     path = click.Path(path_type=Path, readable=False)
@@ -43,6 +50,7 @@ def control_option(command: Any) -> Any:
 def target_options(command: Any) -> Any:
     """What is to be served, for a command that serves it; `source` makes one value of it."""
     for each in (
+        insecure_option,
         click.option(
             "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of a service; may be given again."
         ),
@@ -68,13 +76,14 @@ def source(
     worker: str | None,
     name: str | None,
     sets: tuple[str, ...],
+    insecure: bool,
 ) -> Source:
     """Where the settings come from that `target_options` name."""
     if target is not None and _is_application(target):
-        return Source(CORES, None, target, name, listen, workers, worker, sets, str(Path.cwd()))
+        return Source(CORES, None, target, name, listen, workers, worker, sets, str(Path.cwd()), insecure)
     if listen or sets or any(each is not None for each in (workers, worker, name)):
         raise click.UsageError("options go with an application (module:name); a file says all itself")
-    return Source(CORES, target or DEFAULT_FILE)
+    return Source(CORES, target or DEFAULT_FILE, insecure=insecure)
 
 
 def seconds(context: click.Context, parameter: click.Parameter, seconds: float | None) -> float | None:
