@@ -13,6 +13,7 @@ import errno
 import grp
 import os
 import pwd
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -84,8 +85,13 @@ def shed(*, for_all: bool) -> list[str]:
     """
     kept = sum(1 << number for number in KEPT.values())
     failures = _bound(kept) if for_all else []
-    effective, permitted, inheritable = _capabilities()
-    _set_capabilities(effective & kept, permitted & kept, inheritable & kept)  # the ambient ones follow
+    before = _capabilities()
+    after = tuple(each & kept for each in before)
+    if after != before:  # a system call filter may have no such call
+        try:
+            _set_capabilities(*after)  # the ambient ones follow
+        except OSError as error:
+            failures.append(f"the capabilities stay as they are: {error.strerror}")
     return failures
 
 
@@ -112,19 +118,25 @@ def become(who: Identity | None) -> list[str]:
     if powerless:
         with suppress(OSError):  # Linux before 4.3 has none
             _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-        _set_capabilities(0, 0, 0)
+        if any(_capabilities()):
+            with suppress(OSError):  # which is noticed below
+                _set_capabilities(0, 0, 0)
         failures += _keep_signals_inside()
-        _check_no_way_back()
+        _check_no_way_back(tried=who is not None)
     return failures
 
 
-def _check_no_way_back() -> None:
+def _check_no_way_back(*, tried: bool) -> None:
+    """Raises ForkdError if there is one; to find out by trying takes system calls that a filter may punish."""
     if any(_capabilities()):
-        raise ForkdError("capabilities are left after they were given up")
-    for regain in (lambda: os.setresuid(-1, 0, -1), lambda: os.setuid(0)):
+        raise ForkdError("capabilities are left: a system call filter has to allow capset(2)")
+    back = len({*os.getresuid()}) > 1 or len({*os.getresgid()}) > 1
+    for regain in (lambda: os.setresuid(-1, 0, -1), lambda: os.setuid(0)) if tried else ():
         with suppress(PermissionError):
             regain()
-            raise ForkdError(f"privileges could be regained after the drop to uid {os.getuid()}")
+            back = True
+    if back:
+        raise ForkdError(f"privileges could be regained after the drop to uid {os.getuid()}")
 
 
 def _bound(kept: int) -> list[str]:
@@ -173,17 +185,43 @@ def _keep_signals_inside() -> list[str]:
 
     Linux 6.12 and later (landlock(7), LANDLOCK_SCOPE_SIGNAL). It keeps ptrace(2) inside too.
     """
+    refused = "other processes of this user can be signalled (landlock, Linux 6.12)"
+    if _is_filtered() and not _survives(_enter_signal_scope):
+        return [f"{refused}: a system call filter would end this process for it"]
+    try:
+        _enter_signal_scope()
+    except OSError as error:
+        return [f"{refused}: {error.strerror}"]
+    return []
+
+
+def _enter_signal_scope() -> None:
     attributes = (ctypes.c_uint64 * 3)(0, 0, _LANDLOCK_SCOPE_SIGNAL)  # no rule for files or ports
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    rules = _succeed(_LIBC.syscall(_LANDLOCK_CREATE_RULESET, attributes, size, 0))
     try:
-        rules = _succeed(_LIBC.syscall(_LANDLOCK_CREATE_RULESET, attributes, size, 0))
-        try:
-            _succeed(_LIBC.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0))
-        finally:
-            os.close(rules)
-    except OSError as error:
-        return [f"other processes of this user can be signalled: {error.strerror} (landlock, Linux 6.12)"]
-    return []
+        _succeed(_LIBC.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0))
+    finally:
+        os.close(rules)
+
+
+def _is_filtered() -> bool:
+    """Whether this process has a system call filter (seccomp(2)), which may be one that kills."""
+    try:
+        with open("/proc/self/status", "rb") as status:  # noqa: PTH123
+            return any(line.split()[1:] == [b"2"] for line in status if line.startswith(b"Seccomp:"))
+    except OSError:
+        return True
+
+
+def _survives(act: Callable[[], None]) -> bool:
+    """Whether a child of ours lives on that does the same."""
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            act()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _prctl(option: int, first: int, second: int = 0) -> int:

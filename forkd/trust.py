@@ -13,7 +13,6 @@ import pwd
 import stat
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ def examine(source: Source, settings: Settings, warn: Callable[[str], None]) -> 
     """Refuses, as root, what others could change; a warning is enough where `source` says so. Raises ConfigError."""
     found = list(_problems(source, settings)) if os.geteuid() == 0 else []
     if found and not source.insecure:
-        raise ConfigError([replace(each, what=f"{each.what} (or go on with --insecure)") for each in found])
+        raise ConfigError([each._replace(what=f"{each.what} (or go on with --insecure)") for each in found])
     for each in found:
         warn(str(each))
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -29,6 +30,10 @@ NOBODY = pwd.getpwnam("nobody")
 # The env makes a second exec: the first still has what a drop of privileges takes away.
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups", "env"]
 POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+
+# A checkout of somebody else's, which root tests: forkd trusts what the caller of sudo has written.
+if os.geteuid() == 0 and ROOT.stat().st_uid != 0:
+    os.environ.setdefault("SUDO_UID", str(ROOT.stat().st_uid))
 
 _SERVING = re.compile(r"serving (?P<service>\S+) on (?P<address>\S+)")
 
@@ -276,6 +281,32 @@ def program(
         timeout=LIMIT,
         check=False,
     )
+
+
+@contextmanager
+def open_python() -> Iterator[str | None]:
+    """A Python by which every user can run forkd: this one, or the machine's own of the same version, or None.
+
+    The latter in a virtual environment for the length of a block, with the packages of this one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        made = Path(folder) / "bin" / "python"
+        for python in (Path(sys.executable), made):
+            if python is made:
+                version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+                command = [f"/usr/bin/{version}", "-m", "venv", "--without-pip", folder]
+                with suppress(OSError):
+                    subprocess.run(command, capture_output=True, check=False, timeout=LIMIT)
+                for packages in Path(folder).glob("lib/python3*/site-packages"):
+                    (packages / "ours.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+            with suppress(OSError):
+                env = os.environ | {"PYTHONPATH": str(ROOT)}
+                command = [*AS_NOBODY, str(python), "-m", "forkd", "--version"]
+                if subprocess.run(command, cwd="/", env=env, capture_output=True, check=False).returncode == 0:
+                    yield str(python)
+                    return
+        yield None
 
 
 @functools.cache

@@ -6,7 +6,9 @@ import ctypes
 import grp
 import os
 import pwd
+import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -129,6 +131,12 @@ def test_a_master_keeps_what_it_needs_and_so_does_all_that_it_starts() -> None:
     assert in_child(child) == 0
 
 
+def test_the_page_tells_what_is_kept() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    table = page.partition("| capability | for |")[2].partition("\n\n")[0]
+    assert {name.lower() for name in re.findall(r"CAP_(\w+)", table)} == KEPT.keys()
+
+
 @root_only
 def test_an_application_that_is_to_run_as_root_has_all_of_roots_powers() -> None:
     def child() -> None:
@@ -249,3 +257,31 @@ def test_signals_stay_inside(folder: Path) -> None:
 
     folder.chmod(0o777)
     assert in_child(child) == 0
+
+
+@pytest.mark.parametrize(("action", "why"), [(0x80000000, "would end this process"), (0x50001, "not permitted")])
+def test_a_system_call_filter_that_does_not_know_of_landlock(action: int, why: str) -> None:
+    """It may kill whoever asks for that (seccomp(2)), or refuse it; both is survived, and told."""
+    if os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("system calls have other numbers here")
+
+    def child() -> None:
+        if os.geteuid() == 0:
+            os.setresuid(*(NOBODY.pw_uid,) * 3)
+        privileges._prctl(38, 1)
+        # Load the call's number; if it is landlock_create_ruleset do what is asked, else allow it.
+        program = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (6, 0, 0, action), (6, 0, 0, 0x7FFF0000)]
+        code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
+        filter_ = struct.pack("@HP", len(program), ctypes.addressof(code))
+        assert ctypes.CDLL(None).prctl(22, 2, filter_, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+        told = [each for each in become(None) if "landlock" in each]
+        assert len(told) == 1
+        assert why in told[0]
+        os.kill(os.getppid(), 0)
+
+    def outside() -> None:
+        if os.geteuid() == 0:
+            os.setresuid(*(NOBODY.pw_uid,) * 3)
+        assert in_child(child) == 0
+
+    assert in_child(outside) == 0
