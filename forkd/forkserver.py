@@ -86,7 +86,10 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
     """The service, loaded as whom it is to run, and what its import left behind."""
     process.set_title(f"forkd: {told.service}: fork server, generation {told.generation}")
     handler = log.set_up(told.log_level, told.log_format, told.log)
-    needed = reach.needs(told.app, told.path) if told.identity is not None else []
+    needed = []
+    if told.identity is not None:
+        needed = reach.needs(told.app, told.path)
+        os.environ.update(privileges.environment(told.identity))
     for what in privileges.become(told.identity):
         log.say("debug", what, {"service": told.service})
     if why := reach.obstacle(needed):

@@ -77,6 +77,14 @@ def user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
+def environment(who: Identity) -> dict[str, str]:
+    """What `who` has in the environment after a login (environ(7)): who looks into HOME shall not meet root's."""
+    with suppress(KeyError):
+        entry = pwd.getpwuid(who.uid)
+        return {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
+    return {}
+
+
 def shed(*, for_all: bool) -> list[str]:
     """Lets this process keep no capability but those of a master; gives what could not be done.
 

@@ -238,6 +238,16 @@ def test_each_service_is_its_own_users(python: str, folder: Path) -> None:
         assert server.stop() == 0
 
 
+def test_the_environment_is_the_users(python: str, folder: Path) -> None:
+    handler = "def value(request):\n    return os.environ[request.decode()].encode()\n"
+    (folder / "application.py").write_text(f"import os, forkd\n\n@forkd.service(forkd.Lines())\n{handler}")
+    path = write(folder)
+    path.write_text(path.read_text() + '[service.a]\napp = "application:value"\nlisten = "127.0.0.1:0"\nworkers = 1\n')
+    with started(python, folder) as server:
+        answers = exchange(server.serving().connect(), b"HOME\nUSER\nLOGNAME\n").decode().split()
+        assert answers == [NOBODY.pw_dir, NOBODY.pw_name, NOBODY.pw_name]
+
+
 def test_a_user_that_only_root_could_become_is_passed_over_and_told(python: str, folder: Path) -> None:
     write(folder, attacker("127.0.0.1:0"), master='user = "daemon"')
     os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
