@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from forkd import control
 from forkd.privileges import KEPT
 from tests.server import (
     AS_NOBODY,
@@ -165,6 +166,23 @@ def test_an_application_gets_at_nothing_and_the_master_goes_on_with_little(pytho
         server.gone()
     assert sorted(each.name for each in folder.iterdir()) == ["forkd.toml", "log", "log.1"]
     assert "Traceback" not in (folder / "log").read_text() + (folder / "log.1").read_text()
+
+
+def test_a_daemon_lets_go_of_the_same(python: str, folder: Path) -> None:
+    path = write(folder, attacker(f"{LOOPBACK}:13"), master=f'user = "nobody"\nlog.file = "{folder}/log"')
+    result = run(python, "start", str(path))
+    try:
+        assert result.returncode == 0, result.stderr
+        assert succeeded(f"{LOOPBACK}:13") == {}
+        master = control.ask(folder / "control.sock", {"command": "status"}, LIMIT)["master"]["pid"]
+        assert powers(master)["CapPrm"] == powers(os.getpid())["CapPrm"] & MASTERS
+    finally:
+        assert run(python, "stop", "-c", str(path)).returncode == 0
+
+
+def test_a_daemon_of_roots_applications_has_to_be_asked_for(python: str, folder: Path) -> None:
+    path = write(folder, 'app = "small:shout"\nlisten = "127.0.0.1:0"', master="")
+    refused(run(python, "start", str(path)), "master.user", "s0 would run as root", 'insist with user = "root"')
 
 
 def test_a_worker_of_another_user_that_hangs_is_ended(python: str, folder: Path) -> None:
