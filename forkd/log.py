@@ -79,9 +79,13 @@ def open_file(path: str) -> int:
         if error.errno == errno.ELOOP:
             why = 'it is a symbolic link, and none is followed; write the path it leads to ("-" is standard error)'
         raise ForkdError(f"cannot open the log file {path}: {why}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd)
+    why = "" if stat.S_ISREG(found.st_mode) else "it is no regular file"
+    if os.geteuid() == 0 and found.st_nlink > 1:  # whoever may write in its folder could have us write where root may
+        why = "it has another name, too (ln), and could be any file of this machine; remove it, and a new one is made"
+    if why:
         os.close(fd)
-        raise ForkdError(f"cannot open the log file {path}: it is no regular file")
+        raise ForkdError(f"cannot open the log file {path}: {why}")
     return fd
 
 

@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PATH_BYTES = 107  # sun_path of unix(7), less the NUL at its end
@@ -34,8 +34,9 @@ def bind_unix(path: str, mode: int | None, own: Callable[[str], None] = lambda p
             sock.bind(beside)
         finally:
             os.umask(umask)
-        os.chmod(beside, 0o777 & ~umask if mode is None else mode)  # noqa: PTH101
-        own(beside)
+        with _held(beside) as held:
+            os.chmod(held, 0o777 & ~umask if mode is None else mode)  # noqa: PTH101
+            own(held)
         sock.listen(socket.SOMAXCONN)
         os.rename(beside, path)  # noqa: PTH104
     except BaseException:
@@ -44,6 +45,22 @@ def bind_unix(path: str, mode: int | None, own: Callable[[str], None] = lambda p
             os.unlink(beside)  # noqa: PTH108
         raise
     return sock
+
+
+@contextmanager
+def _held(path: str) -> Iterator[str]:
+    """A name for the socket that we have just put at `path`, which stays that socket's.
+
+    Others who may write in the folder could have put a link to another file in its place, for us to give away.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "somebody has put something else in the socket's place")
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def _refuse_occupied(path: str) -> None:

@@ -171,6 +171,21 @@ def test_a_file_that_fails_to_get_its_owner_is_gone(tmp_path: Path) -> None:
     assert os.umask(before) == 0o022
 
 
+def test_rights_are_given_to_the_socket_alone(tmp_path: Path) -> None:
+    """Whoever may write in its folder could have a link to another file stand there meanwhile."""
+    victim = tmp_path / "victim"
+    victim.touch(0o600)
+
+    def own(held: str) -> None:
+        beside = tmp_path / f"socket.{os.getpid()}"
+        beside.unlink()
+        beside.symlink_to(victim)
+        Path(held).chmod(0o666)
+
+    with bind_unix(str(tmp_path / "socket"), 0o660, own):
+        assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+
+
 def test_a_left_over_beside_the_place_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / f"socket.{os.getpid()}").touch()
     with bind_unix(str(tmp_path / "socket"), None):

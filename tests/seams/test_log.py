@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from forkd import journal, log
+from forkd.errors import ForkdError
 from forkd.journal import Journal
 from forkd.outlet import open_pipe, put
 from tests import disk
@@ -211,6 +212,16 @@ def test_what_was_lost_before_a_fork_is_told_by_the_parent_alone(opened: Callabl
         f"warning 1 record was lost: {SLOW} pid=OURS",
         "info the parent's",
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be had to write what others may not")
+def test_a_log_file_with_a_second_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("")
+    (tmp_path / "log").hardlink_to(tmp_path / "victim")
+    with pytest.raises(ForkdError, match=r"cannot open the log file .*/log: it has another name, too"):
+        log.open_file(str(tmp_path / "log"))
+    (tmp_path / "victim").unlink()
+    os.close(log.open_file(str(tmp_path / "log")))
 
 
 def test_a_full_disk_is_told_once_on_standard_error(
