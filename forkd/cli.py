@@ -154,7 +154,7 @@ def check_(target: str | None, file: str, insecure: bool) -> None:
     source = config.Source(CORES, target or file, insecure=insecure)
     settings = source.read()
     trust.examine(source, settings, lambda line: click.echo(f"warning: {line}", err=True))
-    for warning in [*check.trial(settings), *check.warnings(settings)]:
+    for warning in [*check.trial(settings), *check.warnings(settings), *trust.tools()]:
         click.echo(f"warning: {warning}", err=True)
     count = len(settings.services)
     click.echo(f"{settings.file}: good, {count} service{'' if count == 1 else 's'}")

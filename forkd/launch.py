@@ -33,6 +33,8 @@ def prepare(source: Source, *, detached: bool = False) -> Launch:
     if os.getpid() == 1:  # of a container: a signal that comes before the master's inbox would be lost (kill(2))
         process.hold_signals()
     settings = source.read()
+    for line in trust.tools():
+        log.tell(f"forkd: warning: {line}")
     trust.examine(source, settings, lambda line: log.tell(f"forkd: warning: {line}"))
     check.refuse(check.out_of_reach(settings).values())
     control = rundir.control_path(settings)

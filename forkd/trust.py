@@ -11,6 +11,7 @@ import grp
 import os
 import pwd
 import stat
+import sys
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from itertools import chain
@@ -38,6 +39,15 @@ def examine(source: Source, settings: Settings, warn: Callable[[str], None]) -> 
         raise ConfigError([each._replace(what=f"{each.what} (or go on with --insecure)") for each in found])
     for each in found:
         warn(str(each))
+
+
+def tools() -> Iterator[str]:
+    """A sentence for each thing that root runs besides, Python and forkd, and that others could change."""
+    package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH120, PTH100
+    trusted = {0, *_caller()}
+    for path in (sys.executable, os.path.dirname(os.__file__), package) if os.geteuid() == 0 else ():  # noqa: PTH120
+        for weak in weaknesses(path, trusted, whole=True):
+            yield f"root runs what is in {path}, but {weak.what}"
 
 
 def _problems(source: Source, settings: Settings) -> Iterator[Problem]:

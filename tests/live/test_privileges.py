@@ -301,6 +301,18 @@ def test_settings_that_others_may_write_are_not_served(python: str, folder: Path
         assert server.stop() == 0
 
 
+def test_a_python_that_others_may_write_is_warned_of(python: str, folder: Path) -> None:
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(python)
+    (folder / "bin").chmod(0o777)
+    path = write(folder, attacker("127.0.0.1:0"))
+    packages = f"PYTHONPATH={ROOT}{os.pathsep}{sysconfig.get_path('purelib')}"
+    result = run(f"{folder}/bin/python", "check", str(path), before=["env", packages])
+    assert result.returncode == 0, result.stderr
+    what = f"root runs what is in {folder}/bin/python, but others may write the folder {folder}/bin (mode 0777)"
+    assert f"warning: {what}: chmod o-w {folder}/bin" in result.stderr
+
+
 def test_a_reload_refuses_what_others_could_change_by_now(python: str, folder: Path) -> None:
     (folder / "application.py").write_text((HANDLERS / "small.py").read_text())
     path = write(folder, 'app = "small:shout"\nlisten = "127.0.0.1:0"\nworkers = 1')
