@@ -139,9 +139,9 @@ def _check_no_way_back(*, tried: bool) -> None:
     if any(_capabilities()):
         raise ForkdError("capabilities are left: a system call filter has to allow capset(2)")
     back = len({*os.getresuid()}) > 1 or len({*os.getresgid()}) > 1
-    for regain in (lambda: os.setresuid(-1, 0, -1), lambda: os.setuid(0)) if tried else ():
+    for regain in (os.seteuid, os.setuid) if tried else ():
         with suppress(PermissionError):
-            regain()
+            regain(0)
             back = True
     if back:
         raise ForkdError(f"privileges could be regained after the drop to uid {os.getuid()}")
