@@ -34,8 +34,8 @@ def prepare(source: Source, *, detached: bool = False) -> Launch:
         process.hold_signals()
     settings = source.read()
     for line in trust.tools():
-        log.tell(f"forkd: warning: {line}")
-    trust.examine(source, settings, lambda line: log.tell(f"forkd: warning: {line}"))
+        _warn(line)
+    trust.examine(source, settings, _warn)
     check.refuse(check.out_of_reach(settings).values())
     control = rundir.control_path(settings)
     rundir.make_folder(control)
@@ -49,7 +49,7 @@ def prepare(source: Source, *, detached: bool = False) -> Launch:
 def _look_for_root(settings: Settings, *, detached: bool) -> None:
     """Who starts a server as root should know, or have written down, that applications run as root."""
     for line in check.others_users(settings):
-        log.tell(f"forkd: {line}")
+        _warn(line)
     if os.geteuid() != 0:
         return
     names = ", ".join(check.root_services(settings))
@@ -58,3 +58,7 @@ def _look_for_root(settings: Settings, *, detached: bool) -> None:
         raise settings.error("master.user", what)
     if names:
         log.tell(f"forkd: running {names} as root; set master.user to run as somebody else")
+
+
+def _warn(line: str) -> None:
+    log.tell(log.marked("warning", f"forkd: warning: {line}"))
