@@ -208,6 +208,12 @@ class Generation(Struct):
         """When to `press` again."""
         return min([self.until, *(worker.due for worker in self.workers.values())])
 
+    def boots_by(self) -> float:
+        """By when it will have come up, or have failed to."""
+        if self.state is ForkServerState.BOOTING:
+            return self.until + self.plan.boot_timeout
+        return max([self.since, *(each.until for each in self.workers.values() if each.state is WorkerState.BOOTING)])
+
     # What happened.
 
     def boot_failed(self, slot: int, reason: str, now: float) -> None:

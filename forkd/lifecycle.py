@@ -90,7 +90,10 @@ class Lifecycle:
         """Absorbs an event, then gives the actions towards what is wanted. `now` is monotonic, in seconds."""
         if self.phase is Phase.ENDED:
             return []
-        return [*self._absorb(event, now), *self._press(now), *self._converge(now)]
+        actions = [*self._absorb(event, now), *self._press(now), *self._converge(now)]
+        for pool in self.pools.values():
+            pool.note(now)
+        return actions
 
     def due(self) -> float:
         """When to come back with TimePassed at the latest: a time, or infinity."""
@@ -103,6 +106,21 @@ class Lifecycle:
             for pool in self.pools.values()
             if pool.serving is not None
         )
+
+    def unserved(self, now: float) -> list[str]:
+        """The services that nobody serves any more, for longer than it takes to mend; none while that is no wonder."""
+        if self.phase is not Phase.SERVING:
+            return []
+        return [service for service, pool in self.pools.items() if pool.given_up(now)]
+
+    def left(self, now: float) -> float:
+        """How long a start, reload or stop that is under way may take still by its own limits; 0 when none is."""
+        under_way = self.pools.keys() if self.phase is Phase.STARTING else self.reload or frozenset[str]()
+        coming = (self.pools[service].coming for service in under_way)
+        limits = [each.boots_by() for each in coming if each is not None]
+        if self._stop_by != NEVER:
+            limits.append(self._stop_by)
+        return max([0.0, *(limit - now for limit in limits)])
 
     # Absorb.
 

@@ -63,7 +63,10 @@ class Size(Struct):
 
 
 class Pool(Struct):
-    """The generations of one service, and how large the serving one, which has `plan`, is to be."""
+    """The generations of one service, and how large the serving one, which has `plan`, is to be.
+
+    `unserved_since` is since when it has had no worker that serves, though it is to have one.
+    """
 
     plan: Plan
     jitter: random.Random
@@ -74,6 +77,7 @@ class Pool(Struct):
     size: Size = field(default_factory=Size)
     next_generation: int = 1
     boot_backoff: Backoff = field(default_factory=Backoff)
+    unserved_since: float = NEVER
 
     # What is.
 
@@ -120,7 +124,21 @@ class Pool(Struct):
             coming is not None and coming.state is ForkServerState.READY and coming.serving() >= coming.fit(self.target)
         )
 
+    def given_up(self, now: float) -> bool:
+        """Nobody has served for longer than mending that may take: a new worker, or a fork server and its first one.
+
+        A worker that serves may be busy, for ever where the settings allow that: one that is over its time is ended,
+        and then it serves no more. A pool that is to have none is well.
+        """
+        boots = 1 if self.serving is not None and self.serving.state is ForkServerState.READY else 2
+        return now >= self.unserved_since + boots * self.plan.boot_timeout
+
     # What happened.
+
+    def note(self, now: float) -> None:
+        """Notes whether the pool is served."""
+        served = self.serving is None or any(each.serving() for each in self.generations())
+        self.unserved_since = NEVER if served else min(self.unserved_since, now)
 
     def fork_server_ready(self, number: int, now: float) -> None:
         generation = self.generation(number)

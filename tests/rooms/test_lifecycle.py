@@ -1188,3 +1188,115 @@ def test_one_that_is_resumed_goes_on_where_the_other_stood() -> None:
     after = Lifecycle.resumed(before.phase, before.pools, stop_timeout=30, jitter=Steady())
     assert (after.phase, after.pools) == (before.phase, before.pools)
     assert after.handle(crashed(1, 0), 1.0) == [fork(1, 0, 1)]
+
+
+# What the service manager's watchdog hears.
+
+
+def unserved(life: Lifecycle, *times: float) -> list[float]:
+    """At which of the times somebody is served no more."""
+    return [now for now in times if life.unserved(now)]
+
+
+def test_a_pool_whose_workers_cannot_be_replaced_is_given_up_after_its_boot_timeout() -> None:
+    life = play([TWO, CLOCK], [])
+    for event in (Started(), ready(1), ready(1, "time"), up(1, 0), up(1, 1), up(1, 0, "time")):
+        life.handle(event, 0)
+    life.handle(crashed(1, 0), 10)
+    assert unserved(life, 10, 1000) == [], "one of two serves"
+    life.handle(crashed(1, 1), 11)
+    assert unserved(life, 11, 40.9, 41) == [41]
+    assert life.unserved(41) == ["echo"]
+    for now in (12, 13, 20):
+        life.handle(boot_failed(1, 0), now)
+    assert unserved(life, 40.9, 41) == [41], "trying does not count"
+    life.handle(up(1, 1), 42)
+    assert unserved(life, 42, 1000) == [], "it is well again"
+
+
+def test_a_fork_server_that_has_to_come_first_has_its_time_too() -> None:
+    life = play([ONE], ONE_UP)
+    life.handle(died(1), 1)
+    assert unserved(life, 1000) == [], "its worker goes on"
+    life.handle(crashed(1, 0), 10)
+    assert unserved(life, 69.9, 70) == [70]
+    life.handle(ready(2), 30)
+    life.handle(up(2, 0), 50)
+    assert unserved(life, 1000) == []
+
+
+def test_a_busy_pool_is_well_and_one_that_is_over_its_time_is_not() -> None:
+    life = play([Plan("echo", 1, 1, request_timeout=0)], ONE_UP)
+    life.handle(seen([(1, 0)], {(1, 0): 0}), 5000)
+    assert unserved(life, 5000) == [], "where it may take for ever, it may"
+    life = play([ONE], ONE_UP)
+    life.handle(seen([(1, 0)], {(1, 0): 0}), 30)
+    assert unserved(life, 59.9, 60) == [60], "the worker is ended, and nobody else serves"
+
+
+def test_who_rests_starts_or_stops_is_well() -> None:
+    life = Lifecycle([ONE], stop_timeout=30, jitter=Steady())
+    life.handle(Started(), 0)
+    assert unserved(life, 29) == []
+    life = play([ONE], ONE_UP)
+    life.handle(DrainAsked(), 1)
+    life.handle(left(1, 0), 2)
+    life.handle(died(1), 2)
+    assert unserved(life, 5000) == []
+    for event in (ReloadAsked((ONE,)), ready(2), up(2, 0), crashed(2, 0)):
+        life.handle(event, 10)
+    assert unserved(life, 10, 39, 40) == [40]
+    life.handle(StopAsked(), 41)
+    assert unserved(life, 5000) == []
+
+
+def test_a_service_that_comes_or_goes_is_not_missed() -> None:
+    life = play([ONE, CLOCK], BOTH_UP)
+    life.handle(ReloadAsked((ONE, Plan("more", 1, 1))), 1)
+    assert unserved(life, 5000) == []
+    for event in (ready(2), up(2, 0), ready(1, "more"), up(1, 0, "more"), left(1, 0, "time"), left(1, 0)):
+        life.handle(event, 2)
+    assert life.phase is Phase.SERVING
+    assert unserved(life, 5000) == []
+
+
+# How long what is under way may take.
+
+
+def test_a_start_may_take_what_its_slowest_service_may() -> None:
+    life = Lifecycle([ONE, Plan("time", 1, 1, boot_timeout=100)], stop_timeout=30, jitter=Steady())
+    assert life.left(0) == 0
+    life.handle(Started(), 0)
+    assert life.left(10) == 190, "a fork server, then a worker"
+    life.handle(ready(1, "time"), 20)
+    assert life.left(20) == 100
+    life.handle(ready(1), 30)
+    life.handle(up(1, 0, "time"), 31)
+    assert life.left(40) == 20
+    assert life.left(70) == 0
+    life.handle(up(1, 0), 41)
+    assert life.phase is Phase.SERVING
+    assert life.left(41) == 0
+
+
+def test_a_reload_may_take_what_it_takes_and_then_nothing_does() -> None:
+    life = play([ONE], ONE_UP)
+    life.handle(crashed(1, 0), 1)
+    assert life.left(1) == 0, "nobody waits for a replacement"
+    life.handle(up(1, 0), 1)
+    life.handle(ReloadAsked((ONE,)), 10)
+    assert life.left(10) == 60
+    life.handle(ready(2), 12)
+    assert life.left(12) == 30
+    life.handle(up(2, 0), 13)
+    assert life.left(13) == 0
+
+
+def test_a_stop_may_take_its_time_and_no_more() -> None:
+    life = play([ONE], ONE_UP, stop_timeout=100)
+    life.handle(StopAsked(), 10)
+    assert life.left(10) == 100
+    life.handle(StopAsked(), 11)
+    assert life.left(11) == 2
+    life.handle(TIME, 13)
+    assert life.left(13) == 0, "whoever is killed and still does not go is not waited for with anybody's patience"
