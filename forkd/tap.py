@@ -3,7 +3,8 @@
 Clients in the accept queue believe that they are connected, and closing the listener would reset
 every one of them. A listener that asks for a hop count of 255, which no packet of an ordinary
 sender has left (IP_MINTTL of ip(7), made for RFC 5082), drops new calls in silence instead, and
-needs no privilege. A caller calls again after a second: then it is refused, or reaches a successor.
+needs no privilege. A caller calls again after a second: then it is refused, or reaches a successor,
+which opens the tap again where it was left the very socket.
 """
 
 from __future__ import annotations
@@ -22,9 +23,25 @@ def close(listener: socket.socket) -> None:
     _ask(listener, _NEAREST)
 
 
+def reopen(listener: socket.socket) -> None:
+    """Lets callers in again; those that are in the queue already are still to be admitted, each by itself."""
+    _ask(listener, 0)
+
+
 def admit(accepted: socket.socket) -> None:
     """Lets packets in for a connection whose handshake was half done when the tap was closed, and so inherited it."""
     _ask(accepted, 0)
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the tap of a listener is closed, or was when a connection came to be."""
+    # A kernel that knows one of the options not, or a socket of another family, has nothing closed.
+    with suppress(OSError):
+        if sock.family == socket.AF_INET6:
+            return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT) > 0
+        if sock.family == socket.AF_INET:
+            return sock.getsockopt(socket.IPPROTO_IP, _IP_MINTTL) > 0
+    return False
 
 
 def _ask(sock: socket.socket, hops: int) -> None:
