@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 import forkd
-from forkd import config, log, systemd, trust
+from forkd import config, log, trust
 from forkd.config import Source
 from forkd.control import Reply, failure, success
 from forkd.errors import Exit, ForkdError
@@ -28,8 +28,6 @@ from forkd.roster import Roster
 from forkd.site import Site, open_site
 from forkd.systemd import Passed
 from forkd.upgrade import Done, Rehearsal
-
-_SERVES: Final = "reload: the new generation serves"
 
 
 class Looker(Protocol):
@@ -59,7 +57,8 @@ class Changeover:
     """The site in force, and a reload or an upgrade under way.
 
     `attend` has a looker looked at, `handle` takes an event; `rehearse` tries out a new program, and `replace`
-    becomes it, with the callers who are still to be answered.
+    becomes it, with the callers who are still to be answered. `begun` hears that a reload begins, and `over` that a
+    reload or an upgrade has ended: which, and why it changed nothing, if so.
     """
 
     def __init__(
@@ -75,6 +74,8 @@ class Changeover:
         handle: Callable[[Event], None],
         rehearse: Callable[[Done], Rehearsal],
         replace: Callable[[Sequence[Reply]], None],
+        begun: Callable[[], None],
+        over: Callable[[str, str], None],
     ) -> None:
         self.source = source
         self.site = site
@@ -89,6 +90,8 @@ class Changeover:
         self._handle = handle
         self._rehearse = rehearse
         self._replace = replace
+        self._begun = begun
+        self._over = over
 
     def site_of(self, service: str) -> Site:
         """The settings that a new fork server of the service begins with."""
@@ -104,8 +107,8 @@ class Changeover:
         if self.coming is not None:
             self.waiting = [*(self.waiting or []), *callers]
             return
-        if self._lifecycle.phase is Phase.SERVING:
-            systemd.reloading()
+        if self._lifecycle.quiet:
+            self._begun()
         log_fd = None
         try:
             settings = self.source.read()
@@ -147,7 +150,7 @@ class Changeover:
             Handover(
                 [each for each in self._roster.all_workers() if each.generation != generations.get(each.service)],
                 monotonic(),
-                partial(self.answer, coming.callers, success(result), _SERVES),
+                partial(self.answer, coming.callers, success(result), "reload"),
             )
         )
         self.reload_once_more()
@@ -163,7 +166,7 @@ class Changeover:
         """Nothing has changed: tells why, and sees to those who asked meanwhile."""
         if log_fd is not None:
             os.close(log_fd)
-        self.answer(callers, failure(reason, status), f"reload: nothing changed: {reason}")
+        self.answer(callers, failure(reason, status), "reload")
         self.reload_once_more()
 
     def reload_once_more(self) -> None:
@@ -206,15 +209,17 @@ class Changeover:
         """Nothing has changed, if an upgrade was under way."""
         if self.upgrading is not None:
             callers, self.upgrading = self.upgrading.callers, None
-            self.answer(callers, failure(reason), f"upgrade: nothing changed: {reason}")
+            self.answer(callers, failure(reason), "upgrade")
 
-    def answer(self, callers: list[Reply], answer: dict[str, Any], line: str) -> None:
-        """Tells everybody who asked for a reload or an upgrade how it ended."""
-        level = "info" if answer["ok"] else "error"
-        first, _, rest = line.partition("\n")
-        log.say(level, first, block=rest)
-        if self.coming is None and self._lifecycle.phase is Phase.SERVING:
-            systemd.notify("READY=1", f"STATUS={first}")
+    def answer(self, callers: list[Reply], answer: dict[str, Any], what: str) -> None:
+        """Tells everybody who asked for a reload or an upgrade (`what`) how it ended."""
+        reason, _, rest = answer.get("error", "").partition("\n")
+        if reason:
+            log.say("error", f"{what}: nothing changed: {reason}", block=rest)
+        else:
+            log.say("info", f"{what}: the new generation serves")
+        if self.coming is None and self._lifecycle.quiet:
+            self._over(what, reason)
         for reply in callers:
             reply(answer)
 

@@ -25,7 +25,9 @@ from forkd import (
     loadcommand,
     log,
     lookup,
+    notify,
     options,
+    reports,
     rundir,
     startcommands,
     trust,
@@ -80,9 +82,14 @@ def run(**given: Any) -> int:
 
     from forkd import master  # the other commands do without it, and start faster
 
-    ended = master.serve(*launch.prepare(source))
+    try:
+        ended = master.serve(*launch.prepare(source))
+    except (ForkdError, OSError) as error:
+        notify.last_words(reports.failed(f"{error}", error.errno or 0))
+        raise
     if ended.reason:  # a standard error that nobody reads must not keep a server from ending
         log.tell(log.marked("error", options.last_word(ended.reason, ended.status)))
+        notify.last_words(reports.failed(ended.reason, 0))
     return ended.status
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from errno import EINVAL
 from typing import Final, NamedTuple
 
 
@@ -36,9 +37,13 @@ MEANINGS: Final = {
 
 
 class ForkdError(Exception):
-    """Something a person has to be told: the text is the whole message, the class its status."""
+    """Something a person has to be told: the text is the whole message, the class its status.
+
+    `errno` is the kernel's reason, 0 where it has none (errno(3)).
+    """
 
     exit_status: Exit = Exit.FAILED
+    errno: int = 0
 
 
 class UsageError(ForkdError):
@@ -64,6 +69,7 @@ class ConfigError(ForkdError):
     """The settings are wrong; `problems` holds every mistake, in the order of the file."""
 
     exit_status = Exit.CONFIG
+    errno = EINVAL
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -78,6 +84,10 @@ class AddressError(ForkdError, ValueError):
 
 class ListenError(ForkdError):
     """A listening socket could not be opened; the text names the address and what to do."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        self.errno = errno
+        super().__init__(message)
 
 
 class BootError(ForkdError):

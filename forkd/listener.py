@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
 
-from forkd import tap
+from forkd import fdstore, tap
 from forkd.address import WILDCARD, Address, from_sockaddr
 from forkd.errors import ForkdError, ListenError
 from forkd.leaving import Leaving
@@ -32,7 +34,8 @@ _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 class Listener(Struct):
     """A listening socket: what was asked for, and where it really listens.
 
-    `file` is a unix socket's file, ours to remove; a socket `passed` in by systemd stays systemd's.
+    `file` is a unix socket's file, ours to remove; a socket `passed` in by systemd stays systemd's; one of ours
+    that the service manager keeps for us, too, is `stored` by that label.
     """
 
     wanted: Listen
@@ -40,6 +43,7 @@ class Listener(Struct):
     socket: socket.socket
     file: Leaving | None = None
     passed: bool = False
+    stored: str = ""
 
     def takes_ipv4(self) -> bool:
         """Whether IPv4 clients reach it."""
@@ -55,6 +59,22 @@ class Listener(Struct):
         if self.file is not None:
             self.file.remove()
         tap.close(self.socket)
+
+    def make_way(self) -> socket.socket | None:
+        """A new unix socket for those who call from now on, while ours keeps its queue; None where it can't be had.
+
+        It takes the path over, with the rights that the file has, so that nobody meets neither.
+        """
+        if self.file is None or not self.file.stands():
+            return None
+        try:
+            found = os.lstat(self.file.path)
+            mode = stat.S_IMODE(found.st_mode)
+            return bind_unix(
+                self.file.path, mode, lambda path: os.chown(path, found.st_uid, found.st_gid), replace=True
+            )
+        except OSError:
+            return None
 
     def mend(self, backlog: int) -> None:
         """Listens again on a socket that somebody has shut down, which ends it for all who share it (shutdown(2))."""
@@ -77,60 +97,96 @@ class Listener(Struct):
         self.socket.close()
 
 
-def open_listeners(wanted: Listen, backlog: int, passed: Passed) -> list[Listener]:
+def open_listeners(wanted: Listen, backlog: int, passed: Passed, service: str) -> list[Listener]:
     """Opens what an entry of `listen` asks for: mostly one socket, several where a name has several addresses.
 
-    Raises ListenError with a sentence that names the address and what to do.
+    What was stored for the entry is taken from there. Raises ListenError with a sentence that names the
+    address and what to do.
     """
     address = wanted.address
+    label = fdstore.label(address, service)
     if address.kind == "unix":
-        return [_open_unix(wanted, backlog)]
+        return [_take_unix(wanted, backlog, passed, label) or _open_unix(wanted, backlog)]
     if address.kind == "systemd":
         return [_adopt(wanted, sock) for sock in passed.take(address.host)]
     opened: list[Listener] = []
-    absent: list[str] = []
+    absent: list[ListenError] = []
     for family, sockaddr, both in _resolve(address):
         try:
-            sock = _bound_tcp(family, sockaddr, both, backlog)
+            kept = passed.stored.claim(label, partial(_is_bound, family=family, sockaddr=sockaddr, both=both))
+            sock = _bound_tcp(family, sockaddr, both, backlog) if kept is None else _go_on(kept, backlog)
         except OSError as error:
-            why = f"cannot listen on {address}: {_why_tcp(error, address)}"
+            why = ListenError(f"cannot listen on {address}: {_why_tcp(error, address)}", error.errno or 0)
             if error.errno in _ABSENT:
                 absent.append(why)
                 continue
             for listener in opened:
                 listener.close()
-            raise ListenError(why) from None
-        opened.append(Listener(wanted, _real_address(address, sock), sock))
+            passed.stored.give_up(label)  # one that is bound in another way may be what stands in the way
+            raise why from None
+        opened.append(Listener(wanted, _real_address(address, sock), sock, stored=label if kept is not None else ""))
     if not opened:
-        raise ListenError(absent[0])
+        raise absent[0]
     return opened
+
+
+def _take_unix(wanted: Listen, backlog: int, passed: Passed, label: str) -> Listener | None:
+    """The unix socket that was stored for us, with the rights that its file is to have now; None if there is none."""
+    path = wanted.address.host
+    kept = passed.stored.claim(label, lambda sock: sock.family == socket.AF_UNIX)
+    if kept is None:
+        return None
+    try:
+        file = None if path.startswith("@") else _with_rights(wanted, path)
+        return Listener(wanted, wanted.address, _go_on(kept, backlog), file, stored=label)
+    except (OSError, ForkdError) as error:
+        kept.close()
+        raise _unix_error(wanted.address, error) from None
+
+
+def _with_rights(wanted: Listen, path: str) -> Leaving:
+    """The mark of a socket's file that stands already, with the rights that the settings want by now."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        there = f"/proc/self/fd/{fd}"  # by way of which no link is followed that is put there meanwhile
+        if wanted.mode is not None:
+            os.chmod(there, wanted.mode)  # noqa: PTH101
+        _own(wanted, there)
+        found = os.fstat(fd)
+        return Leaving(path, found.st_dev, found.st_ino)
+    finally:
+        os.close(fd)
+
+
+def _own(wanted: Listen, path: str) -> None:
+    """Gives a socket's file to whom the settings name."""
+    if wanted.user is not None or wanted.group is not None:
+        who = identity(wanted.user, wanted.group)
+        assert who is not None
+        uid = who.uid if wanted.user is not None else -1
+        os.chown(path, uid, who.gid if wanted.group is not None else -1)
 
 
 def _open_unix(wanted: Listen, backlog: int) -> Listener:
     address = wanted.address
     path = address.host
-
-    def own(path: str) -> None:
-        if wanted.user is not None or wanted.group is not None:
-            who = identity(wanted.user, wanted.group)
-            assert who is not None
-            uid = who.uid if wanted.user is not None else -1
-            os.chown(path, uid, who.gid if wanted.group is not None else -1)
-
     try:
         if path.startswith("@"):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sock.bind("\0" + path[1:])
             file = None
         else:
-            sock = bind_unix(path, wanted.mode, own)
+            sock = bind_unix(path, wanted.mode, partial(_own, wanted))
             file = Leaving.at(path)
         sock.listen(backlog)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {address}: {_why_unix(error, path)}") from None
-    except ForkdError as error:
-        raise ListenError(f"cannot listen on {address}: {error}") from None
+    except (OSError, ForkdError) as error:
+        raise _unix_error(address, error) from None
     return Listener(wanted, address, sock, file)
+
+
+def _unix_error(address: Address, error: OSError | ForkdError) -> ListenError:
+    why = _why_unix(error, address.host) if isinstance(error, OSError) else error
+    return ListenError(f"cannot listen on {address}: {why}", error.errno or 0)
 
 
 def _why_unix(error: OSError, path: str) -> str:
@@ -182,6 +238,24 @@ def _bound_tcp(family: socket.AddressFamily, sockaddr: tuple[object, ...], both:
         sock.close()
         raise
     return sock
+
+
+def _is_bound(sock: socket.socket, *, family: socket.AddressFamily, sockaddr: tuple[object, ...], both: bool) -> bool:
+    """Whether a socket that was stored is what `_bound_tcp` would make; a port of the kernel's choice may be any."""
+    if sock.family != family:
+        return False
+    if family == socket.AF_INET6 and both == bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)):
+        return False
+    bound = sock.getsockname()
+    return bound[0] == sockaddr[0] and sockaddr[1] in (0, bound[1]) and sockaddr[2:] in ((), bound[2:])
+
+
+def _go_on(kept: socket.socket, backlog: int) -> socket.socket:
+    """Listens again on a socket that was stored, and may have been left with its tap closed."""
+    kept.setblocking(False)
+    kept.listen(backlog)
+    tap.reopen(kept)
+    return kept
 
 
 def _why_tcp(error: OSError, address: Address) -> str:

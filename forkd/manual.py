@@ -89,9 +89,23 @@ _ENVIRONMENT: Final = (
     ),
     (
         "`LISTEN_PID`, `LISTEN_FDS`, `LISTEN_FDNAMES`",
-        "Listening sockets that systemd passes in, for the addresses `systemd:NAME`.",
+        (
+            "Listening sockets that systemd passes in, for the addresses `systemd:NAME`, and those that it has kept "
+            "for forkd since its last run."
+        ),
     ),
-    ("`NOTIFY_SOCKET`", "Where systemd is told that forkd serves, reloads or stops."),
+    (
+        "`NOTIFY_SOCKET`",
+        (
+            "Where systemd is told that forkd serves, reloads or stops, or why it does not start; and given the "
+            "listening sockets to keep through a restart, if the unit has `FileDescriptorStoreMax=`: at least one more "
+            "than there are listeners."
+        ),
+    ),
+    (
+        "`WATCHDOG_USEC`, `WATCHDOG_PID`",
+        "How often systemd wants to be told that all is well, which it is while every service has a worker.",
+    ),
     (
         "`_FORKD_COMPLETE`",
         "With `bash_source`, `zsh_source` or `fish_source`, forkd prints the completion for that shell and ends.",

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, Final
 
 import forkd
-from forkd import control, log, privileges, process, signals, status, systemd, upgrade
+from forkd import control, log, privileges, process, signals, status, upgrade
 from forkd.attention import Attention
 from forkd.changeover import Changeover, Looker, told_of_upgrade
 from forkd.config import Source
@@ -58,14 +58,14 @@ from forkd.registry import Registry
 from forkd.roster import Roster
 from forkd.settings import Settings
 from forkd.signals import Command, Inbox
-from forkd.site import Site, open_site
+from forkd.site import Site
 from forkd.stacks import Collection, Stacks
+from forkd.supervision import Supervision
 from forkd.systemd import Passed
 from forkd.upgrade import Rehearsal
 from forkd.wait import Wait
 
 _TICK: Final = 1.0  # how often the scoreboard is looked at when nobody has said anything
-_STATUS_EVERY: Final = 10.0
 
 
 def serve(
@@ -81,11 +81,12 @@ def serve(
         if claimed is not None:
             undo.callback(claimed.remove)
         passed = Passed()
-        site = open_site(settings, passed)
+        supervision = Supervision(_TICK)
+        site = supervision.open_site(settings, passed)
         undo.pop_all()
     jitter = random.Random(os.urandom(8))
     life = Lifecycle(site.plans(), stop_timeout=settings.master.stop_timeout, jitter=jitter)
-    master = Master(source, site, passed, life, starter=starter)
+    master = Master(source, site, passed, life, supervision, starter=starter)
     return master.run(lambda: master.open(control_path, claimed))
 
 
@@ -93,7 +94,7 @@ def resume(estate: Estate, jitter: random.Random) -> Ended:
     """Goes on where another program stood, and reloads."""
     stop_timeout = estate.site.settings.master.stop_timeout
     life = Lifecycle.resumed(estate.phase, estate.pools, stop_timeout=stop_timeout, jitter=jitter)
-    master = Master(estate.source, estate.site, Passed(estate.passed), life, estate)
+    master = Master(estate.source, estate.site, Passed(estate.passed), life, Supervision(_TICK), estate)
     return master.run(lambda: master.take_over(estate))
 
 
@@ -106,10 +107,12 @@ class Master:
         site: Site,
         passed: Passed,
         lifecycle: Lifecycle,
+        supervision: Supervision,
         left: Estate | None = None,
         starter: Starter | None = None,
     ) -> None:
         self.lifecycle = lifecycle
+        self.supervision = supervision
         self.started = monotonic() if left is None else left.started
         self.attention = Attention() if left is None else left.attention
         self.wait = Wait()
@@ -117,7 +120,7 @@ class Master:
         self.lookers: list[Looker] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
-        self.awake_by = self.next_tick = self.next_mend = self.next_status = monotonic()
+        self.awake_by = self.next_tick = self.next_mend = self.next_report = monotonic()
         self.roster = Roster(self.wait, self.handle, lambda service, why: self.changeover.explain(service, why))
         self.premises = Premises(self.roster.reopened, None if left is None else left.premises, starter)
         self.registry = Registry(self.wait)
@@ -132,6 +135,8 @@ class Master:
             handle=self.handle,
             rehearse=lambda done: Rehearsal(self.estate(), self.wait, monotonic(), done),
             replace=self.replace,
+            begun=supervision.reload_begun,
+            over=lambda what, failure: supervision.change_over(what, failure, self.figures),
         )
 
     @property
@@ -176,6 +181,7 @@ class Master:
         process.unblock_signals()
         self.roster.resume(estate.roster, self.premises.log_fd)
         self.registry.want(self.site.mappings())
+        self.supervision.resume(self.site)
         self.obey_signals(estate.signals)
         self.changeover.reload([told_of_upgrade(caller) for caller in callers])
 
@@ -200,7 +206,9 @@ class Master:
 
     def next_due(self) -> float:
         life_due = self.lifecycle.due() + self.attention.missed
-        return min([self.next_tick, life_due, self.registry.due, *(each.due for each in self.lookers)])
+        return min(
+            [self.next_tick, life_due, self.registry.due, self.supervision.due, *(each.due for each in self.lookers)]
+        )
 
     def pass_time(self) -> None:
         """What has become due, and what the scoreboards say."""
@@ -220,11 +228,16 @@ class Master:
             self.premises.mend()
         if self.attention.at(now) >= self.lifecycle.due():
             self.handle(TimePassed())
-        if now >= self.next_status and self.lifecycle.phase is Phase.SERVING:
-            self.next_status = now + _STATUS_EVERY
-            systemd.notify(f"STATUS={status.summary(self.snapshot()['services'])}")
+        if now >= min(self.next_report, self.supervision.due):
+            self.next_report = now + _TICK
+            self.supervise(self.attention.at(now))
         if self.lifecycle.quiet and not self.lookers:  # else something is under way that another could not go on with
             self.changeover.replace_when_quiet()
+
+    def supervise(self, at: float) -> None:
+        """Tells the service manager how it stands, by the master's time."""
+        life = self.lifecycle
+        self.supervision.tick(self.figures, unserved=life.unserved(at), left=life.left(at))
 
     def look(self) -> None:
         """Tells the lifecycle what the scoreboards say."""
@@ -338,8 +351,10 @@ class Master:
             case BeginStop():
                 self.begin_stop()
             case Committed():
+                before = self.site
                 self.changeover.commit()
                 self.shed()
+                self.supervision.keep(self.site, before)
                 self.registry.want(self.site.mappings())
             case Abandoned(reason):
                 self.changeover.abandon(reason)
@@ -361,14 +376,14 @@ class Master:
         lines = [f"serving {name} on {address}" for name, address in self.site.addresses()]
         self.premises.announce(lines, self.settings.master.log)
         self.registry.want(self.site.mappings())
-        systemd.notify("READY=1", f"STATUS={status.summary(self.snapshot()['services'])}")
+        self.supervision.serving(self.site, self.figures)
 
     def begin_stop(self) -> None:
         self.changeover.give_up_upgrade("forkd was told to stop")
         self.roster.stopping()
         self.registry.want({})
+        self.supervision.stopping(self.site)
         self.site.close_taps()
-        systemd.notify("STOPPING=1")
 
     def estate(self, callers: Sequence[control.Reply] = (), signals_come: Sequence[int] = ()) -> Estate:
         """What another program would have to know: whom it is to answer, and which signals it has still to obey."""
@@ -421,6 +436,10 @@ class Master:
         }
         return {"master": master, "services": services, "workers": workers}
 
+    def figures(self) -> str:
+        """The status in a line."""
+        return status.summary(self.snapshot()["services"])
+
     def collect_stacks(self, service: str, done: Callable[[Stacks], None]) -> None:
         workers = [each for each in self.roster.all_workers() if service in ("", each.service)]
         self.lookers.append(Collection(workers, monotonic(), done))
@@ -438,6 +457,7 @@ class Master:
         self.registry.close()
         self.site.close_but(None)
         self.premises.close()
+        self.supervision.close()
         process.hold_signals()  # the interpreter gives its handlers up before it ends: a TERM then would be its end
         if self.inbox is not None:
             self.inbox.close()

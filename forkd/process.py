@@ -26,6 +26,11 @@ _BOOT: Final = (
     "from forkd.{module} import {call}; sys.exit({call}({fd}))"
 )
 
+# What the service manager says to the master alone (systemd.exec(5)): an application could speak in its name.
+_FOR_MASTER: Final = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "FDSTORE"}
+)
+
 
 def set_title(title: str) -> None:
     """What ps(1) shows of this process."""
@@ -57,7 +62,8 @@ def unblock_signals() -> None:
 def spawn(module: str, fd: int, keep: Sequence[int], *, call: str = "main", stderr: int = 2) -> int:
     """Starts a fresh interpreter that runs `main(fd)` (or another `call`) of `forkd.<module>`; gives its pid.
 
-    It inherits `fd`, `keep` and the standard three (`stderr` as the third), and begins with all signals blocked.
+    It inherits `fd`, `keep`, the standard three (`stderr` as the third) and the environment, but for what the
+    service manager says to the master, and begins with all signals blocked.
     posix_spawn(3) copies no page tables, and hands a failed exec back as an OSError here.
     """
     null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
@@ -67,7 +73,7 @@ def spawn(module: str, fd: int, keep: Sequence[int], *, call: str = "main", stde
     return os.posix_spawn(
         sys.executable,
         _argv(module, call, fd),
-        os.environ,
+        {name: value for name, value in os.environ.items() if name not in _FOR_MASTER},
         file_actions=[null, error, *inherit],
         setsigmask=signal.valid_signals(),
     )

@@ -119,6 +119,13 @@ class Site(Struct):
             for listener in listeners:
                 listener.close_tap()
 
+    def leave_stored(self) -> None:
+        """Leaves the files of sockets that the service manager keeps where they are: they are for the next start."""
+        for listeners in self.listeners.values():
+            for listener in listeners:
+                if listener.stored:
+                    listener.file = None
+
     def close_but(self, kept: Site | None) -> None:
         """Closes the listeners that `kept` does not share."""
         shared = set() if kept is None else {id(each) for found in kept.listeners.values() for each in found}
@@ -143,6 +150,8 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
                 opened += _taken(name, wanted, service.backlog, have) or _opened(site, name, wanted, passed, old)
             _check_rpcbind(settings, name, opened)
     except ForkdError:
+        if old is None:
+            site.leave_stored()
         site.close_but(old)
         raise
     return site
@@ -185,13 +194,13 @@ def _taken(name: str, wanted: Listen, backlog: int, have: list[tuple[str, Listen
 
 def _opened(site: Site, name: str, wanted: Listen, passed: Passed, old: Site | None) -> list[Listener]:
     try:
-        return open_listeners(wanted, site.settings.services[name].backlog, passed)
+        return open_listeners(wanted, site.settings.services[name].backlog, passed, name)
     except ListenError as error:
         why = f"service {name}: {error}"
         ours = [each for _, each in old.addresses() if _overlap(each, wanted.address)] if old is not None else []
         if ours:
             why += f"; it is this forkd that listens on {ours[0]} already, and such a change takes a restart"
-        raise ListenError(why) from None
+        raise ListenError(why, error.errno) from None
 
 
 def _overlap(bound: Address, wanted: Address) -> bool:

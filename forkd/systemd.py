@@ -1,6 +1,7 @@
-"""What systemd hands a service, and what it wants to hear: sd_listen_fds(3) and sd_notify(3).
+"""What systemd hands a service: sd_listen_fds(3).
 
-Without systemd's environment variables every function here does nothing.
+Sockets of a .socket unit stay systemd's; those that we had it keep come back among them, told by their
+names. Without systemd's environment variables nothing is handed. What systemd is told is `notify`'s affair.
 """
 
 from __future__ import annotations
@@ -8,25 +9,33 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from time import monotonic_ns
 
+from forkd import fdstore
 from forkd.errors import ListenError
+from forkd.fdstore import Stored
 
 _FIRST_FD = 3
 
 
 class Passed:
-    """The listening sockets passed in, by name (FileDescriptorName=) and by position, from 0."""
+    """The listening sockets passed in, by name (FileDescriptorName=) and by position, from 0; and those `stored`."""
 
     def __init__(self, sockets: Sequence[tuple[str, socket.socket]] = ()) -> None:
         self.sockets = list(sockets)
+        self.stored = Stored()
         if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
             return
         count = os.environ.pop("LISTEN_FDS", "0")
         names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
         for at in range(int(count) if count.isdecimal() else 0):
             name = names[at] if at < len(names) and names[at] else "unknown"
-            self.sockets.append((name, _listening(_FIRST_FD + at, name)))
+            if fdstore.is_label(name):
+                try:
+                    self.stored.found.append((name, _listening(_FIRST_FD + at, name)))
+                except ListenError:  # spoilt while it was away, which is no reason not to start: it is made anew
+                    self.stored.misfits.append(name)
+            else:
+                self.sockets.append((name, _listening(_FIRST_FD + at, name)))
 
     def take(self, name: str) -> list[socket.socket]:
         """The sockets of that name, or the one at that position when the name is a number."""
@@ -42,25 +51,6 @@ class Passed:
         return found
 
 
-def notify(*lines: str) -> None:
-    """Tells the service manager, if there is one; a manager that does not listen is no reason to fail."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-            sock.connect(address)
-            sock.send("\n".join(lines).encode())
-    except OSError:
-        return
-
-
-def reloading() -> None:
-    """RELOADING=1, with the time that systemd asks for beside it."""
-    notify("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
-
-
 def _listening(fd: int, name: str) -> socket.socket:
     try:
         sock = socket.socket(fileno=fd)
@@ -68,6 +58,7 @@ def _listening(fd: int, name: str) -> socket.socket:
     except OSError as error:
         raise ListenError(f"descriptor {fd} ({name}) passed by systemd is no socket: {error.strerror}") from None
     if not listening or sock.type != socket.SOCK_STREAM:
+        sock.close()
         raise ListenError(f"descriptor {fd} ({name}) passed by systemd is not a listening stream socket (Accept=no)")
     sock.set_inheritable(False)
     return sock

@@ -13,15 +13,19 @@ from pathlib import Path
 _PATH_BYTES = 107  # sun_path of unix(7), less the NUL at its end
 
 
-def bind_unix(path: str, mode: int | None, own: Callable[[str], None] = lambda path: None) -> socket.socket:
+def bind_unix(
+    path: str, mode: int | None, own: Callable[[str], None] = lambda path: None, *, replace: bool = False
+) -> socket.socket:
     """A bound unix socket whose file appears at `path` with its rights already set.
 
     It is bound beside its place and renamed there, so that nobody ever meets it with wider
-    rights or not yet listening. A stale socket at `path` is replaced, anything else refused.
+    rights or not yet listening. A stale socket at `path` is replaced, anything else refused; with
+    `replace`, what stands there is the caller's.
     """
     if len(os.fsencode(path)) > _PATH_BYTES:  # it could be renamed there, but nobody could connect
         raise OSError(errno.ENAMETOOLONG, f"the path is longer than the {_PATH_BYTES} bytes that unix(7) allows")
-    _refuse_occupied(path)
+    if not replace:
+        _refuse_occupied(path)
     beside = f"{path}.{os.getpid()}"
     if len(os.fsencode(beside)) > _PATH_BYTES:
         beside = str(Path(path).parent / f".{os.getpid()}")

@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,9 @@ class Server:
     `lines` is what it has said on standard error; `addresses` where its services listen.
     """
 
-    def __init__(self, arguments: list[str], cwd: Path, *, program: list[str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], cwd: Path, *, program: list[str] | None = None, fds: Sequence[int] = ()
+    ) -> None:
         self.control_path = cwd / "control.sock"
         self.lines: list[str] = []
         self._said = threading.Condition()
@@ -115,6 +117,7 @@ class Server:
             stderr=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
             start_new_session=True,
+            pass_fds=fds,
         )
         self.pid = self._process.pid
         self._known = {self.pid}
@@ -337,9 +340,11 @@ def failing(pid: int, calls: str, error: str) -> Iterator[None]:
 
 
 @contextmanager
-def running(arguments: list[str], cwd: Path, *, program: list[str] | None = None) -> Iterator[Server]:
-    """A server for the length of a block."""
-    server = Server(arguments, cwd, program=program)
+def running(
+    arguments: list[str], cwd: Path, *, program: list[str] | None = None, fds: Sequence[int] = ()
+) -> Iterator[Server]:
+    """A server for the length of a block; the first `program` inherits `fds`."""
+    server = Server(arguments, cwd, program=program, fds=fds)
     try:
         yield server
     finally:

@@ -28,6 +28,7 @@ REFUSED = {
     "framing": {"socket", "time"},
     "record": {"os", "select", "socket", "time"},
     "portmap": {"os", "select", "socket", "time"},
+    "reports": {"os", "signal", "socket", "time"},
     "loadplan": {"os", "select", "socket", "time"},
     "loadreplies": {"os", "select", "socket", "time"},
     "loadtally": {"os", "select", "socket", "time"},

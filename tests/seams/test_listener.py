@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from forkd import fdstore, tap
 from forkd.address import Address, parse
 from forkd.errors import ListenError
+from forkd.fdstore import Stored
 from forkd.leaving import Leaving
 from forkd.limits import Limits
 from forkd.listener import Listener, open_listeners
@@ -25,10 +28,15 @@ Open = Callable[..., list[Listener]]
 
 @pytest.fixture
 def listening(request: pytest.FixtureRequest) -> Open:
-    """`open_listeners` of an address, all closed with the test."""
+    """`open_listeners` of an address, all closed with the test; `stored` is what comes back from the store."""
 
-    def opened(text: str, *, backlog: int = 5, **rights: str | int) -> list[Listener]:
-        found = open_listeners(Listen(address=parse(text), **rights), backlog, Passed())  # type: ignore[arg-type]
+    def opened(
+        text: str, *, backlog: int = 5, stored: tuple[socket.socket, ...] = (), **rights: str | int
+    ) -> list[Listener]:
+        wanted = Listen(address=parse(text), **rights)  # type: ignore[arg-type]
+        passed = Passed()
+        passed.stored = Stored([(fdstore.label(wanted.address, "echo"), sock.dup()) for sock in stored])
+        found = open_listeners(wanted, backlog, passed, "echo")
         for each in found:
             request.addfinalizer(each.close)
         return found
@@ -268,3 +276,156 @@ def test_a_listener_leaves_its_successors_socket_alone(listening: Open, tmp_path
         client.connect(f"{tmp_path}/socket")
     second.close()
     assert list(tmp_path.iterdir()) == []
+
+
+# What was stored is taken up again.
+
+
+def let_in(listener: socket.socket) -> socket.socket:
+    """The next connection; a TCP client knows of it before we do."""
+    listener.settimeout(5)
+    return listener.accept()[0]
+
+
+def same(one: socket.socket, other: socket.socket) -> bool:
+    return os.path.sameopenfile(one.fileno(), other.fileno())
+
+
+def test_a_stored_socket_goes_on_with_its_queue_and_an_open_tap(listening: Open) -> None:
+    [first] = listening("127.0.0.1:0")
+    with socket.create_connection(first.socket.getsockname()):
+        first.close_tap()
+        assert tap.is_closed(first.socket)
+        [second] = listening("127.0.0.1:0", stored=(first.socket,), backlog=7)
+        assert same(first.socket, second.socket)
+        assert second.bound == first.bound
+        assert second.stored == "forkd=127.0.0.1%3A0=echo"
+        assert not tap.is_closed(second.socket)
+        assert not second.socket.get_inheritable()
+        let_in(second.socket).close()
+
+
+def test_both_families_of_a_name_come_back(listening: Open) -> None:
+    first = listening("localhost:0")
+    second = listening("localhost:0", stored=tuple(each.socket for each in first))
+    assert [each.bound for each in second] == [each.bound for each in first]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fits"),
+    [
+        ("127.0.0.1:0", "127.0.0.1:0", True),
+        ("127.0.0.1:0", "127.0.0.2:0", False),
+        ("127.0.0.1:0", "[::1]:0", False),
+        ("[::1]:0", "[::1]:0", True),
+        ("[::]:0", "[::]:0", True),
+        ("*:0", "*:0", True),
+        ("[::]:0", "*:0", False),
+        ("*:0", "[::]:0", False),
+        ("0.0.0.0:0", "127.0.0.1:0", False),
+    ],
+)
+def test_only_what_is_bound_as_it_is_wanted_fits(listening: Open, before: str, after: str, fits: bool) -> None:
+    first = listening(before)[0]
+    second = listening(after, stored=(first.socket,))[0]
+    assert same(first.socket, second.socket) == fits
+    assert bool(second.stored) == fits
+
+
+def test_a_port_that_is_fixed_has_to_be_the_same(listening: Open) -> None:
+    [first] = listening("127.0.0.1:0")
+    [other] = listening("127.0.0.1:0")
+    with pytest.raises(ListenError, match="another process listens there") as refused:
+        listening(str(first.bound), stored=(other.socket,))
+    assert refused.value.errno == errno.EADDRINUSE
+    [second] = listening(str(first.bound), stored=(other.socket, first.socket))
+    assert same(first.socket, second.socket)
+
+
+def test_one_that_stands_in_the_way_is_given_up_for_the_next_try() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there, socket.create_server(("127.0.0.1", 0)) as other:
+        wanted = Listen(address=parse(f"127.0.0.1:{there.getsockname()[1]}"))
+        passed = Passed()
+        label = fdstore.label(wanted.address, "echo")
+        passed.stored = Stored([(label, other), ("forkd=another", there)])
+        with pytest.raises(ListenError):
+            open_listeners(wanted, 5, passed, "echo")
+        assert passed.stored.misfits == [label]
+        assert [name for name, _ in passed.stored.found] == ["forkd=another"]
+
+
+def test_a_stored_unix_socket_is_found_by_its_file(listening: Open, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    [first] = listening(f"unix:{path}", mode=0o600)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        [second] = listening(f"unix:{path}", stored=(first.socket,), mode=0o660)
+        assert same(first.socket, second.socket)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660, "its rights are those of the settings now"
+        second.socket.accept()[0].close()
+    second.close()
+    assert not path.exists()
+
+
+def test_without_a_mode_the_files_stays(listening: Open, tmp_path: Path) -> None:
+    [first] = listening(f"unix:{tmp_path}/socket", mode=0o640)
+    listening(f"unix:{tmp_path}/socket", stored=(first.socket,))
+    assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o640
+
+
+def test_a_stored_abstract_socket_comes_back(listening: Open) -> None:
+    name = f"unix:@forkd-test-stored-{os.getpid()}"
+    [first] = listening(name)
+    [second] = listening(name, stored=(first.socket,))
+    assert same(first.socket, second.socket)
+
+
+def test_a_unix_socket_makes_way_for_another_at_its_place(listening: Open, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    [first] = listening(f"unix:{path}", mode=0o640)
+    with socket.socket(socket.AF_UNIX) as early, socket.socket(socket.AF_UNIX) as late:
+        early.connect(str(path))
+        successor = first.make_way()
+        assert successor is not None
+        late.connect(str(path))
+        first.socket.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            first.socket.accept()
+        with successor:
+            successor.accept()[0].close()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        first.close_tap()
+        assert path.exists(), "it is not ours any more"
+        assert [each.name for each in tmp_path.iterdir()] == ["socket"]
+    path.unlink()
+
+
+def test_what_is_not_at_its_place_makes_no_way(listening: Open, tmp_path: Path) -> None:
+    [tcp] = listening("127.0.0.1:0")
+    assert tcp.make_way() is None
+    [unix] = listening(f"unix:{tmp_path}/socket")
+    (tmp_path / "socket").unlink()
+    assert unix.make_way() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+# The tap.
+
+
+def test_a_connection_that_came_to_be_with_the_tap_closed_is_told_from_others(listening: Open) -> None:
+    for address, level, hops in (
+        ("127.0.0.1:0", socket.IPPROTO_IP, socket.IP_TTL),
+        ("[::1]:0", socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
+    ):
+        [listener] = listening(address)
+        for closed in (True, False):
+            (tap.close if closed else tap.reopen)(listener.socket)
+            with socket.socket(listener.socket.family) as client:
+                client.setsockopt(level, hops, 255)  # near enough for a tap that is closed
+                client.connect(listener.socket.getsockname())
+                with let_in(listener.socket) as accepted:
+                    assert tap.is_closed(accepted) == closed
+                    tap.admit(accepted)
+                    assert not tap.is_closed(accepted)
+    with socket.socketpair()[0] as other:
+        assert not tap.is_closed(other)

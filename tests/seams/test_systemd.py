@@ -1,4 +1,4 @@
-"""What systemd passes in and is told: in a forked child where the environment names the process, else right here."""
+"""What systemd passes in: in a forked child where the environment names the process, else right here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from forkd import systemd
 from forkd.errors import ListenError
 from forkd.systemd import Passed
 
@@ -126,40 +124,27 @@ def test_what_was_passed_to_another_process_is_not_ours() -> None:
         Passed().take("web")
 
 
-# Notifications.
+# What was stored comes back.
 
 
-@pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.socket]:
-    """The service manager's end of NOTIFY_SOCKET."""
-    name = str(tmp_path / "notify") if request.param == "path" else f"@forkd-test-notify-{os.getpid()}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind("\0" + name[1:] if name.startswith("@") else name)
-        sock.settimeout(5)
-        os.environ["NOTIFY_SOCKET"] = name
-        yield sock
+def test_what_was_stored_has_neither_a_name_nor_a_place(two: list[socket.socket]) -> None:
+    def check(passed: Passed) -> None:
+        assert ports(passed.take("0")) == ports(two[1:])
+        for name in ("1", "forkd=127.0.0.1%3A7"):
+            with pytest.raises(ListenError, match=r"it passed: web\)"):
+                passed.take(name)
+        [(label, sock)] = passed.stored.found
+        assert (label, ports([sock])) == ("forkd=127.0.0.1%3A7", ports(two[:1]))
+        assert not sock.get_inheritable()
+
+    in_a_child(two, "forkd=127.0.0.1%3A7:web", check)
 
 
-def test_lines_are_told_in_one_message(manager: socket.socket) -> None:
-    systemd.notify("READY=1", "STATUS=2 services")
-    assert manager.recv(1000) == b"READY=1\nSTATUS=2 services"
+def test_what_was_spoilt_meanwhile_is_made_anew(two: list[socket.socket]) -> None:
+    def check(passed: Passed) -> None:
+        assert passed.stored.found == []
+        assert passed.stored.misfits == ["forkd=a", "forkd=b"]
 
-
-def test_a_reload_is_told_with_its_time(manager: socket.socket) -> None:
-    systemd.reloading()
-    first, second = manager.recv(1000).decode().split("\n")
-    assert first == "RELOADING=1"
-    assert int(second.removeprefix("MONOTONIC_USEC=")) > 0
-
-
-def test_nobody_has_to_listen(tmp_path: Path) -> None:
-    os.environ.pop("NOTIFY_SOCKET", None)
-    systemd.notify("READY=1")
-    os.environ["NOTIFY_SOCKET"] = str(tmp_path / "nobody")
-    systemd.notify("READY=1")
-
-
-def test_a_manager_that_does_not_read_does_not_hold_us_up(manager: socket.socket) -> None:
-    for _ in range(1000):  # many more than a queue of datagrams holds
-        systemd.notify("STATUS=" + "x" * 100)
-    assert manager.recv(1000).startswith(b"STATUS=x")
+    two[0].shutdown(socket.SHUT_RDWR)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        in_a_child([two[0], other], "forkd=a:forkd=b", check)

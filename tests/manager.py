@@ -1,0 +1,157 @@
+"""A service manager for the tests: it reads what it is told, stores what it is given, and answers barriers.
+
+It does what systemd does with each message (sd_notify(3)), and fails a test where systemd would complain.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import sys
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.server import FORKD, LIMIT, Server, running
+
+_LONGEST = 4096
+_NAME = re.compile(r"[ -9;-~]{1,255}")  # printable ASCII without a colon
+
+# Becomes forkd with descriptors as the manager passes them: from 3 on, and told by process number.
+_PASS = """
+import os, sys
+fds, names, *program = sys.argv[1:]
+high = [os.dup2(int(fd), 200 + at) for at, fd in enumerate(fds.split(","))]
+for at, fd in enumerate(high):
+    os.dup2(fd, 3 + at)
+    os.close(fd)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": names}
+os.execvp(program[0], program)
+"""
+
+
+class Manager:
+    """Listens at `address` in a thread; `room` is how much its store takes (FileDescriptorStoreMax=).
+
+    `messages` are those that came, but for barriers, with their senders' pids in `senders`; `store` holds names and
+    descriptors.
+    """
+
+    def __init__(self, address: str, *, room: int = 64) -> None:
+        self.address = address
+        self.room = room
+        self.messages: list[list[str]] = []
+        self.senders: list[int] = []
+        self.store: list[tuple[str, int]] = []
+        self.wrong: list[str] = []
+        self.barriers = 0
+        self._heard = threading.Condition()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends it; what it has found wrong is told here."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"", "\0" + self.address[1:] if self.address.startswith("@") else self.address)
+        self._thread.join(LIMIT)
+        self._socket.close()
+        self.empty()
+        assert self.wrong == []
+
+    def empty(self) -> None:
+        """Throws everything away that is stored, as after a stop."""
+        for _, fd in self.store:
+            os.close(fd)
+        self.store = []
+
+    def said(self, pattern: str, count: int = 1, limit: float = LIMIT) -> list[re.Match[str]]:
+        """Waits until `count` lines of messages match as a whole; gives their matches."""
+
+        def found() -> list[re.Match[str]]:
+            lines = [line for message in self.messages for line in message]
+            return [match for line in lines if (match := re.fullmatch(pattern, line))]
+
+        with self._heard:
+            if not self._heard.wait_for(lambda: len(found()) >= count, limit):
+                raise AssertionError(f"nobody told {pattern!r} {count} times: {self.messages}")
+            return found()
+
+    def names(self) -> list[str]:
+        with self._heard:
+            return sorted(name for name, _ in self.store)
+
+    def stored(self, *names: str) -> None:
+        """Waits until exactly these are stored."""
+        with self._heard:
+            if not self._heard.wait_for(lambda: sorted(name for name, _ in self.store) == sorted(names), LIMIT):
+                raise AssertionError(f"not {sorted(names)}: {self.store}, by {self.messages}")
+
+    def forget(self) -> None:
+        """Forgets what was said until now."""
+        with self._heard:
+            self.messages.clear()
+            self.senders.clear()
+
+    def _read(self) -> None:
+        while True:
+            data, ancillary, flags, _ = self._socket.recvmsg(_LONGEST, 4096)
+            if not data:
+                return
+            fds: list[int] = []
+            sender = 0
+            for level, kind, value in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    fds += array("i", value)
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    sender, _, _ = struct.unpack("iii", value)
+            with self._heard:
+                if flags & socket.MSG_TRUNC:
+                    self.wrong.append(f"too long: {data!r}")
+                self._take(data.decode().split("\n"), sender, fds)
+                self._heard.notify_all()
+
+    def _take(self, lines: list[str], sender: int, fds: list[int]) -> None:
+        said = dict(line.split("=", 1) for line in lines)
+        name = said.get("FDNAME", "")
+        if ("FDSTORE" in said or "FDSTOREREMOVE" in said) and not _NAME.fullmatch(name):
+            self.wrong.append(f"no name: {name!r}")
+        if "BARRIER" in said:
+            self.barriers += 1
+            if len(said) > 1 or len(fds) != 1:
+                self.wrong.append(f"no barrier: {lines}, {fds}")
+        else:
+            self.messages.append(lines)
+            self.senders.append(sender)
+        if "FDSTORE" in said:
+            for fd in fds:
+                if len(self.store) < self.room and not any(os.path.sameopenfile(fd, each) for _, each in self.store):
+                    self.store.append((name, os.dup(fd)))
+        if "FDSTOREREMOVE" in said:
+            for each, fd in self.store:
+                if each == name:
+                    os.close(fd)
+            self.store = [(each, fd) for each, fd in self.store if each != name]
+        for fd in fds:
+            os.close(fd)
+
+
+@contextmanager
+def managed(
+    manager: Manager, folder: Path, *, passed: Sequence[tuple[str, int]] = (), **variables: str
+) -> Iterator[Server]:
+    """`forkd run forkd.toml` in `folder`, as the manager would start it: with `passed` and then what it has stored."""
+    command = ["env", f"NOTIFY_SOCKET={manager.address}", *(f"{name}={value}" for name, value in variables.items())]
+    given = [*passed, *manager.store]
+    fds = [fd for _, fd in given]
+    if given:
+        names = ":".join(name for name, _ in given)
+        command += [sys.executable, "-c", _PASS, ",".join(str(fd) for fd in fds), names]
+    with running(["forkd.toml"], folder, program=[*command, *FORKD], fds=fds) as server:
+        yield server
