@@ -47,7 +47,7 @@ bench/build/%: bench/c/%.c bench/c/lines.h bench/c/listen.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -o $@ $< -lm
 
-PURE := forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/attention.py,forkd/retirement.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py,forkd/loadplan.py,forkd/loadreplies.py,forkd/loadtally.py,forkd/portmap.py,forkd/record.py,forkd/access.py
+PURE := forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/attention.py,forkd/retirement.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py,forkd/loadplan.py,forkd/loadreplies.py,forkd/loadtally.py,forkd/portmap.py,forkd/record.py,forkd/access.py,forkd/reports.py
 coverage: $(VENV)/tested
 	$(BIN)/coverage run -m pytest tests/rooms
 	$(BIN)/coverage report -m --fail-under=100 --include='$(PURE)'

@@ -166,8 +166,10 @@ class Doors:
         return Guest(sock, peer, door.address)
 
     def _admit_left_over(self, fd: int, sock: socket.socket) -> None:
-        """Lets packets in for who has waited in the queue since our predecessor closed the tap; the first who has not
-        shows that nobody else has, for a queue keeps its order."""
+        """Lets packets in for who has waited in the queue since our predecessor closed the tap.
+
+        The first who has not shows that nobody else has, for a queue keeps its order.
+        """
         if tap.is_closed(sock):
             tap.admit(sock)
         else:

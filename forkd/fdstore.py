@@ -45,11 +45,15 @@ def is_label(name: str) -> bool:
 
 
 class Stored:
-    """What came back, by label; `misfits` are the labels of what there is no use for: it is closed."""
+    """What came back, by label; `misfits` are the labels of what there is no use for: it is closed.
+
+    `works` says whether there is a store at all.
+    """
 
     def __init__(self, found: Iterable[tuple[str, socket.socket]] = ()) -> None:
         self.found = list(found)
         self.misfits: list[str] = []
+        self.works = False
 
     def keep_only(self, wanted: Collection[str]) -> None:
         """Gives up whatever has none of these labels."""

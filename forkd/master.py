@@ -94,7 +94,10 @@ def resume(estate: Estate, jitter: random.Random) -> Ended:
     """Goes on where another program stood, and reloads."""
     stop_timeout = estate.site.settings.master.stop_timeout
     life = Lifecycle.resumed(estate.phase, estate.pools, stop_timeout=stop_timeout, jitter=jitter)
-    master = Master(estate.source, estate.site, Passed(estate.passed), life, Supervision(_TICK), estate)
+    passed = Passed(estate.passed)
+    supervision = Supervision(_TICK)
+    supervision.look_for_store(passed)
+    master = Master(estate.source, estate.site, passed, life, supervision, estate)
     return master.run(lambda: master.take_over(estate))
 
 
@@ -228,7 +231,7 @@ class Master:
             self.premises.mend()
         if self.attention.at(now) >= self.lifecycle.due():
             self.handle(TimePassed())
-        if now >= min(self.next_report, self.supervision.due):
+        if self.supervision.on and now >= min(self.next_report, self.supervision.due):
             self.next_report = now + _TICK
             self.supervise(self.attention.at(now))
         if self.lifecycle.quiet and not self.lookers:  # else something is under way that another could not go on with

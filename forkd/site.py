@@ -30,11 +30,12 @@ EXCLUSIVE_FROM = 17
 
 
 class Site(Struct):
-    """Settings, and each service's open listeners by name."""
+    """Settings, and each service's open listeners by name; `kept` ones are left to the next master when ours dies."""
 
     settings: Settings
     listeners: dict[str, list[Listener]]
     identities: dict[str, Identity | None]
+    kept: bool = False
 
     def plans(self) -> tuple[Plan, ...]:
         """What the lifecycle has to know of the settings."""
@@ -68,7 +69,9 @@ class Site(Struct):
         return [name for name, who in self.identities.items() if (os.geteuid() if who is None else who.uid) == 0]
 
     def leavings(self) -> list[Leaving]:
-        """The socket files of all listeners."""
+        """The socket files that nobody would listen on if the master died."""
+        if self.kept:
+            return []
         return [each.file for listeners in self.listeners.values() for each in listeners if each.file is not None]
 
     def brief(
@@ -141,7 +144,7 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
     Raises ListenError, ConfigError, or ForkdError for an unknown user, and then leaves `old` as it was.
     """
     have = [] if old is None else [(name, each) for name, found in old.listeners.items() for each in found]
-    site = Site(settings, {}, {})
+    site = Site(settings, {}, {}, passed.stored.works)
     try:
         for name, service in settings.services.items():
             site.identities[name] = runs_as(settings, name)

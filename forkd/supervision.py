@@ -57,6 +57,7 @@ class Supervision:
     def open_site(self, settings: Settings, passed: Passed) -> Site:
         """Opens all that the settings ask for, with what was stored for us; gives up what they do not ask for."""
         self._notifier.tell(self._reports.starting())
+        self.look_for_store(passed)
         stored = passed.stored
         listen = settings.services.items()
         stored.keep_only({fdstore.label(each.address, name) for name, service in listen for each in service.listen})
@@ -73,6 +74,10 @@ class Supervision:
             if each.stored in stored.misfits:  # another one of the same label, which went from the store as well
                 each.stored = ""
         return site
+
+    def look_for_store(self, passed: Passed) -> None:
+        """Notes whether the manager stores anything for us."""
+        passed.stored.works = self.on and self._store_works()
 
     def serving(self, site: Site, figures: Figures) -> None:
         """Every service serves, for the first time."""
@@ -107,9 +112,7 @@ class Supervision:
             self._notifier.tell(self._reports.change_over(what, failure, figures()))
 
     def tick(self, figures: Figures, *, unserved: list[str], left: float) -> None:
-        """To be called every second; `reports` tells what with."""
-        if not self.on:
-            return
+        """To be called every second while it is `on`; `reports` tells what comes of it."""
         if unserved != self._unserved and self._reports.watched:
             self._unserved = unserved
             if unserved:

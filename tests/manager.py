@@ -93,6 +93,12 @@ class Manager:
             if not self._heard.wait_for(lambda: sorted(name for name, _ in self.store) == sorted(names), LIMIT):
                 raise AssertionError(f"not {sorted(names)}: {self.store}, by {self.messages}")
 
+    def given(self, pattern: str, count: int = 1) -> bool:
+        """Whether sockets of such names were given to the store, so often."""
+        with self._heard:
+            names = [message[1].removeprefix("FDNAME=") for message in self.messages if message[0] == "FDSTORE=1"]
+            return sum(bool(re.fullmatch(pattern, name)) for name in names) >= count
+
     def forget(self) -> None:
         """Forgets what was said until now."""
         with self._heard:
