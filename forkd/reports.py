@@ -13,7 +13,7 @@ where there is nothing to say. `supervision` knows what happens, `notify` how a 
 from __future__ import annotations
 
 import errno as numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from forkd.log import escape
@@ -43,6 +43,7 @@ class Reports:
         self._phase = ""
         self._status = ""
         self._status_due = -float("inf")
+        self._unserved: list[str] = []
 
     @property
     def watched(self) -> bool:
@@ -76,6 +77,7 @@ class Reports:
     def stopping(self) -> list[str]:
         """No more callers."""
         self._phase = "stopping"
+        self._status_due = -float("inf")
         return ["STOPPING=1", self._say("")]
 
     def stopped(self) -> list[str]:
@@ -84,7 +86,7 @@ class Reports:
         self._trouble = ""
         return [self._say("stopped")]
 
-    def tick(self, now: float, figures: Callable[[], str], *, unserved: Sequence[str], left: float) -> list[str]:
+    def tick(self, now: float, figures: Callable[[], str], *, unserved: list[str], left: float) -> list[str]:
         """What is to be said by now. `left` is how long what is under way may take by forkd's own limits.
 
         `unserved` are the services that nobody serves any more, and should.
@@ -96,7 +98,8 @@ class Reports:
             self.due = now + self._period  # the next tick is sooner, unless the manager's patience is very short
         if left > 0:
             lines.append(_extend(min(left, STEP)))
-        if now >= self._status_due:
+        if now >= self._status_due or unserved != self._unserved:
+            self._unserved = unserved
             self._status_due = now + STATUS_EVERY
             before = self._status
             line = self._say(figures() + "".join(f"; nobody serves {each}" for each in unserved))

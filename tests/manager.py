@@ -25,10 +25,12 @@ _NAME = re.compile(r"[ -9;-~]{1,255}")  # printable ASCII without a colon
 _PASS = """
 import os, sys
 fds, names, *program = sys.argv[1:]
-high = [os.dup2(int(fd), 200 + at) for at, fd in enumerate(fds.split(","))]
+given = [int(fd) for fd in fds.split(",")]
+high = [os.dup2(fd, 200 + at, False) for at, fd in enumerate(given)]
+for fd in given:
+    os.close(fd)
 for at, fd in enumerate(high):
     os.dup2(fd, 3 + at)
-    os.close(fd)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": names}
 os.execvp(program[0], program)
 """

@@ -20,6 +20,12 @@ def pid(request: bytes) -> bytes:
 
 
 @forkd.service(forkd.Lines())
+def environment(request: bytes) -> bytes:
+    """The names of the worker's environment variables."""
+    return " ".join(os.environ).encode()
+
+
+@forkd.service(forkd.Lines())
 def ends(request: bytes, connection: forkd.Connection) -> bytes:
     return f"{connection.local} {connection.peer}".encode()
 

@@ -15,9 +15,9 @@ FIGURES = "1 service, 2 workers, 0 busy, 0 requests"
 
 
 def tick(
-    said: Reports, now: float, figures: str = FIGURES, unserved: tuple[str, ...] = (), left: float = 0
+    said: Reports, now: float, figures: str = FIGURES, unserved: list[str] | None = None, left: float = 0
 ) -> list[str]:
-    return said.tick(now, lambda: figures, unserved=unserved, left=left)
+    return said.tick(now, lambda: figures, unserved=unserved or [], left=left)
 
 
 def pings(said: Reports, times: list[float], **facts: float) -> list[float]:
@@ -101,7 +101,7 @@ def test_figures_are_not_counted_when_nobody_is_told() -> None:
         return FIGURES
 
     for now in seconds(30):
-        said.tick(now, figures, unserved=(), left=0)
+        said.tick(now, figures, unserved=[], left=0)
     assert asked == [0, 10, 20]
 
 
@@ -141,10 +141,11 @@ def test_nobody_is_told_that_all_is_well_when_it_is_not() -> None:
     said = Reports(4, 1)
     said.serving(FIGURES, 0)
     assert pings(said, seconds(10))
-    ill = tick(said, 20, unserved=("echo", "daytime"))
+    assert tick(said, 11) == ["WATCHDOG=1"]
+    ill = tick(said, 12, unserved=["echo", "daytime"])
     assert ill == [f"STATUS={FIGURES}; nobody serves echo; nobody serves daytime"]
-    assert said.due > 20
-    assert "WATCHDOG=1" in tick(said, 21), "and when it is well again, it is told again"
+    assert said.due > 12
+    assert tick(said, 13) == ["WATCHDOG=1", f"STATUS={FIGURES}"], "and when it is well again, so it is told"
 
 
 def test_without_a_watchdog_there_is_nothing_to_tell() -> None:
