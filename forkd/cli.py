@@ -85,7 +85,8 @@ def run(**given: Any) -> int:
     try:
         ended = master.serve(*launch.prepare(source))
     except (ForkdError, OSError) as error:
-        notify.last_words(reports.failed(f"{error}", error.errno or 0))
+        cause = error.cause if isinstance(error, ForkdError) else error.errno
+        notify.last_words(reports.failed(f"{error}", cause or 0))
         raise
     if ended.reason:  # a standard error that nobody reads must not keep a server from ending
         log.tell(log.marked("error", options.last_word(ended.reason, ended.status)))

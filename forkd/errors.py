@@ -39,11 +39,11 @@ MEANINGS: Final = {
 class ForkdError(Exception):
     """Something a person has to be told: the text is the whole message, the class its status.
 
-    `errno` is the kernel's reason, 0 where it has none (errno(3)).
+    `cause` is the kernel's reason, 0 where it has none (errno(3)).
     """
 
     exit_status: Exit = Exit.FAILED
-    errno: int = 0
+    cause: int = 0
 
 
 class UsageError(ForkdError):
@@ -69,7 +69,7 @@ class ConfigError(ForkdError):
     """The settings are wrong; `problems` holds every mistake, in the order of the file."""
 
     exit_status = Exit.CONFIG
-    errno = EINVAL
+    cause = EINVAL
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -85,8 +85,8 @@ class AddressError(ForkdError, ValueError):
 class ListenError(ForkdError):
     """A listening socket could not be opened; the text names the address and what to do."""
 
-    def __init__(self, message: str, errno: int = 0) -> None:
-        self.errno = errno
+    def __init__(self, message: str, cause: int = 0) -> None:
+        self.cause = cause
         super().__init__(message)
 
 

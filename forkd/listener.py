@@ -60,22 +60,6 @@ class Listener(Struct):
             self.file.remove()
         tap.close(self.socket)
 
-    def make_way(self) -> socket.socket | None:
-        """A new unix socket for those who call from now on, while ours keeps its queue; None where it can't be had.
-
-        It takes the path over, with the rights that the file has, so that nobody meets neither.
-        """
-        if self.file is None or not self.file.stands():
-            return None
-        try:
-            found = os.lstat(self.file.path)
-            mode = stat.S_IMODE(found.st_mode)
-            return bind_unix(
-                self.file.path, mode, lambda path: os.chown(path, found.st_uid, found.st_gid), replace=True
-            )
-        except OSError:
-            return None
-
     def mend(self, backlog: int) -> None:
         """Listens again on a socket that somebody has shut down, which ends it for all who share it (shutdown(2))."""
         if self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -95,6 +79,22 @@ class Listener(Struct):
         if self.file is not None:
             self.file.remove()
         self.socket.close()
+
+
+def make_way(listener: Listener) -> socket.socket | None:
+    """A new unix socket for those who call from now on, while ours keeps its queue; None where it can't be had.
+
+    It takes the path over, with the rights that the file has, so that nobody meets neither.
+    """
+    file = listener.file
+    if file is None or not file.stands():
+        return None
+    try:
+        found = os.lstat(file.path)
+        mode = stat.S_IMODE(found.st_mode)
+        return bind_unix(file.path, mode, lambda path: os.chown(path, found.st_uid, found.st_gid), replace=True)
+    except OSError:
+        return None
 
 
 def open_listeners(wanted: Listen, backlog: int, passed: Passed, service: str) -> list[Listener]:
@@ -185,8 +185,9 @@ def _open_unix(wanted: Listen, backlog: int) -> Listener:
 
 
 def _unix_error(address: Address, error: OSError | ForkdError) -> ListenError:
-    why = _why_unix(error, address.host) if isinstance(error, OSError) else error
-    return ListenError(f"cannot listen on {address}: {why}", error.errno or 0)
+    if isinstance(error, OSError):
+        return ListenError(f"cannot listen on {address}: {_why_unix(error, address.host)}", error.errno or 0)
+    return ListenError(f"cannot listen on {address}: {error}", error.cause)
 
 
 def _why_unix(error: OSError, path: str) -> str:

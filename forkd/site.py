@@ -203,7 +203,7 @@ def _opened(site: Site, name: str, wanted: Listen, passed: Passed, old: Site | N
         ours = [each for _, each in old.addresses() if _overlap(each, wanted.address)] if old is not None else []
         if ours:
             why += f"; it is this forkd that listens on {ours[0]} already, and such a change takes a restart"
-        raise ListenError(why, error.errno) from None
+        raise ListenError(why, error.cause) from None
 
 
 def _overlap(bound: Address, wanted: Address) -> bool:

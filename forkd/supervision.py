@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Final
 
 from forkd import fdstore, log, reports
-from forkd.listener import Listener
+from forkd.listener import Listener, make_way
 from forkd.notify import Notifier, watchdog_seconds
 from forkd.reports import Reports
 from forkd.settings import Settings
@@ -132,7 +132,7 @@ class Supervision:
             site.leave_stored()
             return
         for name, each in files:
-            if (successor := each.make_way()) is not None:
+            if (successor := make_way(each)) is not None:
                 with successor:
                     self._store(fdstore.label(each.wanted.address, name), successor)
                 self._forget([each.stored])

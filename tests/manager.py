@@ -151,6 +151,20 @@ class Manager:
 
 
 @contextmanager
+def environment() -> Iterator[None]:
+    """What a manager sets in the environment is as before, after the block.
+
+    All else is left alone: setproctitle finds its place by where the environment was when Python began.
+    """
+    names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ |= before
+
+
+@contextmanager
 def managed(
     manager: Manager, folder: Path, *, passed: Sequence[tuple[str, int]] = (), **variables: str
 ) -> Iterator[Server]:

@@ -18,7 +18,7 @@ from forkd.errors import ListenError
 from forkd.fdstore import Stored
 from forkd.leaving import Leaving
 from forkd.limits import Limits
-from forkd.listener import Listener, open_listeners
+from forkd.listener import Listener, make_way, open_listeners
 from forkd.settings import Listen
 from forkd.systemd import Passed
 from forkd.unixsocket import bind_unix
@@ -337,7 +337,7 @@ def test_a_port_that_is_fixed_has_to_be_the_same(listening: Open) -> None:
     [other] = listening("127.0.0.1:0")
     with pytest.raises(ListenError, match="another process listens there") as refused:
         listening(str(first.bound), stored=(other.socket,))
-    assert refused.value.errno == errno.EADDRINUSE
+    assert refused.value.cause == errno.EADDRINUSE
     [second] = listening(str(first.bound), stored=(other.socket, first.socket))
     assert same(first.socket, second.socket)
 
@@ -385,7 +385,7 @@ def test_a_unix_socket_makes_way_for_another_at_its_place(listening: Open, tmp_p
     [first] = listening(f"unix:{path}", mode=0o640)
     with socket.socket(socket.AF_UNIX) as early, socket.socket(socket.AF_UNIX) as late:
         early.connect(str(path))
-        successor = first.make_way()
+        successor = make_way(first)
         assert successor is not None
         late.connect(str(path))
         first.socket.accept()[0].close()
@@ -402,10 +402,10 @@ def test_a_unix_socket_makes_way_for_another_at_its_place(listening: Open, tmp_p
 
 def test_what_is_not_at_its_place_makes_no_way(listening: Open, tmp_path: Path) -> None:
     [tcp] = listening("127.0.0.1:0")
-    assert tcp.make_way() is None
+    assert make_way(tcp) is None
     [unix] = listening(f"unix:{tmp_path}/socket")
     (tmp_path / "socket").unlink()
-    assert unix.make_way() is None
+    assert make_way(unix) is None
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,16 +12,13 @@ import pytest
 
 from forkd import notify
 from forkd.notify import Notifier, watchdog_seconds
-from tests.manager import Manager
+from tests.manager import Manager, environment
 
 
 @pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """The environment is that of before, after each test."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+def _environment() -> Iterator[None]:
+    with environment():
+        yield
 
 
 @pytest.fixture(params=["path", "abstract"])

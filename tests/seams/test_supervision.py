@@ -17,16 +17,13 @@ from forkd.settings import Settings
 from forkd.site import Site, open_site
 from forkd.supervision import Supervision
 from forkd.systemd import Passed
-from tests.manager import Manager
+from tests.manager import Manager, environment
 
 
 @pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """The environment is that of before, after each test."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+def _environment() -> Iterator[None]:
+    with environment():
+        yield
 
 
 @pytest.fixture
