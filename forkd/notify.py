@@ -14,6 +14,7 @@ import socket
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -60,7 +61,8 @@ class Notifier:
         data = "\n".join(lines).encode(errors="backslashreplace")
         gone = not self._unsaid and self._send(data, fds)
         if not gone and not passing and len(self._unsaid) < _MOST_UNSAID:
-            self._unsaid.append((data, [os.dup(fd) for fd in fds]))
+            with suppress(OSError):  # no descriptors left: it is lost
+                self._unsaid.append((data, [os.dup(fd) for fd in fds]))
         return gone
 
     def flush(self) -> None:
@@ -74,10 +76,13 @@ class Notifier:
         if not self.on:
             return False
         until = monotonic() + seconds
+        try:
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+        except OSError:  # no descriptors left
+            return False
         # poll(2) does not know whether another process's queue has room, so it is the call that waits.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(seconds))
         self._socket.setblocking(True)
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             self.flush()
             if not self._unsaid:

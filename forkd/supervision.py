@@ -42,6 +42,7 @@ class Supervision:
         self._notifier = Notifier()
         self._reports = Reports(watchdog_seconds() if self._notifier.on else 0.0, tick)
         self._serves = False
+        self._stores = False
         self._unserved: list[str] = []
 
     @property
@@ -76,8 +77,8 @@ class Supervision:
         return site
 
     def look_for_store(self, passed: Passed) -> None:
-        """Notes whether the manager stores anything for us."""
-        passed.stored.works = self.on and self._store_works()
+        """Notes whether the manager stores anything for us; one that has no time to say may do so."""
+        self._stores = passed.stored.works = self.on and not self._try_store()[1]
 
     def serving(self, site: Site, figures: Figures) -> None:
         """Every service serves, for the first time."""
@@ -93,7 +94,7 @@ class Supervision:
 
     def keep(self, site: Site, old: Site | None = None) -> None:
         """Has the manager store what a site listens on, and no more what only the old one did."""
-        if not self.on:
+        if not self._stores:
             return
         now = [each for _, each in _listeners(site)]
         before = [] if old is None else [each for _, each in _listeners(old)]
@@ -126,7 +127,7 @@ class Supervision:
         """A stop has begun; the taps are about to be closed."""
         self._notifier.tell(self._reports.stopping())
         files = [(name, each) for name, each in _listeners(site) if each.file is not None and each.stored]
-        if not files or not self._store_works():
+        if not files or self._try_store() != (True, False):  # it may be full
             return
         if not self._serves:  # nobody is served in a start that fails: the queue is the next start's
             site.leave_stored()
@@ -153,9 +154,15 @@ class Supervision:
         for each in dict.fromkeys(labels):
             self._notifier.tell(reports.unstore(each))
 
-    def _store_works(self) -> bool:
-        """Whether the manager keeps what it is given: without FileDescriptorStoreMax= it closes it without a word."""
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
+    def _try_store(self) -> tuple[bool, bool]:
+        """Whether the manager has seen to what it was told, and whether it has refused to store anything.
+
+        Without FileDescriptorStoreMax=, or with a full store, it closes what it is given, and tells only its log.
+        """
+        try:
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+        except OSError:  # no descriptors left
+            return False, True
         try:
             try:
                 self._notifier.tell(reports.store(_PROBE), [theirs])
@@ -164,11 +171,11 @@ class Supervision:
             seen_to = self._notifier.barrier(_PATIENCE)
             poll = select.poll()
             poll.register(ours, 0)
-            works = seen_to and not poll.poll(0)  # else the pipe has lost its other end
+            refused = bool(poll.poll(0))  # the pipe has lost its other end
             self._notifier.tell(reports.unstore(_PROBE))
         finally:
             os.close(ours)
-        return works
+        return seen_to, refused
 
 
 def _listeners(site: Site) -> Iterator[tuple[str, Listener]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,17 +128,19 @@ def test_a_manager_that_does_not_read_does_not_hold_us_up(deaf: socket.socket) -
 
 
 def test_what_waits_to_be_said_has_an_end(deaf: socket.socket) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     notifier = Notifier()
     room = fill(notifier)
     for number in range(1000):
-        notifier.tell([f"STATUS={number}"])
+        notifier.tell([f"STATUS={number}"], [deaf.fileno()])
+    assert len(os.listdir("/proc/self/fd")) < before + 100  # noqa: PTH208
     for _ in range(room):
         deaf.recv(100)
     notifier.flush()
     deaf.settimeout(0.0)
     assert [deaf.recv(100) for _ in range(2)] == [b"STATUS=0", b"STATUS=1"]
     notifier.close(0.05)
-    assert len(os.listdir("/proc/self/fd")) < 500  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_a_barrier_says_first_what_waits(tmp_path: Path) -> None:
@@ -155,6 +158,19 @@ def test_a_barrier_says_first_what_waits(tmp_path: Path) -> None:
     assert notifier.tell(["STATUS=x"], passing=True), "afterwards nobody is waited for again"
     notifier.close()
     manager.close()
+
+
+def test_without_descriptors_it_can_still_say_that_it_lives(manager: Manager) -> None:
+    notifier = Notifier()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert notifier.tell(["WATCHDOG=1"])
+        assert not notifier.barrier(5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    manager.said("WATCHDOG=1")
+    notifier.close()
 
 
 def test_last_words_are_heard_before_the_end(manager: Manager) -> None:

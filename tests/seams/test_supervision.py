@@ -192,7 +192,11 @@ def test_the_file_of_a_socket_that_is_kept_is_not_left_by_a_master_that_dies(
     path = tmp_path / "echo.sock"
     supervision, site = begin(settings(tmp_path, f"unix:{path}"))
     assert [each.path for each in site.leavings()] == ([] if room else [str(path)])
+    supervision.serving(site, figures)
+    supervision.stopping(site)
     supervision.close()
+    asked = sum("FDSTORE=1" in message for message in manager.messages)
+    assert asked == (4 if room else 1), "what is refused once is asked for no more: the manager logs it each time"
     site.close_but(None)
 
 
@@ -245,10 +249,11 @@ def test_what_another_program_of_ours_has_stored_already_is_known(manager: Manag
     supervision.close()
     manager.forget()
     after = Supervision(1)
+    after.look_for_store(Passed())
     after.resume(site)
     after.close()
     assert ["FDSTORE=1", "FDNAME=forkd=[%3A%3A1]%3A0=echo", "FDPOLL=0"] in manager.messages
-    assert len([each for each in manager.messages if "FDSTORE=1" in each]) == 1
+    assert len([each for each in manager.messages if "FDSTORE=1" in each]) == 2, "and a trial"
     site.close_but(None)
 
 
