@@ -16,7 +16,7 @@ import errno as numbers
 from collections.abc import Callable
 from typing import Final
 
-from forkd.log import escape
+from forkd.record import escape
 
 STATUS_EVERY: Final = 10.0
 STEP: Final = 10.0
