@@ -1157,6 +1157,7 @@ def test_nothing_is_due_when_all_is_well_or_over() -> None:
         life.handle(event, 1)
     assert life.phase is Phase.ENDED
     assert life.due() == inf
+    assert life.handle(TimePassed(), 2) == []
 
 
 def test_an_illegal_move_is_told() -> None:
