@@ -24,8 +24,9 @@ types: $(VENV)/tested
 	$(BIN)/mypy --strict examples/policy.py
 	$(BIN)/mypy --strict -p bench
 
+# PYTEST='tests/rooms -k line' does a part.
 pytest: $(VENV)/tested
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST)
 
 # Every promise of reliability under load, with every kind of worker, and the page of what was seen: two hours, as root.
 # CHAOS='--kind sync' is half an hour.
