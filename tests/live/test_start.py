@@ -589,7 +589,8 @@ def test_what_was_ignored_or_held_back_is_heeded(host: Host) -> None:
     host.start(before=[sys.executable, "-c", ignoring])
     python_ignores = (1 << signal.SIGPIPE - 1) | (1 << signal.SIGXFSZ - 1)
     master, server, worker = everybody(host)
-    assert int(field(master, "SigIgn"), 16) == python_ignores
+    ours = sum(1 << number - 1 for number in signal.valid_signals())  # the C library keeps 32 and 33 for itself
+    assert int(field(master, "SigIgn"), 16) & ours == python_ignores
     for pid in (server, worker):  # they ignore what is for the master alone, and nothing else
         assert not int(field(pid, "SigIgn"), 16) & (1 << signal.SIGALRM - 1 | 1 << signal.SIGCHLD - 1)
     assert [int(field(pid, "SigBlk"), 16) for pid in (master, server, worker)] == [0, 0, 0]
