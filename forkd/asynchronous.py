@@ -96,6 +96,7 @@ class AsyncVisit:
         self._touched = self._host.now
         if self._task is None:
             self._task = self._loop.create_task(self._converse())
+            self._task.add_done_callback(self._look_how_it_ended)
         elif self.connection.parked:
             if event & ~IN:
                 self._unpark()
@@ -103,6 +104,10 @@ class AsyncVisit:
             self._want(0)  # nobody asks for it yet
         else:
             self._read(self._waiter)
+
+    def _look_how_it_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._host.failed(error)
 
     def hurry(self) -> None:
         """The worker leaves, and so does this client soon."""

@@ -30,6 +30,8 @@ class Loop(Protocol):
 
     def ended(self, visit: Visitor, outcome: Outcome) -> None: ...
 
+    def failed(self, error: BaseException) -> None: ...
+
     def linger(self, visit: Visitor) -> None: ...
 
 
@@ -68,6 +70,10 @@ class Crew:
         self._loop.ended(visit, outcome)
         os.eventfd_write(self._wake, 1)
 
+    def failed(self, error: BaseException) -> None:
+        self._loop.failed(error)
+        os.eventfd_write(self._wake, 1)
+
     def part(self, visit: Visitor) -> None:
         """Leaves it to the loop to linger with the client."""
         self._epoll.unregister(visit.fd)
@@ -93,6 +99,12 @@ class Crew:
 
     def _work(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the loop's thread takes them all
+        try:
+            self._serve()
+        except BaseException as error:
+            self.failed(error)
+
+    def _serve(self) -> None:
         visits, poll, modify = self._loop.visits, self._epoll.poll, self._epoll.modify
         while True:
             for fd, event in poll(None, 1):

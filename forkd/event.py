@@ -69,6 +69,7 @@ class Loop:
         self.shortest = min((each for each in seat.limits if each), default=NEVER)
         self.coarse = min(_COARSEST, max(_FINEST, self.shortest / 8))
         self.kept_away = 0.0
+        self.failure: BaseException | None = None
         seat.orders.abandon = self.doors.abandon
         seat.meter.shares(0)
 
@@ -184,6 +185,11 @@ class Loop:
             seat.orders.leave(Order.FINISH)
         self.replan()
 
+    def failed(self, error: BaseException) -> None:
+        """A thread or a task has met what it cannot deal with: the next turn ends with that."""
+        self.failure = error
+        self.replan()
+
     def linger(self, visit: Visitor) -> None:
         self.lingering.add(visit.sock, self.now)
 
@@ -239,6 +245,8 @@ class Loop:
         self.sweep_at = max(next_due, now + self.coarse) if self.visits and next_due < NEVER else None
 
     def tidy(self) -> None:
+        if self.failure is not None:
+            raise self.failure
         if self.crew is not None:
             self.crew.see_off()
         if self.sweep_at is not None and self.now >= self.sweep_at:

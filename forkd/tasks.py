@@ -120,10 +120,13 @@ class Turner:
             self.loop.turn(0)
             self.plan()
         except BaseException as error:
-            self._over.set_exception(error)
+            if not self._over.done():
+                self._over.set_exception(error)
 
     def plan(self) -> None:
         """Sets the time of the next turn, should nothing happen before; or the end, when there is none."""
+        if self.loop.failure is not None and not self._over.done():
+            self._over.set_exception(self.loop.failure)
         if self.loop.over:
             if not self._over.done():
                 self._over.set_result(None)

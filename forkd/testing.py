@@ -216,6 +216,9 @@ class _Alone:
         self._loop.remove_writer(visit.fd)
         self._outcome.set_result(outcome)
 
+    def failed(self, error: BaseException) -> None:
+        self._outcome.set_exception(error)
+
     def _look(self) -> None:
         """Ends the visit when its time is over; looks again before any deadline can be that is set meanwhile."""
         if self._visit is None or self._outcome.done():

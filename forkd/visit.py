@@ -55,6 +55,9 @@ class Host(Protocol):
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
         """The last of it; its socket is the loop's to close."""
 
+    def failed(self, error: BaseException) -> None:
+        """A visit has met what is neither a client's doing nor a handler's: the worker cannot go on."""
+
 
 class Visit:
     """`at_work` while somebody has it in hand; then only that one may touch it, but for `cut`."""

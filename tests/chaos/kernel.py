@@ -85,6 +85,7 @@ def no_descriptors(scene: Scene) -> None:
         for pid, limit in limits.items():
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard[pid]))
         server.said("accept failed", len(limits))
+        until(lambda: server.status("test")["connections"]["open"] == 0, "the end of those that were let in before")
         requests = server.status("test")["requests"]
         began, used = time.monotonic(), probe.processor_seconds(server.family())
         threading.Event().wait(seconds)  # the fault itself

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 from functools import partial
 
 import pytest
 
+import forkd
 from forkd.connection import Connection
 from forkd.conversation import Conversation
+from forkd.scoreboard import Meter
+from forkd.tasks import Turner
 from tests.cases import CASES, Case, Serve, check, pair, tcp_pair
-from tests.kinds import awaited, serve_by_event, serve_by_tasks
+from tests.kinds import Hall, awaited, serve_by_event, serve_by_tasks
 
 KINDS: dict[str, Serve] = {
     "event": serve_by_event,
@@ -79,3 +83,42 @@ def test_what_has_ended_is_gone_without_a_collection(kind: str) -> None:
 
 def conversations() -> list[object]:
     return [each for each in gc.get_objects() if isinstance(each, Connection | Conversation)]
+
+
+class Torn(Meter):
+    def moved(self, received: int, sent: int) -> None:
+        raise ValueError("somebody wrote over the row")
+
+
+def test_what_a_thread_cannot_deal_with_ends_the_worker() -> None:
+    hall = Hall(forkd.service(forkd.Lines())(bytes.upper), threads=2, meter=Torn)
+    ours, theirs = socket.socketpair()
+    with ours:
+        hall.welcome(theirs)
+        theirs.close()
+        ours.sendall(b"one\n")
+        with pytest.raises(ValueError, match="wrote over"):
+            hall.run()
+    hall.close()
+
+
+def test_what_a_task_cannot_deal_with_ends_the_worker() -> None:
+    async def serve() -> None:
+        hall = Hall(awaited(forkd.service(forkd.Lines())(bytes.upper)), meter=Torn)
+        hall.loop.close()
+        turner = Turner(hall.seat)
+        hall.loop = turner.loop
+        hall.welcome(theirs)
+        theirs.close()
+        try:
+            await turner.run()
+        finally:
+            asyncio.get_running_loop().remove_reader(turner.loop.epoll.fileno())
+            turner.close()
+            hall.close()
+
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(b"one\n")
+        with pytest.raises(ValueError, match="wrote over"):
+            asyncio.run(serve())
