@@ -56,6 +56,8 @@ SAMPLE = [
     ),
     ("upgrade", "event", "persistent", 0.05),
     ("kill-workers", "event", "persistent", 0.05),
+    ("raving", "threads", "single", 0.05),
+    ("raving", "async", "single", 0.05),
 ]
 
 
