@@ -19,7 +19,7 @@ from forkd.errors import Exit
 from forkd.outcome import End
 from tests.server import ROOT
 
-UNITS = sorted((ROOT / "systemd").glob("*.*"))
+UNITS = sorted([*(ROOT / "systemd").glob("*.service"), *(ROOT / "systemd").glob("*.socket")])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -43,6 +43,45 @@ def test_systemd_understands_the_unit(unit: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("drop_in", "most"), [(None, 1.6), ("high-ports.conf", 1.1), ("passed-sockets.conf", 0.4)])
+@pytest.mark.parametrize("name", ["forkd.service", "forkd@.service"])
+def test_the_unit_exposes_little(name: str, drop_in: str | None, most: float, tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("needs the program systemd-analyze")
+    for each in UNITS:
+        shutil.copy(each, tmp_path)
+    if drop_in is not None:
+        (tmp_path / f"{name}.d").mkdir()
+        shutil.copy(ROOT / "systemd" / drop_in, tmp_path / f"{name}.d/ports.conf")
+    told = subprocess.run(
+        ["systemd-analyze", "security", "--no-pager", "--offline=true", str(tmp_path / name)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    found = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", told.stdout)
+    assert found, told.stderr
+    assert float(found[0]) <= most, told.stdout
+
+
+def test_an_instance_differs_from_the_service_in_its_names_alone() -> None:
+    one, other = ((ROOT / "systemd" / name).read_text().splitlines() for name in ("forkd.service", "forkd@.service"))
+    lines = [{line for line in each if line and not line.startswith("#")} for each in (one, other)]
+    assert {line.partition("=")[0] for line in lines[0] ^ lines[1]} == {
+        "Description",
+        "ExecReload",
+        "ExecStart",
+        "Group",
+        "User",
+        "DynamicUser",
+        "RuntimeDirectory",
+        "RuntimeDirectoryPreserve",
+        "StateDirectory",
+        "LogsDirectory",
+    }
 
 
 def table(text: str, *header: str) -> list[list[str]]:
