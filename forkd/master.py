@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, Final
 
 import forkd
-from forkd import control, log, privileges, process, signals, status, upgrade
+from forkd import control, log, privileges, process, signals, status, strays, upgrade
 from forkd.attention import Attention
 from forkd.changeover import Changeover, Looker, told_of_upgrade
 from forkd.config import Source
@@ -457,6 +457,7 @@ class Master:
     def clean_up(self) -> None:
         """In the reverse order of opening; also when the master fails, so that nothing stays behind."""
         self.roster.close()
+        strays.end()
         self.registry.close()
         self.site.close_but(None)
         self.premises.close()
