@@ -21,6 +21,7 @@ from forkd import (
     config,
     control,
     dial,
+    installcommand,
     launch,
     loadcommand,
     log,
@@ -202,6 +203,7 @@ def call(
 
 
 cli.add_command(loadcommand.load)
+cli.add_command(installcommand.install)
 
 
 def _open_standard_three() -> None:

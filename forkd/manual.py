@@ -49,6 +49,12 @@ are heard.
 
 # What a command's help leaves out, which is read in a hurry.
 _MORE: Final = {
+    "install": """\
+It runs as root, from the environment in which the service is to run; the units start the `forkd` that stands there.
+Once more, it brings what is there up to the version that is installed now. Units go to `/usr/local/lib/systemd/system`,
+the user `forkd` is made by `systemd-sysusers`(8), and what was put where is written down in
+`/usr/local/share/forkd/installed.json`. A file that was changed since, or was there before, is neither overwritten nor
+removed; a new version of it is put beside it, with `.new` after its name.""",
     "start": """\
 A daemon works in `/`, with umask 022, without a terminal and with nothing on its standard streams; relative paths in
 the settings start at their file, relative folders in `PYTHONPATH` at the working folder of the start. It has a pid
@@ -114,6 +120,7 @@ _ENVIRONMENT: Final = (
 
 _FILES: Final = (
     ("`/etc/forkd.toml`", "The settings, unless another file is named."),
+    ("`/etc/forkd/`*NAME*`.toml`", "The settings of the instance that systemd knows as `forkd@`*NAME*."),
     (
         "`/run/forkd/`",
         (
@@ -204,7 +211,9 @@ def _program() -> Iterator[str]:
         yield from ((".PP", prose(what)) if place else (prose(what),))
         yield example(typed)
     yield heading("SEE ALSO")
-    yield prose("`forkd.toml`(5), `kill`(1), `ps`(1), `systemd.service`(5), `systemd.socket`(5), `unix`(7)")
+    yield prose(
+        "`forkd.toml`(5), `kill`(1), `ps`(1), `systemctl`(1), `systemd.service`(5), `systemd.socket`(5), `unix`(7)"
+    )
 
 
 def _settings() -> Iterator[str]:

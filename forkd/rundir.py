@@ -12,6 +12,7 @@ from typing import Final
 from forkd.errors import ControlError
 from forkd.settings import Settings
 
+_ROOTS: Final = Path("/run/forkd")
 _STEM: Final = 16  # characters of a file's name; unix(7) has no room for long paths
 
 
@@ -28,7 +29,12 @@ def control_path(settings: Settings) -> Path:
         name = f"{file.stem[:_STEM]}-{zlib.crc32(os.fsencode(path)):08x}.sock"
     else:
         name = f"{next(iter(settings.services))}.sock"
-    return _folder() / name
+    folder = _folder()
+    if folder == _ROOTS:
+        instance = folder.with_name(f"{folder.name}-{file.stem}") / name
+        if instance.exists():  # what systemd runs as an instance (forkd@.service) has a folder of its own
+            return instance
+    return folder / name
 
 
 def pidfile_beside(path: Path) -> Path:
@@ -57,6 +63,6 @@ def _folder() -> Path:
     if told:
         return Path(told)
     if os.geteuid() == 0:
-        return Path("/run/forkd")
+        return _ROOTS
     own = os.environ.get("XDG_RUNTIME_DIR")
     return Path(own) / "forkd" if own else Path(f"/tmp/forkd-{os.geteuid()}")

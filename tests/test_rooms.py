@@ -37,6 +37,7 @@ REFUSED = {
 # A heavy room that a command of its own needs, and the others do without.
 LATE = {
     "cli": {"master", "table"},
+    "installcommand": {"installation"},
     "loadcommand": {"load", "loadplan"},
     "startcommands": {"detach", "master"},
     "worker": {"tasks"},
