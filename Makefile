@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types pytest chaos bench scaling coverage reference clean
+.PHONY: run test lint types pytest machine chaos bench scaling coverage reference clean
 
 run: $(VENV)/installed
 	$(BIN)/forkd run etc/forkd.toml
@@ -27,6 +27,10 @@ types: $(VENV)/tested
 # PYTEST='tests/rooms -k line' does a part.
 pytest: $(VENV)/tested
 	$(BIN)/pytest $(PYTEST)
+
+# The tests inside a systemd of their own, with fifty restarts where there are five otherwise; as root.
+machine: $(VENV)/tested
+	RESTARTS=50 $(BIN)/pytest -v -rs tests/machine
 
 # Every promise of reliability under load, with every kind of worker, and the page of what was seen: two hours, as root.
 # CHAOS='--kind sync' is half an hour.

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,18 @@ class Load:
     """A load from another process, for a test: starts it, and later gives its tally."""
 
     def __init__(
-        self, address: str, shape: str, clients: int = 8, seed: int = 1, *, fates: Path | None = None, most: int = 0
+        self,
+        address: str,
+        shape: str,
+        clients: int = 8,
+        seed: int = 1,
+        *,
+        fates: Path | None = None,
+        most: int = 0,
+        before: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", "tests.load", address, shape, str(clients), str(seed), "--most", str(most)]
+        load = [sys.executable, "-m", "tests.load", address, shape, str(clients), str(seed), "--most", str(most)]
+        command = [*before, *load]  # `before` execs it, in another network, say
         self._process = subprocess.Popen(
             [*command, "--fates", str(fates)] if fates else command,
             cwd=ROOT,
