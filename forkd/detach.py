@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import daemon
 
-from forkd import brief, log, signals
+from forkd import brief, log, process, signals
 from forkd.errors import BrokenOffError, Exit, ForkdError
 from forkd.events import Exit as Ended
 
@@ -129,6 +129,7 @@ def _detach(keep: list[int]) -> None:
 def _name_folders() -> None:
     """Makes the folders in PYTHONPATH independent of the working folder, for fork servers look there, too."""
     if paths := os.environ.get("PYTHONPATH"):
+        process.find_title()
         os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Final, NoReturn
 
-from setproctitle import setproctitle
+from setproctitle import getproctitle, setproctitle
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 
@@ -30,6 +30,11 @@ _BOOT: Final = (
 _FOR_MASTER: Final = frozenset(
     {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "FDSTORE"}
 )
+
+
+def find_title() -> None:
+    """Has the title's place found while the environment stands where the kernel has put it, right behind it."""
+    getproctitle()
 
 
 def set_title(title: str) -> None:

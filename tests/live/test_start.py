@@ -629,9 +629,12 @@ def test_relative_paths_hold_in_another_folder(host: Host) -> None:
         "import forkd, wares\n@forkd.service(forkd.Lines())\ndef shop(request):\n    return wares.WARES\n"
     )
     host.write("shop:shop", path='"apps"', master='log.file = "forkd.log"')
-    address = host.start(PYTHONPATH=f"{ROOT}:lib")
+    first = ["env", "-i", f"PYTHONPATH={ROOT}:lib", f"PATH={os.environ['PATH']}"]
+    address = host.start(before=first)
     assert exchange(connect(address), b"?\n") == b"wares\n"
     assert host.status()["master"]["config"] == str(host.folder / "forkd.toml")
+    # A title has the place where the environment was, which is found by what stands first there.
+    assert Path(f"/proc/{host.pid}/cmdline").read_bytes().startswith(b"forkd: master\0")
     host.forkd("reload", "-c", "forkd.toml")
     assert (host.folder / "forkd.log").exists()
     host.forkd("stop", "-c", "forkd.toml")
