@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
+from forkd import process
 from forkd.errors import BrokenOffError, ControlError, Exit, TimedOutError, UnreachableError
 from forkd.leaving import Leaving
 from forkd.unixsocket import bind_unix
@@ -270,9 +271,9 @@ def listener(path: Path) -> int | None:
 
 
 def _trusted(sock: socket.socket) -> bool:
-    """Whether the caller is root or ourselves."""
-    _, uid = _peer(sock)
-    return uid in (0, os.geteuid())
+    """Whether the caller is root, or our own user and no process of an application, which may run as that, too."""
+    pid, uid = _peer(sock)
+    return uid == 0 or (uid == os.geteuid() and not process.may_descend(pid))
 
 
 def _not_ours(path: Path) -> UnreachableError:

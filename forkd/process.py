@@ -151,10 +151,27 @@ def is_child_of(pidfd: int, pid: int, parents: Set[int]) -> bool:
     if found != pid:
         return found == -1
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
-            return int(stat.read().rpartition(b")")[2].split()[1]) in parents
+        return _parent(pid) in parents
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def may_descend(pid: int) -> bool:
+    """Whether process `pid` is a descendant of ours, or may have been, for it has ended or cannot be seen."""
+    us = os.getpid()
+    while pid not in (0, us):
+        try:
+            pid = _parent(pid)
+        except OSError:
+            return True
+        if pid == us:
+            return True
+    return False
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
+        return int(stat.read().rpartition(b")")[2].split()[1])
 
 
 def reap() -> Iterator[tuple[int, int]]:

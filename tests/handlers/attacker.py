@@ -36,6 +36,7 @@ def attempts() -> dict[str, str]:
         "signal the machine's init": _try(lambda: os.kill(1, 0)),
         "write the master's memory": _try(lambda: Path(f"/proc/{MASTER}/mem").open("r+b").close()),
         "bind a port of root's": _try(_bind_low),
+        "ask the master": _try(_ask_master),
         "chroot": _try(lambda: os.chroot("/")),
         "raise a capability": _try(lambda: _prctl(_AMBIENT, _RAISE, _BIND)),
     }
@@ -63,6 +64,20 @@ def _signal_by_pidfd(pid: int) -> None:
         signal.pidfd_send_signal(pidfd, 0)
     finally:
         os.close(pidfd)
+
+
+def _ask_master() -> str:
+    """Asks for the status at the master's control socket, which is the socket that it listens at besides."""
+    for line in Path("/proc/net/unix").read_text().splitlines():
+        path = line.split()[-1]
+        if path.endswith("control.sock") or (path.startswith("/run/forkd/") and path.endswith(".sock")):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(10)
+                sock.connect(path)
+                sock.sendall(b'{"command": "status"}\n')
+                if answer := sock.recv(100):
+                    return f"{path} has answered {answer!r}"
+    raise PermissionError("nobody answers")
 
 
 def _bind_low() -> None:
