@@ -68,7 +68,7 @@ def warnings(settings: Settings) -> Iterator[str]:
         )
     if os.geteuid() == 0:
         for name in root_services(settings):
-            yield f"{settings.file}: service {name} would run as root: set master.user"
+            yield f"{settings.file}: service {name} would run as root, which forkd start refuses: set master.user"
     yield from others_users(settings)
 
 

@@ -29,7 +29,6 @@ from forkd import (
     notify,
     options,
     reports,
-    rundir,
     startcommands,
     trust,
 )
@@ -232,6 +231,5 @@ def _change(file: str, control: Path | None, command: str) -> int:
 
 def _ask(file: str, path: Path | None, command: dict[str, Any], timeout: float | None = _ASK_SECONDS) -> Any:
     """Asks the forkd that serves `file`, or the one at `path`."""
-    if path is None:
-        path = rundir.control_path(config.load(file, cores=CORES))
+    path, _ = options.premises(file, path)
     return control.ask(path, command, timeout)

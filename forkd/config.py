@@ -117,7 +117,16 @@ def from_options(
         raise ConfigError([Problem(COMMAND_LINE, 0, "", f"{show(text)} is not UTF-8") for text in strange])
     problems = [problem for text in sets if (problem := _set(service, master, text))]
     name = _name_for(app) if name is None else name
-    return read(COMMAND_LINE, folder, {"master": master, "service": {name: service}}, {}, cores, problems)
+    try:
+        return read(COMMAND_LINE, folder, {"master": master, "service": {name: service}}, {}, cores, problems)
+    except ConfigError as error:
+        raise ConfigError([_as_an_option(each) for each in error.problems]) from None
+
+
+def _as_an_option(problem: Problem) -> Problem:
+    """What is missing on a command line has the name of an option there."""
+    missing = problem.what.startswith("is missing") and problem.key.endswith(".listen")
+    return problem._replace(key="--listen") if missing else problem
 
 
 def changes(old: Settings, new: Settings) -> Changes:

@@ -53,11 +53,12 @@ def _look_for_root(settings: Settings, *, detached: bool) -> None:
     if os.geteuid() != 0:
         return
     names = ", ".join(check.root_services(settings))
+    option = "" if settings.places else " by --set user=NAME"
     if names and detached:
-        what = f'{names} would run as root: name another user, or insist with user = "root"'
+        what = f'{names} would run as root: name another user{option}, or insist with user = "root"'
         raise settings.error("master.user", what)
     if names:
-        log.tell(f"forkd: running {names} as root; set master.user to run as somebody else")
+        log.tell(f"forkd: running {names} as root; set master.user{option} to run as somebody else")
 
 
 def _warn(line: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import click
 
-from forkd import completion, log
+from forkd import completion, config, log, rundir
 from forkd.config import Source
-from forkd.errors import Exit
+from forkd.errors import ConfigError, Exit, UsageError
 from forkd.settings import MAX_SECONDS
 
 DEFAULT_FILE: Final = "/etc/forkd.toml"
@@ -47,6 +47,31 @@ def control_option(command: Any) -> Any:
     return config_option(command)
 
 
+def premises(file: str, control: Path | None) -> tuple[Path, Path]:
+    """Control socket and pid file of a running forkd, which `control_option` tells.
+
+    What is wrong with its file by now does not matter, as long as it can be found all the same.
+    """
+    pidfile = None
+    if control is None:
+        try:
+            settings = config.load(file, cores=CORES)
+        except ConfigError as error:
+            control = rundir.last_known(Path(file))
+            if not os.path.exists(control):  # noqa: PTH110  # which tells nothing of a folder that is closed to us
+                raise _with_a_way_out(error, file) from None
+        else:
+            control, pidfile = rundir.control_path(settings), settings.master.pidfile
+    return control, pidfile or rundir.pidfile_beside(control)
+
+
+def _with_a_way_out(error: ConfigError, file: str) -> ConfigError:
+    if os.path.exists(file):  # noqa: PTH110
+        return error
+    other = "name the file of the forkd that runs with -c, or its control socket with --control"
+    return ConfigError([each._replace(what=f"{each.what}; {other}") for each in error.problems])
+
+
 def target_options(command: Any) -> Any:
     """What is to be served, for a command that serves it; `source` makes one value of it."""
     for each in (
@@ -81,6 +106,9 @@ def source(
     """Where the settings come from that `target_options` name."""
     if target is not None and _is_application(target):
         return Source(CORES, None, target, name, listen, workers, worker, sets, str(Path.cwd()), insecure)
+    if target is not None and (target.endswith(".py") or _is_word(target)):
+        module = target.removesuffix(".py")
+        raise UsageError(f"{target}: an application is named as module:name, such as {module}:NAME")
     if listen or sets or any(each is not None for each in (workers, worker, name)):
         raise click.UsageError("options go with an application (module:name); a file says all itself")
     return Source(CORES, target or DEFAULT_FILE, insecure=insecure)
@@ -101,6 +129,11 @@ def complain(message: str, status: int) -> None:
 def last_word(message: str, status: int) -> str:
     """What stands last on standard error; mistakes in the settings begin with their place, not with our name."""
     return message if status == Exit.CONFIG else f"forkd: {message}"
+
+
+def _is_word(target: str) -> bool:
+    """Whether it is no file, and looks like a module."""
+    return target.replace(".", "").isidentifier() and not target.endswith(".toml") and not Path(target).exists()
 
 
 def _is_application(target: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tomllib
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -23,18 +24,15 @@ def control_path(settings: Settings) -> Path:
     """
     if settings.master.control is not None:
         return settings.master.control
-    file = Path(settings.file)
-    if settings.places:
-        path = os.path.abspath(file)  # noqa: PTH100  # as written, but for "..": a link may point elsewhere tomorrow
-        name = f"{file.stem[:_STEM]}-{zlib.crc32(os.fsencode(path)):08x}.sock"
-    else:
-        name = f"{next(iter(settings.services))}.sock"
-    folder = _folder()
-    if folder == _ROOTS:
-        instance = folder.with_name(f"{folder.name}-{file.stem}") / name
-        if instance.exists():  # what systemd runs as an instance (forkd@.service) has a folder of its own
-            return instance
-    return folder / name
+    return _derived(Path(settings.file)) if settings.places else _folder() / f"{next(iter(settings.services))}.sock"
+
+
+def last_known(file: Path) -> Path:
+    """The same for a file that may have mistakes by now, or be gone: what it says of `control`, if that can be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        named: str = tomllib.loads(file.read_text())["master"]["control"]
+        return file.parent.absolute() / named
+    return _derived(file)
 
 
 def pidfile_beside(path: Path) -> Path:
@@ -55,6 +53,17 @@ def make_folder(path: Path) -> None:
         return  # there can be no control socket then, which the master will warn of
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise ControlError(f"{folder} is not a folder of this user alone: remove it, or set master.control")
+
+
+def _derived(file: Path) -> Path:
+    path = os.path.abspath(file)  # noqa: PTH100  # as written, but for "..": a link may point elsewhere tomorrow
+    name = f"{file.stem[:_STEM]}-{zlib.crc32(os.fsencode(path)):08x}.sock"
+    folder = _folder()
+    if folder == _ROOTS:
+        instance = folder.with_name(f"{folder.name}-{file.stem}") / name
+        if instance.exists():  # what systemd runs as an instance (forkd@.service) has a folder of its own
+            return instance
+    return folder / name
 
 
 def _folder() -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from forkd import check, config, incumbent, launch, options, rundir
+from forkd import check, incumbent, launch, options, rundir
 from forkd.errors import ControlError, UnreachableError, UsageError
 from forkd.launch import Launch
 
@@ -41,12 +41,7 @@ def stop(file: str, control: Path | None, quick: bool, timeout: float | None) ->
 
     No new callers are let in; requests that have begun are answered, for as long as stop_timeout lets them.
     """
-    if control is None:
-        settings = config.load(file, cores=options.CORES)
-        control = rundir.control_path(settings)
-        pidfile = settings.master.pidfile or rundir.pidfile_beside(control)
-    else:
-        pidfile = rundir.pidfile_beside(control)
+    control, pidfile = options.premises(file, control)
     found = incumbent.find(control, pidfile)
     if found is None:
         raise UnreachableError(f"no forkd is running with the control socket {control} or the pid file {pidfile}")

@@ -212,6 +212,34 @@ def test_a_long_name_of_a_file_leaves_room_for_the_socket(tmp_path: Path) -> Non
         assert program("status", "-c", name, cwd=tmp_path, RUNTIME_DIRECTORY=folder).returncode == 0
 
 
+@pytest.mark.parametrize("mistake", ["wrokers = 3\n", "no = [\n", None], ids=["a key", "no TOML", "no file"])
+def test_a_forkd_is_found_whatever_its_file_has_become(tmp_path: Path, mistake: str | None) -> None:
+    with found_by_its_file(tmp_path, "forkd.toml") as (server, folder):
+        file = tmp_path / "forkd.toml"
+        if mistake is None:
+            file.unlink()
+        else:
+            file.write_text(file.read_text() + mistake)
+        for command in ("status", "stop"):
+            done = program(command, "-c", "forkd.toml", cwd=tmp_path, RUNTIME_DIRECTORY=folder)
+            assert done.returncode == 0, done
+        assert server.exited() == 0
+    done = program("status", "-c", "forkd.toml", cwd=tmp_path, RUNTIME_DIRECTORY=folder)
+    assert done.returncode == 78
+    assert ("or its control socket with --control" in done.stderr) == (mistake is None)
+
+
+@pytest.mark.parametrize("target", ["small", "small.py", "package.small"])
+def test_who_names_a_module_is_told_how_an_application_is_named(tmp_path: Path, target: str) -> None:
+    for options in ([], ["--listen", "127.0.0.1:0"]):
+        done = program("run", target, *options, cwd=tmp_path)
+        module = target.removesuffix(".py")
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"forkd: {target}: an application is named as module:name, such as {module}:NAME\n",
+        )
+
+
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

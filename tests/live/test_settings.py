@@ -156,7 +156,7 @@ def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "service.echo.listen: is missing"),
+        ([], "--listen: is missing"),
         (["--listen", "nowhere"], "service.echo.listen[0]: 'nowhere' has no port"),
         (["--listen", "*:0", "--workers", "0"], "service.echo.workers: must be a whole number from 1 to 1024"),
         (["--listen", "*:0", "--worker", "thread"], 'service.echo.worker: must be "sync" or "event"'),

@@ -373,7 +373,7 @@ def test_a_value_that_is_no_toml_is_a_text(value: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("given", "sets", "told"),
     [
-        ({"listen": []}, [], "service.b.listen: is missing: write an address"),
+        ({"listen": []}, [], "--listen: is missing: write an address"),
         ({"listen": ["*:0", "nowhere"]}, [], "service.b.listen[1]: 'nowhere' has no port"),
         ({"listen": ["*:7"]}, ["listen=7"], "service.b.listen: must be an address"),
         ({"workers": 0}, [], "service.b.workers: must be a whole number from 1 to 1024"),
@@ -401,7 +401,7 @@ def test_every_mistake_in_the_options_is_told_at_once() -> None:
     assert [problem.key for problem in error.value.problems] == [
         "",
         "service.nothing.app",
-        "service.nothing.listen",
+        "--listen",
         "service.nothing.threads",
         "service.nothing.workers",
     ]
