@@ -153,7 +153,7 @@ class Premises:
             what = f"cannot open the control socket {path}: {error.strerror}"
             if asked_for:
                 raise ControlError(what) from None
-            log.say("warning", f"{what}; status and reload by command will not work")
+            log.say("warning", f"{what}; status and reload by command will not work: name another by master.control")
         else:
             self._keep_control(server, str(path))
 
