@@ -71,7 +71,7 @@ def _costs(sweep: Sweep, outcome: Outcome) -> list[list[str]]:
     rows = [[sweep.axis, *(f"{line}, {label}" for _, label in columns for line in lines)]]
     for place in sorted({place for _, place in sweep.places.values()}):
         cells = [_cell(outcome, f"{line}, {place:g}", measure) for measure, _ in columns for line in lines]
-        rows.append([f"{place:,g}", *cells])
+        rows.append([f"{place:,.0f}", *cells])
     return rows
 
 

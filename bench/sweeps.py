@@ -90,7 +90,7 @@ def all_sweeps(seconds: float) -> list[Sweep]:
         _sizes(seconds),
         _rates(seconds),
         _per_connection(seconds),
-        _waiting(10 * seconds),
+        _waiting(25 * seconds),
     ]
 
 
