@@ -157,16 +157,29 @@ def is_child_of(pidfd: int, pid: int, parents: Set[int]) -> bool:
 
 
 def may_descend(pid: int) -> bool:
-    """Whether process `pid` is a descendant of ours, or may have been, for it has ended or cannot be seen."""
-    us = os.getpid()
+    """Whether process `pid` is a descendant of ours, or may have been, for it has ended."""
+    us, child = os.getpid(), None
+    if pid == us:
+        return False
     while pid not in (0, us):
         try:
-            pid = _parent(pid)
+            child, pid = pid, _parent(pid)
         except OSError:
-            return True
-        if pid == us:
-            return True
-    return False
+            # An ancestor that cannot be seen is another user's (hidepid of proc(5)), and so is none of ours; unless it
+            # has just ended, and its children have another parent by now.
+            if child is None or (seen := _parent_or_none(child)) is None:
+                return True
+            if seen == pid:
+                return False
+            pid = seen
+    return pid == us
+
+
+def _parent_or_none(pid: int) -> int | None:
+    try:
+        return _parent(pid)
+    except OSError:
+        return None
 
 
 def _parent(pid: int) -> int:

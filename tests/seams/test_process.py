@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -194,3 +195,19 @@ def test_a_pidfd_is_known_for_whose_child_it_is_of() -> None:
 )
 def test_outcome(status: int | None, words: str) -> None:
     assert process.outcome(status) == words
+
+
+def test_who_descends_from_us() -> None:
+    assert not process.may_descend(os.getpid())
+    assert not process.may_descend(os.getppid())
+    assert not process.may_descend(1)
+    shell = subprocess.Popen(["sh", "-c", "sleep 100 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    assert shell.stdout is not None
+    grandchild = int(shell.stdout.readline())
+    try:
+        assert process.may_descend(shell.pid)
+        assert process.may_descend(grandchild)
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+        shell.communicate()
+    assert process.may_descend(grandchild), "it has ended, and may have been"
