@@ -37,7 +37,9 @@ def test_a_restart_refuses_and_resets_nobody_at_sockets_of_forkds_own(
             restart(machine)
     for tally in (tcp, unix):
         assert tally.losses("crossed") == {}, tally.counts
-        assert tally.counts["answered"] >= 4 * RESTARTS
+    # Who calls by TCP while the tap is closed calls again after 1 s, 2 s, 4 s: longer than from restart to restart.
+    assert tcp.counts["answered"] > 0
+    assert unix.counts["answered"] >= 4 * RESTARTS
 
 
 @pytest.mark.parametrize("shape", ["single", "persistent"])
