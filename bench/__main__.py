@@ -8,18 +8,14 @@ trials goes into a folder of its own, unless told, so that the page of the whole
 from __future__ import annotations
 
 import argparse
-import random
 import sys
-from pathlib import Path
 
-from bench import about, contenders, figures, page, plots, prepare, record, trials
+from bench import contenders, figures, page, plots, record, session, trials
 from bench.asking import BUILD
 from bench.contenders import ROOT
-from bench.rounds import Outcome, play
 
 OUT = ROOT / "docs" / "benchmarks"
 PART = BUILD / "part"
-_BUSY = 0.05
 
 
 def main() -> int:
@@ -31,20 +27,10 @@ def main() -> int:
         print("figures:", *(each.name for each in figures.FIGURES))
         return 0
     if not options.page:
-        prepare.prepare()
         for absent, reason in ((each.name, each.missing()) for each in contenders.ALL):
             if reason:
                 print(f"absent: {absent}: {reason}", file=sys.stderr)
-        run = about.begin(options)
-        if run["busy before"] > _BUSY:
-            print(f"the machine is {run['busy before']:.0%} busy with other things: expect noise", file=sys.stderr)
-        chance = random.Random(options.seed)
-        print(f"seed {options.seed}", file=sys.stderr)
-        outcomes: dict[str, Outcome] = {}
-        for trial in every:
-            if trial.name in wanted:
-                outcomes[trial.name] = play(trial, options.rounds, chance)
-                record.write(options.out, about.end(run), outcomes)  # whoever interrupts it has what was measured
+        session.measure(options, [trial for trial in every if trial.name in wanted])
     run, outcomes = record.read(options.out)
     findings = list(figures.find(outcomes))
     plotted = plots.draw(options.out, outcomes)
@@ -54,15 +40,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contender is measured (5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long a client asks in one run (2)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="trials or figures; all, unless told")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the order")
-    parser.add_argument("--out", type=Path, help="where the outcome goes (docs/benchmarks; a part, bench/build/part)")
-    parser.add_argument("--page", action="store_true", help="measure nothing, make page and plots again")
+    parser = session.options_of("python -m bench", __doc__, rounds=5, seconds=2.0)
     parser.add_argument("--list", action="store_true", help="name all trials and figures")
     options = parser.parse_args()
     options.out = options.out or (PART if options.only else OUT)

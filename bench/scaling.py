@@ -7,19 +7,18 @@ How forkd's cost grows with workers, connections, size and rate, and how long ca
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import about, curves, erlang, prepare, record, sweeps
+from bench import curves, erlang, record, session, sweeps
 from bench.arithmetic import spread, three_digits
 from bench.asking import BUILD
 from bench.contenders import ROOT
 from bench.page import table
 from bench.peers.forkd_waits import MEAN
-from bench.rounds import Outcome, play
+from bench.rounds import Outcome
 from bench.sweeps import Sweep
 
 OUT: Final = ROOT / "docs" / "scaling"
@@ -35,15 +34,8 @@ def main() -> int:
     if unknown := set(options.only) - {each.trial.name for each in every}:
         sys.exit(f"no sweep is named {', '.join(sorted(unknown))}; there are {', '.join(sweeps.names(every))}")
     if not options.page:
-        prepare.prepare()
-        run = about.begin(options)
-        print(f"seed {options.seed}", file=sys.stderr)
-        chance = random.Random(options.seed)
-        outcomes: dict[str, Outcome] = {}
-        for each in every:
-            if not options.only or each.trial.name in options.only:
-                outcomes[each.trial.name] = play(each.trial, options.rounds, chance)
-                record.write(options.out, about.end(run), outcomes)  # whoever interrupts it has what was measured
+        wanted = options.only or sweeps.names(every)
+        session.measure(options, [each.trial for each in every if each.trial.name in wanted])
     run, outcomes = record.read(options.out)
     options.out.with_suffix(".md").write_text(page(run, outcomes, every, options.out))
     return 0
@@ -76,7 +68,7 @@ def _costs(sweep: Sweep, outcome: Outcome) -> list[list[str]]:
 
 
 def _waiting(sweep: Sweep, outcome: Outcome) -> list[list[str]]:
-    """Mean wait measured beside Erlang's; and the p99 of the wait and the service together."""
+    """The mean wait, measured and by Erlang's formula."""
     rows = [["pool", "busy", "mean wait, ms", "Erlang's", "who waits, Erlang's"]]
     for name, (line, percent) in sweep.places.items():
         workers = int(line.split()[0])
@@ -105,16 +97,7 @@ def _failures(outcome: Outcome) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="how often each point is measured (3)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long a client asks in one run (1)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="sweeps; all, unless told")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the order")
-    parser.add_argument("--out", type=Path, help="where the outcome goes (docs/scaling; a part, bench/build/scaling)")
-    parser.add_argument("--page", action="store_true", help="measure nothing, make page and plots again")
-    options = parser.parse_args()
+    options = session.options_of("python -m bench.scaling", __doc__, rounds=3, seconds=1.0).parse_args()
     options.out = options.out or (PART if options.only else OUT)
     return options
 

@@ -78,8 +78,8 @@ class _Points:
         self.entrants.append(Entrant(name, run, missing))
         self.places[name] = line, place
 
-    def sweep(self, name: str, title: str, axis: str, share: float = 1.0) -> Sweep:
-        return Sweep(Trial(name, title, self.entrants, share), axis, self.places)
+    def sweep(self, name: str, title: str, axis: str) -> Sweep:
+        return Sweep(Trial(name, title, self.entrants), axis, self.places)
 
 
 def all_sweeps(seconds: float) -> list[Sweep]:
