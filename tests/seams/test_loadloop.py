@@ -392,28 +392,27 @@ def test_a_closed_loop_would_have_left_them_out(serving: Serving) -> None:
     assert tally["longest"] >= 100 * MS
 
 
-def test_no_request_leaves_before_it_is_due(serving: Serving) -> None:
-    came: list[float] = []
+def noting(came: list[float]) -> Behaviour:
+    """An echo that notes when each request has come."""
 
     def behave(connection: socket.socket, number: int) -> None:
         while data := connection.recv(100):
             came.append(time.monotonic())
             connection.sendall(data)
 
-    tally = loaded(serving(behave).target, requests=20, rate=500.0, connections=2)
+    return behave
+
+
+def test_no_request_leaves_before_it_is_due(serving: Serving) -> None:
+    came: list[float] = []
+    tally = loaded(serving(noting(came)).target, requests=20, rate=500.0, connections=2)
     began = tally["began"] / 1e9
     assert all(at - began >= number / 500 for number, at in enumerate(sorted(came)))
 
 
 def test_requests_at_random_moments_leave_one_by_one(serving: Serving) -> None:
     came: list[float] = []
-
-    def behave(connection: socket.socket, number: int) -> None:
-        while data := connection.recv(100):
-            came.append(time.monotonic())
-            connection.sendall(data)
-
-    tally = loaded(serving(behave).target, requests=40, rate=500.0, poisson=True, connections=40)
+    tally = loaded(serving(noting(came)).target, requests=40, rate=500.0, poisson=True, connections=40)
     assert (tally["answered"], tally["unsent"], failed(tally)) == (40, 0, {})
     assert max(came) - min(came) > 0.01, "39 times 2 ms on the average, and once in a trillion tries less than this"
 
