@@ -35,8 +35,9 @@ from forkd.limits import (
 Request = TypeVar("Request")
 
 RECEIVE_BYTES: Final = 65536
-FIRST_RECEIVE_BYTES: Final = 4096
-"""The room for what comes, until it has been filled once: the allocator is quicker with the smaller one."""
+ROOMS: Final = (448, 4096, RECEIVE_BYTES)
+"""Bytes of room for what comes: wider each time it has been filled, for the allocator is quicker with a smaller one.
+The first is what Python's own allocator has, with the header of the object; all others are the C library's."""
 # As plain numbers: combining the members of an enumeration costs more than sending.
 DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
 _MORE: Final = int(socket.MSG_MORE)
@@ -55,17 +56,16 @@ class Connection:
 
     __slots__ = (
         "_data",
-        "_flags",
         "_held",
         "_limits",
         "_local",
         "_peer",
-        "_socket",
         "_timed",
         "at_end",
         "closed",
         "cut",
         "deadline",
+        "flags",
         "known",
         "latest",
         "leave_by",
@@ -78,6 +78,7 @@ class Connection:
         "room",
         "sent",
         "service",
+        "sock",
         "unsent",
     )
 
@@ -91,8 +92,9 @@ class Connection:
         resources: Any = None,
         peer: object = None,
         parks: bool = False,
+        room: int = ROOMS[0],
     ) -> None:
-        self._socket = sock
+        self.sock = sock
         self._peer = peer
         self._local: Address | None = None
         self._limits = limits
@@ -111,9 +113,9 @@ class Connection:
         self.latest = b""
         self.unsent: list[bytes] = []
         self.parks = parks
-        self._flags = DONT_WAIT if parks else 0
+        self.flags = DONT_WAIT if parks else 0
         self.parked = bytearray()
-        self.room = FIRST_RECEIVE_BYTES
+        self.room = room
         self.received = 0
         self.sent = 0
         self.known = False
@@ -129,15 +131,15 @@ class Connection:
     def peer(self) -> Address:
         """The client's address, as it is seen from here."""
         if not isinstance(self._peer, Address):
-            sockaddr = self._socket.getpeername() if self._peer is None else self._peer
-            self._peer = from_sockaddr(self._socket.family, sockaddr)
+            sockaddr = self.sock.getpeername() if self._peer is None else self._peer
+            self._peer = from_sockaddr(self.sock.family, sockaddr)
         return self._peer
 
     @property
     def local(self) -> Address:
         """The address that the client called, also where the listener is a wildcard."""
         if self._local is None:
-            self._local = from_sockaddr(self._socket.family, self._socket.getsockname())
+            self._local = from_sockaddr(self.sock.family, self.sock.getsockname())
         return self._local
 
     @local.setter
@@ -239,22 +241,42 @@ class Connection:
                 raise self.silence()
             self._set_receive_timeout(left)
         try:
-            data = self._socket.recv(size)
+            data = self.sock.recv(size)
         except BlockingIOError:
             raise self.silence() from None
         except OSError as error:
             raise PeerGone.by(error) from error
         return self.took(data)
 
+    def arrived(self) -> bytes | None:
+        """The next bytes of the stream, waited for unless the connection `parks`; None when none have come."""
+        if not self.parks:
+            return self.receive(self.room)
+        try:
+            return self.took(self.sock.recv(self.room, DONT_WAIT))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise PeerGone.by(error) from error
+
     def took(self, data: bytes) -> bytes:
         """Accounts for what has been received."""
         if not data:
             self.at_end = not self.cut
         elif len(data) == self.room:
-            self.room = RECEIVE_BYTES
+            self.widen()
         self.received += len(data)
         self.latest = data
         return data
+
+    def widen(self) -> None:
+        """The room was filled: there may be more next time."""
+        self.room = next((room for room in ROOMS if room > self.room), RECEIVE_BYTES)
+
+    @property
+    def room_for_the_next(self) -> int:
+        """What a connection like this one begins with, so that what mostly comes is read at once."""
+        return min(self.room, ROOMS[1])
 
     def flush(self, *, last: bool = False) -> None:
         """Sends the replies in `unsent`, in one piece; the `last` ones wait in the kernel for the end of our side.
@@ -316,7 +338,7 @@ class Connection:
         parked = self.parked
         try:
             while parked:
-                sent = self._socket.send(parked, DONT_WAIT)
+                sent = self.sock.send(parked, DONT_WAIT)
                 self.sent += sent
                 del parked[:sent]
         except BlockingIOError:
@@ -330,7 +352,7 @@ class Connection:
     def drain(self) -> None:
         """Waits until the client has taken what is parked."""
         poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
+        poll.register(self.sock, select.POLLOUT)
         until = monotonic() + (self._limits.write_timeout or FOR_EVER)
         while not self.unpark():
             left = until - monotonic()
@@ -353,7 +375,7 @@ class Connection:
     def prepare(self) -> None:
         """Sets the socket's timeouts, where the listener did not hand them down."""
         self.stop_clock()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
 
     def take(self, size: int | None = None) -> bytes:
         """The first of the bytes that were received and not asked for; all of them unless told how many."""
@@ -425,19 +447,27 @@ class Connection:
             return
         began = monotonic() if len(data) > _SMALL else None
         try:
-            sent = self._socket.send(data, flags | self._flags)
-        except BlockingIOError:
-            if not self.parks:
-                raise self.too_slow() from None
-            sent = 0
+            sent = self.sock.send(data, flags | self.flags)
         except OSError as error:
-            raise PeerGone.by(error) from error
+            sent = self.refuses(error)
         self.sent += sent
         if sent < len(data):
-            if self.parks:
-                self._park(data[sent:])
-            else:
-                self._send_rest(memoryview(data)[sent:], began or monotonic())
+            self.falls_short(data, sent, began or monotonic())
+
+    def refuses(self, error: OSError) -> int:
+        """The client takes nothing: raises what that means, or gives 0 where it may wait."""
+        if not isinstance(error, BlockingIOError):
+            raise PeerGone.by(error) from error
+        if not self.parks:
+            raise self.too_slow() from None
+        return 0
+
+    def falls_short(self, data: bytes, sent: int, began: float) -> None:
+        """The client has taken only so many bytes of `data`, since `began` (of the monotonic clock)."""
+        if self.parks:
+            self._park(data[sent:])
+        else:
+            self._send_rest(memoryview(data)[sent:], began)
 
     def _send_late(self, data: bytes) -> None:
         """Behind what the client has still to take, if that may be."""
@@ -452,7 +482,7 @@ class Connection:
 
     def _shut(self) -> None:
         with suppress(OSError):  # the client was faster
-            self._socket.shutdown(socket.SHUT_WR)
+            self.sock.shutdown(socket.SHUT_WR)
 
     def _send_rest(self, rest: memoryview, began: float) -> None:
         """Goes on after a short send(2): the deadline passed, or a signal came in between."""
@@ -462,9 +492,9 @@ class Connection:
                 left = began + allowed - monotonic()
                 if left <= 0:
                     raise self.too_slow()
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(left))
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(left))
                 try:
-                    sent = self._socket.send(rest)
+                    sent = self.sock.send(rest)
                 except BlockingIOError:
                     raise self.too_slow() from None
                 except OSError as error:
@@ -472,11 +502,11 @@ class Connection:
                 self.sent += sent
                 rest = rest[sent:]
         finally:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
 
     def _set_receive_timeout(self, seconds: float) -> None:
         self._timed = True
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
 
 
 class EndOfStream(Truncated, EOFError):

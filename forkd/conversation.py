@@ -1,40 +1,23 @@
 """One connection from its banner to its end: the request loop.
 
-Bytes become requests, requests go to the handler, replies go out, until somebody ends it. Nothing
-that a peer sends or a handler does passes this room as an exception: `converse` gives an `Outcome`,
-a fact for the worker to log and count. It knows no processes, listeners or signals.
+Bytes become requests, requests go to the handler, replies go out, until somebody ends it. What that means
+is an `Outcome`, a fact for the worker to log and count. It knows no processes, listeners or signals.
+`exchange` has the same where every call counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable, Iterator
-from time import monotonic, monotonic_ns
-from typing import Any, Final
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
+from time import monotonic
+from typing import Any, Final, Literal
 
 from forkd.connection import Connection
 from forkd.errors import FramingError
-from forkd.framing import is_quick
 from forkd.handler import Close, ErrorHook, Service
 from forkd.hearing import Hearing
 from forkd.limits import DeadlineError, Leaving, PeerGone
 from forkd.outcome import COLUMNS, End, Outcome, end_of
-from forkd.scoreboard import (
-    COMMON,
-    COMMON_NS,
-    COMMON_SHIFT,
-    DONE,
-    DONE_AT,
-    ERRORS,
-    HISTOGRAM,
-    IN_HAND,
-    IN_HAND_AT,
-    REQUESTS,
-    SLOWEST,
-    Meter,
-    Pen,
-    bucket,
-    peer_record,
-)
+from forkd.scoreboard import ERRORS, REQUESTS, Pen
 
 # Replies to requests that arrived together leave together, unless they grow beyond this or their
 # handlers take longer than this: then what is ready leaves before the next handler starts.
@@ -42,35 +25,18 @@ HELD_BYTES: Final = 65536
 HELD_NS: Final = 2_000_000
 
 # Bytes that may have come on an open connection before the scoreboard tells of them.
-_UNCOUNTED: Final = 65536
+UNCOUNTED: Final = 65536
 
 # A client that never stops sending cannot keep a leaving worker: after so many seconds what has been
 # answered by then is the end. All others end with the reply after which they fall silent.
 _LEAVE_SECONDS: Final = 0.5
 
 
-_NOTHING: Final[Iterator[Any]] = iter(())
+NOTHING: Final[Iterator[Any]] = iter(())
 _BYTES: Final = (bytes, bytearray, memoryview)
 
-_show: Final = IN_HAND.pack_into
-_show_done: Final = DONE.pack_into
-
-
-def converse(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> Outcome:
-    """Serves one connection to its end, waiting for the client; the socket stays open for whoever accepted it."""
-    conversation = Conversation(connection, service, meter, peer)
-    try:
-        conversation.start()
-        if service.framing is None:
-            conversation.session()
-        else:
-            while not connection.closed and (data := connection.receive(connection.room)):
-                conversation.take(data)
-            conversation.end_of_stream()
-        outcome = conversation.over()
-    except BaseException as error:
-        outcome = conversation.over(error)
-    return conversation.finish(outcome)
+Progress = Literal["usual", "odd", "ended"]
+"""What `exchange` has met: what it mostly is, something that has to be looked after, or the end of the stream."""
 
 
 class Failed(Exception):
@@ -90,19 +56,15 @@ class Conversation:
 
     __slots__ = (
         "_encode",
-        "_encode_all",
         "_feed",
         "_handler",
         "_leave_at",
         "_meter",
         "_peer",
         "_queue",
-        "_quick",
         "_rest",
-        "_row",
         "_service",
         "_unsent",
-        "_whom",
         "connection",
         "hearing",
     )
@@ -116,9 +78,8 @@ class Conversation:
         self._encode = _as_it_is
         # The connection's own list, so that what a handler sends itself comes behind the replies before it.
         self._unsent = connection.unsent
-        self._queue: Iterator[Any] = _NOTHING
+        self._queue: Iterator[Any] = NOTHING
         self._rest: Iterator[Any] | None = None
-        self._row: memoryview | None = None
         self._leave_at = 0.0
 
     def open(self) -> None:
@@ -128,10 +89,6 @@ class Conversation:
             framing = self._service.framing.copy()
             self.hearing = Hearing(self.connection, framing)
             self._feed, self._encode = framing.feed, framing.encode
-            meter = self._meter
-            if isinstance(meter, Meter) and meter.quick and not self._service.takes_connection and is_quick(framing):
-                self._row, self._whom = meter.row, peer_record(self._peer)
-                self._quick, self._encode_all = framing, framing.encode_all
 
     def start(self) -> None:
         """The service speaks first, where it has a hook for that."""
@@ -148,21 +105,28 @@ class Conversation:
             finally:
                 self._meter.counted(REQUESTS)
 
-    def take(self, data: bytes) -> bool:
-        """Answers the requests that `data`, the next bytes of the stream, completes.
+    def exchange(self) -> Progress:
+        """Reads what has come, or waits for it, and answers the requests that it completes.
 
-        True when all is as it mostly is: everything answered and taken, nothing half received, nobody leaves.
+        Where the connection parks, nothing is waited for. Another kind of conversation may do so again and again.
         """
+        data = self.connection.arrived()
+        if data is None:
+            return "usual"
+        if not data:
+            return "ended"
+        self.take(data)
+        return "odd"
+
+    def take(self, data: bytes) -> None:
+        """Answers the requests that `data`, the next bytes of the stream, completes."""
         try:
             requests = self._feed(data)
         except FramingError as error:
             requests = self.hearing.breaks(error)
-        else:
-            row = self._row
-            if row is not None and len(requests) == 1 and self.connection.deadline is None:
-                if self._answer_one(requests[0], row):
-                    return True
-                requests = ()
+        self._take_on(data, requests)
+
+    def _take_on(self, data: bytes, requests: Sequence[Any]) -> None:
         hearing = self.hearing
         hearing.hears(requests)
         if requests or hearing.broken is not None:
@@ -170,7 +134,6 @@ class Conversation:
             self._queue = iter(requests)
             self.go_on()
         hearing.wait()
-        return False
 
     def end_of_stream(self) -> None:
         """Answers what the end of the client's side completes."""
@@ -183,20 +146,19 @@ class Conversation:
         connection, unsent = self.connection, self._unsent
         if self._rest is not None:
             self._say_the_rest()
-        row = self._row
         done = False
         while not (done or connection.parked or connection.closed):
-            done = self._answer_each() if row is None else self._answer_quickly(row)
+            done = self._answer_some()
         if connection.parked:
             return  # the iterator remembers its place
         if connection.leaving or self.hearing.broken is not None:
             self.settle()
         elif unsent:
             connection.flush()
-            if connection.received > _UNCOUNTED:
+            if connection.received > UNCOUNTED:
                 self.account()
 
-    def _answer_each(self) -> bool:
+    def _answer_some(self) -> bool:
         """Answers requests until something has to be done before the next one; True when none is left."""
         connection, meter, unsent, handler = self.connection, self._meter, self._unsent, self._handler
         held = since = 0
@@ -225,117 +187,6 @@ class Conversation:
             if connection.closed or connection.parked:
                 return False
         return True
-
-    # The heart of forkd, where every call counts. For handlers of nothing but bytes, what `Meter.began` and `ended`
-    # do is done here without them, and all the row tells is as exact: which request is in hand and since when, how
-    # many there were, and how long each took.
-
-    def _answer_one(self, request: bytes, row: memoryview) -> bool:
-        """Answers the one request that has come, for mostly there is no more than that; the rest is as with `take`."""
-        count = row[REQUESTS]
-        began = monotonic_ns()
-        _show(row, IN_HAND_AT, self._whom, began, count, len(request) + 1, request)
-        failed: BaseException | None = None
-        try:
-            reply = self._handler(request)
-        except BaseException as error:
-            reply, failed = None, error
-        taken = monotonic_ns() - began
-        row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
-        if taken > row[SLOWEST]:
-            row[SLOWEST] = taken
-        _show_done(row, DONE_AT, 0, count + 1)
-        connection = self.connection
-        if type(reply) is bytes:
-            if not self._unsent and not connection.leaving:
-                if connection.received > _UNCOUNTED:
-                    self.account()
-                connection.transmit(self._encode(reply))
-                return not self._quick.pending and not connection.parked
-            self._unsent.append(self._encode(reply))
-        elif reply is not None or failed is not None:
-            try:
-                self._answer_oddly(request, reply, failed)
-            finally:
-                failed = None  # its traceback has this frame, and would keep both
-        self._queue = _NOTHING
-        self.go_on()
-        return False
-
-    def _answer_quickly(self, row: memoryview) -> bool:
-        """Does what `_answer_each` does for those that came together.
-
-        The end of one is the beginning of the next, and what can be is counted together.
-        """
-        handler, replies = self._handler, list[bytes]()
-        whom, count, slowest = self._whom, row[REQUESTS], row[SLOWEST]
-        odd: Any = None
-        failed: BaseException | None = None
-        request = b""
-        kind = alike = held = 0
-        done = False
-        since = began = monotonic_ns()
-        try:
-            for request in self._queue:
-                _show(row, IN_HAND_AT, whom, began, count, len(request) + 1, request)
-                count += 1
-                reply = handler(request)
-                now = monotonic_ns()
-                taken = now - began
-                began = now
-                found = COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)
-                if found == kind:
-                    alike += 1
-                else:
-                    if alike:
-                        row[kind] += alike
-                    kind, alike = found, 1
-                if taken > slowest:
-                    row[SLOWEST] = slowest = taken
-                if type(reply) is bytes:
-                    replies.append(reply)
-                    held += len(reply)
-                    if held > HELD_BYTES or (now - since > HELD_NS and not self.connection.leaving):
-                        break
-                elif reply is not None:
-                    odd = reply
-                    break
-            else:
-                done = True
-        except BaseException as error:
-            failed = error
-            row[HISTOGRAM + bucket(monotonic_ns() - began)] += 1
-        if alike:
-            row[kind] += alike
-        _show_done(row, DONE_AT, 0, count)
-        if replies:
-            self._unsent.append(self._encode_all(replies))
-        if failed is not None or odd is not None:
-            try:
-                self._answer_oddly(request, odd, failed)
-            finally:
-                failed = None  # its traceback has this frame, and would keep both
-        elif not done:
-            self.flush()
-        return done
-
-    def _answer_oddly(self, request: bytes, reply: Any, failed: BaseException | None) -> None:
-        """A handler has given no bytes but several replies, or has failed: it is at work still."""
-        self.connection.latest = request
-        self._meter.resumed(request)
-        try:
-            if isinstance(failed, Close | DeadlineError | PeerGone):
-                raise failed
-            if failed is None:
-                self._reply(reply)
-            else:
-                self._recover(failed)
-        except (Close, DeadlineError, PeerGone, Failed):
-            raise
-        except BaseException as error:
-            self._recover(error)
-        finally:
-            self._meter.paused()
 
     def settle(self) -> None:
         """All that has come is answered: sends the replies, or holds the last ones back a moment."""

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Final
 
 from forkd.access import TallyPen
-from forkd.connection import Connection
+from forkd.connection import ROOMS, Connection
 from forkd.crew import Crew
 from forkd.doors import Doors, Guest
 from forkd.limits import NEVER, STRAGGLERS
@@ -63,6 +63,7 @@ class Loop:
         self.pen = pen or (seat.meter if self.crew is None else self.crew.pen)
         self.tallies: dict[int, TallyPen] = {}
         self.number = 0
+        self.room = ROOMS[0]
         self.open = True
         self.hurried = False
         self.sweep_at: float | None = None
@@ -90,9 +91,8 @@ class Loop:
         orders.at_work = True
         self.now = monotonic()
         for fd, event in events:
-            visit = visits.get(fd)
-            if visit is not None:
-                visit.ready(event)
+            if fd in visits:
+                visits[fd].ready(event)
             elif fd in self.doors:
                 self.accept(fd)
             elif fd in self.lingering:
@@ -142,6 +142,7 @@ class Loop:
             resources=seat.resources,
             peer=guest.peer,
             parks=True,
+            room=self.room,
         )
         guest.prepare(connection)
         pen = self.pen
@@ -157,6 +158,7 @@ class Loop:
         if self.crew is not None:
             self.crew.take(visit)
         else:
+            guest.sock.setblocking(False)
             self.epoll.register(visit.fd, visit.interest)
             visit.ready(0)
 
@@ -169,6 +171,7 @@ class Loop:
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
         """The end of a visit; a thread of the crew may be the one to tell."""
         seat, connection = self.seat, visit.connection
+        self.room = connection.room_for_the_next
         tally = self.tallies.pop(visit.fd, None)
         seat.report.ended(connection, outcome, None if tally is None else tally.account())
         del self.visits[visit.fd]

@@ -92,6 +92,7 @@ _MOST: Final = 1 << 62
 # Durations are counted log-linearly: one bucket for all under 1024 ns, then eight to each octave, so
 # that a bucket is at most an eighth (12.5 %) wide; 31 octaves reach 36 minutes.
 _LINEAR_BITS = 10
+LEAST_NS: Final = 1 << _LINEAR_BITS
 
 
 def peer_record(peer: bytes) -> bytes:
@@ -207,17 +208,13 @@ class Pen(Protocol):
 
 
 class Meter:
-    """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not.
+    """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not."""
 
-    `quick` says that what happens with each request may be written into the row without asking.
-    """
-
-    __slots__ = ("_met", "keeps", "quick", "row")
+    __slots__ = ("_met", "keeps", "row")
 
     def __init__(self, row: memoryview, *, keeps: bool = True) -> None:
         self.row = row
         self.keeps = keeps
-        self.quick = keeps and type(self) is Meter
         self._met: bytes | None = None
 
     def booting(self) -> None:

@@ -11,9 +11,9 @@ import select
 from time import monotonic
 
 from forkd.access import Mark
-from forkd.connection import Connection
-from forkd.conversation import converse
+from forkd.connection import ROOMS, Connection
 from forkd.doors import Doors, Guest
+from forkd.exchange import converse
 from forkd.linger import Lingering
 from forkd.order import Order
 from forkd.outcome import End
@@ -32,6 +32,7 @@ class _Loop:
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
         self.number = 0
+        self.room = ROOMS[0]
         self.lingering = Lingering()
         self.epoll = select.epoll()
         self.epoll.register(seat.inbox.fd, select.EPOLLIN)
@@ -89,7 +90,13 @@ class _Loop:
         self.number += 1
         sock = guest.sock
         connection = Connection(
-            sock, service=seat.name, number=self.number, limits=seat.limits, resources=seat.resources, peer=guest.peer
+            sock,
+            service=seat.name,
+            number=self.number,
+            limits=seat.limits,
+            resources=seat.resources,
+            peer=guest.peer,
+            room=self.room,
         )
         guest.prepare(connection)
         peer = str(connection.peer).encode(errors="backslashreplace")
@@ -97,6 +104,7 @@ class _Loop:
         mark = Mark(seat.meter.row) if seat.access else None
         outcome = converse(connection, seat.service, seat.meter, peer)
         seat.orders.attend(None)
+        self.room = connection.room_for_the_next
         seat.report.ended(connection, outcome, None if mark is None else mark.account())
         if connection.at_end or outcome.end is End.RESET:
             sock.close()

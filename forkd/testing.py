@@ -16,7 +16,7 @@ from typing import Any
 
 from forkd.asynchronous import AsyncVisit
 from forkd.connection import Connection
-from forkd.conversation import converse
+from forkd.exchange import converse
 from forkd.framing import Framing
 from forkd.handler import Service
 from forkd.limits import Limits

@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection
-from forkd.conversation import Conversation
 from forkd.errors import ForkdError
+from forkd.exchange import conversation_of
 from forkd.handler import Service
 from forkd.limits import NEVER, Limits, PeerGone
 from forkd.outcome import End, Outcome
@@ -63,14 +63,13 @@ class Visit:
     """`at_work` while somebody has it in hand; then only that one may touch it, but for `cut`."""
 
     __slots__ = (
+        "_exchange",
         "_host",
         "_limits",
         "_outcome",
         "_owed_since",
-        "_receive",
         "_service",
         "_started",
-        "_take",
         "_touched",
         "_verdict",
         "at_work",
@@ -93,13 +92,12 @@ class Visit:
         self.sock = sock
         self.fd = sock.fileno()
         self.connection = connection
-        self.conversation = Conversation(
+        self.conversation = conversation_of(
             connection, service, meter, str(connection.peer).encode(errors="backslashreplace")
         )
         self.interest = IN
         self.at_work = False
-        self._receive = sock.recv
-        self._take = self.conversation.take
+        self._exchange = self.conversation.exchange
         self._service = service
         self._limits = limits
         self._host = host
@@ -115,21 +113,10 @@ class Visit:
         connection = self.connection
         try:
             if event == IN and self._started and not connection.parked:
-                try:
-                    data = self._receive(connection.room, DONT_WAIT)
-                except BlockingIOError:
+                progress = self._exchange()
+                if progress == "usual":
                     return
-                except OSError as error:
-                    raise PeerGone.by(error) from error
-                if data:
-                    size = len(data)  # and what else `took` does, without the call
-                    connection.received += size
-                    if size == connection.room:
-                        connection.room = RECEIVE_BYTES
-                    if self._take(data):
-                        return
-                else:
-                    connection.took(data)
+                if progress == "ended":
                     self._hear_the_end()
             elif not self._started:
                 self._start()
@@ -193,7 +180,7 @@ class Visit:
         connection = self.connection
         while not connection.parked and not connection.closed:
             try:
-                data = connection.took(self._receive(RECEIVE_BYTES, DONT_WAIT))
+                data = connection.took(self.sock.recv(RECEIVE_BYTES, DONT_WAIT))
             except BlockingIOError:
                 return
             except OSError as error:

@@ -20,7 +20,7 @@ import pytest
 
 import forkd
 from forkd.connection import Connection
-from forkd.conversation import converse
+from forkd.exchange import converse
 from forkd.handler import Service
 from forkd.limits import GRACE, Limits
 from forkd.outcome import End, Outcome

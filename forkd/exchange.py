@@ -1,0 +1,261 @@
+"""The request loop where every call counts: what it mostly is, without a call more than it needs.
+
+A conversation whose figures nobody else writes puts them into the worker's row itself, as exact as `Meter.began`
+and `ended` do: which request is in hand and since when, how many there were, and how long each took. All that
+happens seldom is `conversation`'s, and goes on there.
+"""
+
+from __future__ import annotations
+
+from operator import sub
+from time import monotonic_ns
+from typing import Any, Final
+
+from forkd.connection import Connection
+from forkd.conversation import HELD_BYTES, HELD_NS, NOTHING, UNCOUNTED, Conversation, Failed, Progress
+from forkd.errors import FramingError
+from forkd.framing import is_quick
+from forkd.handler import Close, Service
+from forkd.limits import DeadlineError, PeerGone
+from forkd.outcome import Outcome
+from forkd.scoreboard import (
+    COMMON,
+    COMMON_NS,
+    COMMON_SHIFT,
+    DONE,
+    DONE_AT,
+    HISTOGRAM,
+    IN_HAND,
+    IN_HAND_AT,
+    LEAST_NS,
+    REQUESTS,
+    SLOWEST,
+    Meter,
+    Pen,
+    bucket,
+    peer_record,
+)
+
+_show: Final = IN_HAND.pack_into
+_show_done: Final = DONE.pack_into
+
+
+def converse(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> Outcome:
+    """Serves one connection to its end, waiting for the client; the socket stays open for whoever accepted it.
+
+    Nothing that a peer sends or a handler does passes as an exception.
+    """
+    conversation = conversation_of(connection, service, meter, peer)
+    try:
+        conversation.start()
+        if service.framing is None:
+            conversation.session()
+        else:
+            while not connection.closed and conversation.exchange() != "ended":
+                pass
+            conversation.end_of_stream()
+        outcome = conversation.over()
+    except BaseException as error:
+        outcome = conversation.over(error)
+    return conversation.finish(outcome)
+
+
+def conversation_of(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes) -> Conversation:
+    """A conversation of the quickest kind that whoever keeps the accounts allows."""
+    if type(meter) is Meter and meter.keeps and service.framing is not None:
+        return QuickConversation(connection, service, meter, peer)
+    return Conversation(connection, service, meter, peer)
+
+
+class QuickConversation(Conversation):
+    """One that is alone with its worker's row.
+
+    `_alone` is a handler that takes nothing but the request; `_raw` says that the framing's requests are bytes.
+    """
+
+    __slots__ = ("_alone", "_dress", "_framing", "_raw", "_row", "_whom")
+
+    def __init__(self, connection: Connection, service: Service[..., Any], meter: Meter, peer: bytes) -> None:
+        super().__init__(connection, service, meter, peer)
+        self._row = meter.row
+        self._whom = peer_record(peer)
+        self._alone = not service.takes_connection
+
+    def open(self) -> None:
+        super().open()
+        framing = self.hearing.framing
+        self._raw = is_quick(framing)
+        # Together, where nobody can tell the difference: a handler with the connection may send between two replies.
+        self._dress = framing.encode_all if is_quick(framing) and self._alone else None
+        self._framing = framing if hasattr(framing, "pending") else _NEVER_PENDING
+
+    def exchange(self) -> Progress:
+        connection = self.connection
+        if connection.deadline is not None:
+            return super().exchange()
+        sock, waits = connection.sock, not connection.parks
+        feed, encode, framing, handler = self._feed, self._encode, self._framing, self._handler
+        row, whom, unsent, raw, alone = self._row, self._whom, self._unsent, self._raw, self._alone
+        count, slowest = row[REQUESTS], row[SLOWEST]
+        while True:
+            try:
+                data = sock.recv(connection.room)
+            except BlockingIOError:
+                if waits:
+                    raise connection.silence() from None
+                return "usual"
+            except OSError as error:
+                raise PeerGone.by(error) from error
+            if not data:
+                connection.took(data)
+                return "ended"
+            size = len(data)
+            connection.received += size
+            if size == connection.room:
+                connection.widen()
+            try:
+                requests = feed(data)
+            except FramingError as error:
+                self._take_on(data, self.hearing.breaks(error))
+                return "odd"
+            if len(requests) != 1 or framing.pending:
+                self._take_on(data, requests)
+                return "odd"
+
+            request = requests[0]
+            shown = request if raw or type(request) is bytes else data
+            reply = dressed = failed = None
+            began = monotonic_ns()
+            _show(row, IN_HAND_AT, whom, began, count, len(shown) + 1, shown)
+            count += 1
+            try:
+                reply = handler(request) if alone else handler(request, connection)
+                if type(reply) is bytes:
+                    dressed = encode(reply)
+            except BaseException as error:
+                failed = error
+            taken = monotonic_ns() - began
+            row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+            if taken > slowest:
+                row[SLOWEST] = slowest = taken
+            _show_done(row, DONE_AT, 0, count)
+
+            if dressed is None or unsent or connection.leaving or connection.parked or connection.closed:
+                try:
+                    self._go_on_with(shown, reply, dressed, failed)
+                finally:
+                    failed = None  # its traceback has this frame, and would keep both
+                return "odd"
+            try:
+                sent = sock.send(dressed)
+            except OSError as error:
+                sent = connection.refuses(error)
+            connection.sent += sent
+            if sent != len(dressed):
+                connection.falls_short(dressed, sent, (began + taken) / 1e9)
+                return "odd"
+            if connection.received > UNCOUNTED:
+                self.account()
+            if not waits:
+                return "usual"
+
+    def _go_on_with(self, shown: bytes, reply: Any, dressed: bytes | None, failed: BaseException | None) -> None:
+        """Something else than one reply that can leave at once has come of the one request there was."""
+        if dressed is not None:
+            self._unsent.append(dressed)
+        elif reply is not None or failed is not None:
+            self._answer_oddly(shown, reply, failed)
+        self._queue = NOTHING
+        self.go_on()
+
+    def _answer_some(self) -> bool:
+        """The same for requests that came together: the end of one is the beginning of the next."""
+        connection, handler, encode, alone, raw = self.connection, self._handler, self._encode, self._alone, self._raw
+        row, whom, latest, dress = self._row, self._whom, connection.latest, self._dress
+        replies = self._unsent if dress is None else []
+        count, held = row[REQUESTS], 0
+        reply: Any = None
+        failed: BaseException | None = None
+        shown = latest
+        done = False
+        now = monotonic_ns()
+        late = now + HELD_NS
+        marks = [now]
+        try:
+            for request in self._queue:
+                shown = request if raw or type(request) is bytes else latest
+                _show(row, IN_HAND_AT, whom, now, count, len(shown) + 1, shown)
+                count += 1
+                reply = handler(request) if alone else handler(request, connection)
+                if type(reply) is bytes:
+                    replies.append(encode(reply) if dress is None else reply)
+                    held += len(reply)
+                elif reply is not None:
+                    break
+                now = monotonic_ns()
+                marks.append(now)
+                if held > HELD_BYTES or (now > late and not connection.leaving):
+                    break
+                if not alone and (connection.closed or connection.parked):
+                    break
+            else:
+                done = True
+        except BaseException as error:
+            failed = error
+        odd = failed is not None or not isinstance(reply, bytes | None)
+        if odd:
+            marks.append(monotonic_ns())
+        self._timed(marks)
+        _show_done(row, DONE_AT, 0, count)
+        if dress is not None and replies:
+            self._unsent.append(dress(replies))
+        if odd:
+            try:
+                self._answer_oddly(shown, None if failed is not None else reply, failed)
+            finally:
+                failed = None  # its traceback has this frame, and would keep both
+        elif not done:
+            self.flush()
+        return done
+
+    def _timed(self, marks: list[int]) -> None:
+        """Counts how long each request took that began at one of these times and had ended by the next."""
+        durations = list(map(sub, marks[1:], marks))
+        if not durations:
+            return
+        row, longest = self._row, max(durations)
+        if longest < LEAST_NS:
+            row[HISTOGRAM] += len(durations)
+        else:
+            for taken in durations:
+                row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+        if longest > row[SLOWEST]:
+            row[SLOWEST] = longest
+
+    def _answer_oddly(self, shown: bytes, reply: Any, failed: BaseException | None) -> None:
+        """A handler has given no bytes but several replies, or has failed: it is at work still."""
+        self.connection.latest = shown
+        self._meter.resumed(shown)
+        try:
+            if isinstance(failed, Close | DeadlineError | PeerGone):
+                raise failed
+            if failed is None:
+                self._reply(reply)
+            else:
+                self._recover(failed)
+        except (Close, DeadlineError, PeerGone, Failed):
+            raise
+        except BaseException as error:
+            self._recover(error)
+        finally:
+            self._meter.paused()
+            failed = None
+
+
+class _NeverPending:
+    """Stands for a framing that does not tell: after a feed that gave a request, nothing is half received."""
+
+    pending: Final = 0
+
+
+_NEVER_PENDING: Final = _NeverPending()
