@@ -137,8 +137,8 @@ class Conversation:
 
     def end_of_stream(self) -> None:
         """Answers what the end of the client's side completes."""
-        if not self.connection.closed:
-            self._queue = iter(self.hearing.end())
+        if not self.connection.closed and (requests := self.hearing.end()):
+            self._queue = iter(requests)
             self.go_on()
 
     def go_on(self) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Final
 from forkd.connection import Connection
 from forkd.conversation import HELD_BYTES, HELD_NS, NOTHING, UNCOUNTED, Conversation, Failed, Progress
 from forkd.errors import FramingError
-from forkd.framing import is_quick
 from forkd.handler import Close, Service
 from forkd.limits import DeadlineError, PeerGone
 from forkd.outcome import Outcome
@@ -74,20 +73,19 @@ class QuickConversation(Conversation):
     """
 
     __slots__ = ("_alone", "_dress", "_framing", "_raw", "_row", "_whom")
-
-    def __init__(self, connection: Connection, service: Service[..., Any], meter: Meter, peer: bytes) -> None:
-        super().__init__(connection, service, meter, peer)
-        self._row = meter.row
-        self._whom = peer_record(peer)
-        self._alone = not service.takes_connection
+    _meter: Meter
 
     def open(self) -> None:
-        super().open()
-        framing = self.hearing.framing
-        self._raw = is_quick(framing)
+        Conversation.open(self)  # super() would cost a call more, at every connection
+        self._row = self._meter.row
+        self._whom = peer_record(self._peer)
+        framing: Any = self.hearing.framing
+        service = self._service
+        self._raw = service.is_quick
+        self._alone = not service.takes_connection
         # Together, where nobody can tell the difference: a handler with the connection may send between two replies.
-        self._dress = framing.encode_all if is_quick(framing) and self._alone else None
-        self._framing = framing if hasattr(framing, "pending") else _NEVER_PENDING
+        self._dress = framing.encode_all if self._raw and self._alone else None
+        self._framing = framing if self.hearing.tells_pending else _NEVER_PENDING
 
     def exchange(self) -> Progress:
         connection = self.connection

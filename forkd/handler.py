@@ -24,7 +24,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from forkd import signature
 from forkd.connection import Connection
 from forkd.errors import BootError
-from forkd.framing import Framing
+from forkd.framing import Framing, is_quick
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,6 +59,7 @@ class Service(Generic[P, R]):
         self.__name__ = getattr(handler, "__name__", type(handler).__name__)
         self.__module__ = getattr(handler, "__module__", None) or type(handler).__module__
         self.__wrapped__ = handler
+        self.is_quick = is_quick(framing)
         self.takes_connection = framing is not None and signature.takes_connection(handler)
         self.is_async = signature.is_coroutine(handler)
         self.connect_hook: ConnectionHook | None = None

@@ -27,13 +27,13 @@ class Clocked(Protocol):
 class Hearing(Generic[Request]):
     """`pending` tells whether a request is half received; `broken` is the error that ended the stream, if one did."""
 
-    __slots__ = ("_connection", "_feed", "_tells_pending", "broken", "framing", "pending")
+    __slots__ = ("_connection", "_feed", "broken", "framing", "pending", "tells_pending")
 
     def __init__(self, connection: Clocked, framing: Framing[Request]) -> None:
         self._connection = connection
         self.framing = framing
         self._feed = framing.feed
-        self._tells_pending = hasattr(framing, "pending")
+        self.tells_pending = hasattr(framing, "pending")
         self.pending: bool | int = False
         self.broken: FramingError | None = None
 
@@ -53,7 +53,7 @@ class Hearing(Generic[Request]):
 
     def hears(self, requests: Sequence[Request]) -> None:
         """So many requests were completed by what came."""
-        self.pending = self.framing.pending if self._tells_pending else not requests  # type: ignore[attr-defined]
+        self.pending = self.framing.pending if self.tells_pending else not requests  # type: ignore[attr-defined]
         # Stopped before a handler reads for itself, and so that each request has a clock of its own.
         if requests and self._connection.deadline is not None:
             self._connection.stop_clock()
