@@ -138,20 +138,22 @@ class QuickConversation(Conversation):
                 row[SLOWEST] = slowest = taken
             _show_done(row, DONE_AT, 0, count)
 
-            if dressed is None or unsent or connection.leaving or connection.parked or connection.closed:
+            odd = dressed is None and (reply is not None or failed is not None)
+            if odd or unsent or connection.leaving or connection.parked or connection.closed:
                 try:
                     self._go_on_with(shown, reply, dressed, failed)
                 finally:
                     failed = None  # its traceback has this frame, and would keep both
                 return "odd"
-            try:
-                sent = sock.send(dressed)
-            except OSError as error:
-                sent = connection.refuses(error)
-            connection.sent += sent
-            if sent != len(dressed):
-                connection.falls_short(dressed, sent, (began + taken) / 1e9)
-                return "odd"
+            if dressed is not None:
+                try:
+                    sent = sock.send(dressed)
+                except OSError as error:
+                    sent = connection.refuses(error)
+                connection.sent += sent
+                if sent != len(dressed):
+                    connection.falls_short(dressed, sent, (began + taken) / 1e9)
+                    return "odd"
             if connection.received > UNCOUNTED:
                 self.account()
             if not waits:
@@ -175,7 +177,7 @@ class QuickConversation(Conversation):
         reply: Any = None
         failed: BaseException | None = None
         shown = latest
-        done = False
+        done = odd = False
         now = monotonic_ns()
         late = now + HELD_NS
         marks = [now]
@@ -189,6 +191,7 @@ class QuickConversation(Conversation):
                     replies.append(encode(reply) if dress is None else reply)
                     held += len(reply)
                 elif reply is not None:
+                    odd = True
                     break
                 now = monotonic_ns()
                 marks.append(now)
@@ -199,8 +202,7 @@ class QuickConversation(Conversation):
             else:
                 done = True
         except BaseException as error:
-            failed = error
-        odd = failed is not None or not isinstance(reply, bytes | None)
+            reply, failed, odd = None, error, True
         if odd:
             marks.append(monotonic_ns())
         self._timed(marks)
@@ -209,12 +211,16 @@ class QuickConversation(Conversation):
             self._unsent.append(dress(replies))
         if odd:
             try:
-                self._answer_oddly(shown, None if failed is not None else reply, failed)
+                self._answer_oddly(shown, reply, failed)
             finally:
                 failed = None  # its traceback has this frame, and would keep both
         elif not done:
             self.flush()
         return done
+
+    def _say_the_rest(self) -> None:
+        self._meter.met = None  # whom the row tells of, it has not heard
+        super()._say_the_rest()
 
     def _timed(self, marks: list[int]) -> None:
         """Counts how long each request took that began at one of these times and had ended by the next."""

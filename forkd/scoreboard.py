@@ -208,14 +208,17 @@ class Pen(Protocol):
 
 
 class Meter:
-    """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not."""
+    """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not.
 
-    __slots__ = ("_met", "keeps", "row")
+    `met` is whom the row is known to tell of: whoever else has written a peer there sets it to None.
+    """
+
+    __slots__ = ("keeps", "met", "row")
 
     def __init__(self, row: memoryview, *, keeps: bool = True) -> None:
         self.row = row
         self.keeps = keeps
-        self._met: bytes | None = None
+        self.met: bytes | None = None
 
     def booting(self) -> None:
         self.meets(b"")
@@ -237,8 +240,8 @@ class Meter:
 
     def meets(self, peer: bytes) -> None:
         """Notes whom the worker serves from now on."""
-        if peer is not self._met:
-            self._met = peer
+        if peer is not self.met:
+            self.met = peer
             _PEER.pack_into(self.row, PEER * 8, len(peer), peer)
 
     def closed(self) -> None:

@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,21 +20,27 @@ from typing import Any
 import pytest
 
 import forkd
+from forkd import exchange
 from forkd.connection import Connection
+from forkd.conversation import HELD_NS
 from forkd.exchange import converse
 from forkd.handler import Service
 from forkd.limits import GRACE, Limits
 from forkd.outcome import End, Outcome
 from forkd.scoreboard import (
+    BUCKETS,
     BYTES_IN,
     BYTES_OUT,
     ERRORS,
+    HISTOGRAM,
     OVER_LIMIT,
     REQUESTS,
     RESET,
     ROW_BYTES,
+    SLOWEST,
     TIMED_OUT,
     Meter,
+    bucket,
 )
 from forkd.services import chargen
 from tests.cases import (
@@ -99,47 +106,85 @@ def test_the_names_of_the_cases_are_different() -> None:
 
 # How replies travel. What is held depends on how long handlers take, so these have a clock of their own.
 
-
-class Quick(Meter):
-    """Every handler takes no time at all."""
-
-    def began(self, request: bytes = b"") -> int:
-        return 0
-
-    def ended(self, began: int) -> int:
-        return 0
+Handlers = Callable[[int], type[Meter]]
 
 
-class Slow(Quick):
-    """Every handler takes as long as replies are held at most."""
+@pytest.fixture(params=["quick", "general"])
+def handlers_take(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Handlers:
+    """Every handler takes so many nanoseconds: by the clock of a `QuickConversation`, or by a meter of its own."""
 
-    def ended(self, began: int) -> int:
-        return 2_000_001
+    class Paced(Meter):
+        def began(self, request: bytes = b"") -> int:
+            return 0
+
+        def ended(self, began: int) -> int:
+            return self.taken
+
+        taken = 0
+
+    def take(nanoseconds: int) -> type[Meter]:
+        if request.param == "general":
+            Paced.taken = nanoseconds
+            return Paced
+        monkeypatch.setattr(exchange, "monotonic_ns", count(0, nanoseconds).__next__)
+        return Meter
+
+    return take
 
 
-def test_pipelined_replies_leave_in_one_piece() -> None:
+def test_pipelined_replies_leave_in_one_piece(handlers_take: Handlers) -> None:
     with pair(socket.SOCK_SEQPACKET) as (ours, theirs):
         ours.send(b"a\nb\nc\n")
         ours.shutdown(socket.SHUT_WR)
-        serve(theirs, service(upper), meter=Quick)
+        serve(theirs, service(upper), meter=handlers_take(0))
         assert ours.recv(100) == b"A\nB\nC\n"
         assert ours.recv(100) == b""
 
 
-def test_large_replies_do_not_pile_up() -> None:
+def test_large_replies_do_not_pile_up(handlers_take: Handlers) -> None:
     with pair(socket.SOCK_SEQPACKET) as (ours, theirs):
         ours.send(b"a\nb\nc\n")
         ours.shutdown(socket.SHUT_WR)
-        serve(theirs, service(lambda request: request * 40_000), meter=Quick)
+        serve(theirs, service(lambda request: request * 40_000), meter=handlers_take(0))
         assert [len(ours.recv(1 << 20)) for _ in range(3)] == [80_002, 40_001, 0]
 
 
-def test_a_reply_does_not_wait_for_slow_handlers_behind_it() -> None:
+def test_a_reply_does_not_wait_for_slow_handlers_behind_it(handlers_take: Handlers) -> None:
     with pair(socket.SOCK_SEQPACKET) as (ours, theirs):
         ours.send(b"a\nb\n")
         ours.shutdown(socket.SHUT_WR)
-        serve(theirs, service(upper), meter=Slow)
+        serve(theirs, service(upper), meter=handlers_take(HELD_NS + 1))
         assert [ours.recv(100) for _ in range(3)] == [b"A\n", b"B\n", b""]
+
+
+def test_how_long_each_request_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come alone, those that come together, and those whose handlers fail."""
+    monkeypatch.setattr(exchange, "monotonic_ns", count(0, 5_000).__next__)
+
+    def handler(request: bytes) -> bytes:
+        return {b"good": request}[request]
+
+    with pair(socket.SOCK_SEQPACKET) as (ours, theirs):
+        for sent in (b"good\n", b"bad\n", b"good\ngood\nbad\ngood\n"):
+            ours.send(sent)
+        ours.shutdown(socket.SHUT_WR)
+        outcome, row = serve(theirs, service(handler, on_error=lambda error, connection: b"sorry"))
+        assert read_all(ours) == b"good\nsorry\ngood\ngood\nsorry\ngood\n"
+    assert outcome == Outcome(End.CLIENT)
+    assert [(at, row[HISTOGRAM + at]) for at in range(BUCKETS) if row[HISTOGRAM + at]] == [(bucket(5_000), 6)]
+    assert (row[REQUESTS], row[SLOWEST]) == (6, 5_000)
+
+
+def test_a_reply_of_a_kind_of_bytes_is_one_among_others() -> None:
+    class Text(bytes):
+        pass
+
+    with pair(socket.SOCK_SEQPACKET) as (ours, theirs):
+        ours.send(b"a\nb\n")
+        ours.send(b"c\n")
+        ours.shutdown(socket.SHUT_WR)
+        serve(theirs, service(lambda request: Text(request) if request != b"a" else request))
+        assert read_all(ours) == b"a\nb\nc\n"
 
 
 def test_replies_of_a_generator_are_sent_as_they_come() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -12,9 +14,9 @@ import pytest
 import forkd
 from forkd.connection import Connection
 from forkd.conversation import Conversation
-from forkd.scoreboard import Meter
+from forkd.scoreboard import BlackBox, Meter
 from forkd.tasks import Turner
-from tests.cases import CASES, Case, Serve, check, pair, tcp_pair
+from tests.cases import CASES, PATIENCE, Case, Serve, check, pair, read_all, service, tcp_pair
 from tests.kinds import Hall, awaited, serve_by_event, serve_by_tasks
 
 KINDS: dict[str, Serve] = {
@@ -83,6 +85,34 @@ def test_what_has_ended_is_gone_without_a_collection(kind: str) -> None:
 
 def conversations() -> list[object]:
     return [each for each in gc.get_objects() if isinstance(each, Connection | Conversation)]
+
+
+def test_the_black_box_has_the_client_whose_replies_go_on() -> None:
+    told: list[str] = []
+
+    def many() -> Iterator[bytes]:
+        for _ in range(100):
+            told.append(BlackBox.of(hall.row).peer)
+            yield bytes(100_000)
+
+    hall = Hall(service(lambda request: many() if request == b"many" else request))
+    with tcp_pair() as (slow, slow_theirs), tcp_pair() as (other, other_theirs), ThreadPoolExecutor(1) as pool:
+        for sock in (slow_theirs, other_theirs):
+            hall.welcome(sock)
+            sock.close()
+        slow.sendall(b"many\n")
+        hall.loop.turn(PATIENCE)
+        assert 0 < len(told) < 100, "the rest of the replies waits until the client reads"
+        other.sendall(b"one\n")
+        hall.loop.turn(PATIENCE)
+        assert other.recv(100) == b"one\n"
+        for sock in (slow, other):
+            sock.shutdown(socket.SHUT_WR)
+        read = pool.submit(read_all, slow)
+        hall.run()
+        assert len(read.result()) == 100 * 100_001
+        assert set(told) == {"{}:{}".format(*slow.getsockname())}
+    hall.close()
 
 
 class Torn(Meter):
