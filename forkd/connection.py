@@ -240,12 +240,19 @@ class Connection:
             if left <= 0:
                 raise self.silence()
             self._set_receive_timeout(left)
+        sock = self.sock
+        patient = sock.gettimeout() is None
+        if not patient:  # an `event` worker's, whose handler reads for itself all the same
+            sock.setblocking(True)
         try:
-            data = self.sock.recv(size)
+            data = sock.recv(size)
         except BlockingIOError:
             raise self.silence() from None
         except OSError as error:
             raise PeerGone.by(error) from error
+        finally:
+            if not patient:
+                sock.setblocking(False)
         return self.took(data)
 
     def arrived(self) -> bytes | None:

@@ -14,6 +14,7 @@ import pytest
 import forkd
 from forkd.connection import Connection
 from forkd.conversation import Conversation
+from forkd.outcome import End
 from forkd.scoreboard import BlackBox, Meter
 from forkd.tasks import Turner
 from tests.cases import CASES, PATIENCE, Case, Serve, check, pair, read_all, service, tcp_pair
@@ -85,6 +86,28 @@ def test_what_has_ended_is_gone_without_a_collection(kind: str) -> None:
 
 def conversations() -> list[object]:
     return [each for each in gc.get_objects() if isinstance(each, Connection | Conversation)]
+
+
+@pytest.mark.parametrize("kind", ["event", "threads"])
+def test_a_handler_may_read_what_is_still_to_come(kind: str) -> None:
+    def handler(request: bytes, connection: forkd.Connection) -> bytes:
+        connection.send(b"go on\n")
+        return connection.read_exactly(4)
+
+    with pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
+        served = pool.submit(KINDS[kind], theirs, service(handler))
+        for body in (b"body", b"more"):
+            ours.sendall(b"one\n")
+            assert ours.recv(100) == b"go on\n"
+            ours.sendall(body[:2])
+            ours.sendall(body[2:])
+            assert ours.recv(100) == body + b"\n"
+        ours.sendall(b"one\n")
+        ours.shutdown(socket.SHUT_WR)
+        assert read_all(ours) == b"go on\n"
+        outcome, _ = served.result(PATIENCE)
+        assert outcome.end is End.ERROR
+        assert isinstance(outcome.error, EOFError)
 
 
 def test_the_black_box_has_the_client_whose_replies_go_on() -> None:
