@@ -33,7 +33,7 @@ machine: $(VENV)/tested
 	RESTARTS=50 $(BIN)/pytest -v -rs tests/machine
 
 # Every promise of reliability under load, with every kind of worker, and the page of what was seen: two hours, as root.
-# CHAOS='--kind sync' is half an hour.
+# CHAOS='--kind sync' is half an hour; with CHAOS='--rows FILE' a run that was broken off goes on.
 chaos: $(VENV)/tested
 	$(BIN)/python -m tests.chaos --page docs/reliability.md $(CHAOS)
 

@@ -83,6 +83,15 @@ def python(name: str, module: str, *arguments: str, wants: str = "") -> Contende
     return Contender(name, lambda port, *_: [sys.executable, "-m", f"{PEERS}.{module}", str(port), *arguments], missing)
 
 
+def bare(loop: str, step: str, name: str) -> Contender:
+    """A loop in Python and nothing else, as far as that step."""
+
+    def command(port: int, workers: int, _: Path) -> list[str]:
+        return [sys.executable, "-m", f"{PEERS}.bare", str(port), str(workers), loop, step]
+
+    return Contender(name, command)
+
+
 def c(name: str, program: str) -> Contender:
     def missing() -> str:
         return "" if (BUILD / program).exists() else "not compiled (make bench does that, with a C compiler)"
@@ -134,10 +143,20 @@ THREADS = python("socketserver, threads", "socketserver_lines", "threads")
 FORKS = python("socketserver, forks", "socketserver_lines", "forks")
 NET_SERVER = Contender("Net::Server::PreFork", _prefork_pl, _net_server_missing)
 TCPSERVER = Contender("tcpserver", _tcpserver, _tcpserver_missing)
+BARE, FRAMED, MEASURED = (
+    "a loop in Python",
+    "a loop in Python, with framing",
+    "a loop in Python, with framing and figures",
+)
+LOOPS_SYNC, LOOPS_EVENT = (
+    [bare(loop, "nothing", BARE), bare(loop, "framing", FRAMED), bare(loop, "figures", MEASURED)]
+    for loop in ("sync", "event")
+)
 KEYVALUE_ASYNCIO = python("asyncio Protocol", "keyvalue_protocol", "asyncio")
 KEYVALUE_UVLOOP = python("uvloop Protocol", "keyvalue_protocol", "uvloop", wants="uvloop")
 
 ALL = [
     *(FORKD_SYNC, FORKD_EVENT, FORKD_THREADS, FORKD_ASYNC),
     *(C_PREFORK, C_EPOLL, ASYNCIO, UVLOOP, STREAMS, GEVENT, TWISTED, THREADS, FORKS, NET_SERVER, TCPSERVER),
+    *(*LOOPS_SYNC, *LOOPS_EVENT),
 ]

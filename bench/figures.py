@@ -6,10 +6,11 @@ the bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from bench.arithmetic import Spread, ratios, spread
+from bench.contenders import BARE, MEASURED
 from bench.rounds import Outcome
 
 
@@ -133,6 +134,30 @@ FIGURES = [
         unit="ms",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """A figure's value if servers that do less stood in forkd's place: medians, None for what was not measured."""
+
+    finding: Finding
+    measured: float | None
+    bare: float | None
+    c: float | None
+
+
+def reaches(findings: Iterable[Finding], outcomes: Mapping[str, Outcome]) -> Iterator[Reach]:
+    """Of each figure whose trial such servers take part in."""
+    for finding in findings:
+        figure, outcome = finding.figure, outcomes[finding.figure.trial]
+        if BARE in outcome.rounds:
+            c = _C_PREFORK if _C_PREFORK in outcome.rounds else _C_EPOLL
+            yield Reach(finding, *(_median(figure, outcome, each) for each in (MEASURED, BARE, c)))
+
+
+def _median(figure: Figure, outcome: Outcome, who: str) -> float | None:
+    found = _find(replace(figure, ours=who), outcome).spread
+    return None if found is None else found.median
 
 
 def find(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:

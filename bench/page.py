@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.arithmetic import Spread, spread, three_digits
-from bench.figures import Finding
+from bench.figures import Finding, Reach, reaches
 from bench.rounds import Outcome
 
 # The measures that a trial's table shows, in this order, those that it has; `requests` and the like are in the JSON.
@@ -38,6 +38,7 @@ def page(
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
         "cores": f"{run['cores']} cores" if run["cores"] > 1 else "1 core, which servers and client share",
         "figures": figures_table(findings),
+        "reach": reach_table(reaches(findings, outcomes)),
     }
     parts = [_HEAD.read_text().format(**told).rstrip()]
     parts += [_trial(name, outcome, plotted.get(name, "")) for name, outcome in outcomes.items()]
@@ -55,6 +56,15 @@ def figures_table(findings: Iterable[Finding]) -> str:
         else:
             kept = "yes" if finding.kept else "**no**"
             rows.append([figure.says, bound, three_digits(found.median) + unit, _range(found), kept])
+    return table(rows)
+
+
+def reach_table(found: Iterable[Reach]) -> str:
+    rows = [["figure", "bound", "forkd", "the loop with framing and figures", "the loop alone", "C"]]
+    for each in found:
+        figure, forkd = each.finding.figure, each.finding.spread
+        values = [None if forkd is None else forkd.median, each.measured, each.bare, each.c]
+        rows.append([figure.says, f"{figure.bound:g}", *("" if one is None else three_digits(one) for one in values)])
     return table(rows)
 
 

@@ -38,11 +38,15 @@ def _under_load(seconds: float) -> list[Trial]:
         return entrants(lambda each: keyvalue(each, pipelined, seconds), stores)
 
     return [
-        Trial("sync-64", "64 bytes, 4 workers, 4 connections", loaded(4, four, [sync, *pool, *a_connection])),
+        Trial(
+            "sync-64",
+            "64 bytes, 4 workers, 4 connections",
+            loaded(4, four, [sync, *pool, *a_connection, *contenders.LOOPS_SYNC]),
+        ),
         Trial(
             "sync-16k",
             "16 KiB, 4 workers, 4 connections",
-            loaded(4, Load(connections=4, size=16384), [sync, *pool, *a_connection]),
+            loaded(4, Load(connections=4, size=16384), [sync, *pool, *a_connection, *contenders.LOOPS_SYNC]),
         ),
         Trial(
             "sync-single",
@@ -52,7 +56,7 @@ def _under_load(seconds: float) -> list[Trial]:
         Trial(
             "event-64",
             "64 bytes, 1 worker, 64 connections",
-            loaded(1, Load(), [*events, *protocols, *loops, *a_connection]),
+            loaded(1, Load(), [*events, *protocols, *loops, *a_connection, *contenders.LOOPS_EVENT]),
         ),
         Trial(
             "event-16k",
@@ -62,7 +66,7 @@ def _under_load(seconds: float) -> list[Trial]:
         Trial(
             "event-pipelined",
             "64 bytes, 1 worker, 64 connections, 16 requests in one write",
-            loaded(1, Load(depth=16), [*events, *protocols, *loops]),
+            loaded(1, Load(depth=16), [*events, *protocols, *loops, *contenders.LOOPS_EVENT]),
         ),
         Trial(
             "half-load",
@@ -85,7 +89,7 @@ def _under_load(seconds: float) -> list[Trial]:
 def _standing(seconds: float) -> list[Trial]:
     sync, event, uvloop = contenders.FORKD_SYNC, contenders.FORKD_EVENT, contenders.UVLOOP
     protocols = [uvloop, contenders.ASYNCIO]
-    pools = [sync, contenders.NET_SERVER]
+    pools, least = [sync, contenders.NET_SERVER], contenders.LOOPS_SYNC
     many = [*protocols, contenders.STREAMS, contenders.GEVENT, contenders.TWISTED]
     python = Entrant("python -c 'import asyncio'", partial(standing.bare_python, "import asyncio"), lambda: "")
 
@@ -96,7 +100,7 @@ def _standing(seconds: float) -> list[Trial]:
         Trial(
             "memory",
             "a worker's private dirty memory after 100,000 requests",
-            [entrant(partial(standing.memory, each, 1), each) for each in [*pools, contenders.C_PREFORK]]
+            [entrant(partial(standing.memory, each, 1), each) for each in [*pools, contenders.C_PREFORK, *least]]
             + [entrant(partial(standing.memory, each, 64), each) for each in [event, contenders.FORKD_ASYNC, *many]],
             share=0.4,
         ),

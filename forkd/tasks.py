@@ -11,7 +11,7 @@ import faulthandler
 import os
 import select
 import signal
-from asyncio import AbstractEventLoop, Task
+from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic_ns
@@ -164,7 +164,8 @@ class TaskPen:
     """
 
     def __init__(self, meter: Meter) -> None:
-        self.in_hand: dict[Task[Any] | None, tuple[bytes, bytes]] = {}
+        # By when they began, which no two of them share.
+        self.in_hand: dict[int, tuple[bytes, bytes]] = {}
         self._meter = meter
         self._peer = b""
 
@@ -179,15 +180,18 @@ class TaskPen:
 
     def began(self, request: bytes = b"") -> int:
         now = monotonic_ns()
-        self.in_hand[asyncio.current_task()] = (self._peer, request)
+        while now in self.in_hand:
+            now += 1
+        self.in_hand[now] = (self._peer, request)
         self._meter.meets(self._peer)
         self._meter.shows(now, request)
         return now
 
     def ended(self, began: int) -> int:
         now = self._meter.ended(began)
-        del self.in_hand[asyncio.current_task()]
-        self.beat()
+        del self.in_hand[began]
+        if self.in_hand:
+            self.beat()
         return now
 
     def resumed(self, request: bytes) -> None:

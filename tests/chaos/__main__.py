@@ -3,6 +3,7 @@
 Each scenario runs in a network namespace of its own (root needed), so that its TCP counters start
 clean, and prints one row of a table; the exit status is 1 if any broke its promise. `--share 0.1` does a tenth
 of the counts. The seed is printed, and given back with `--seed` the same faults come in the same order.
+With `--rows` a run that was broken off goes on: what FILE has seen is not played again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from datetime import date
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from tests.chaos import accounts, changes, deaths, kernel, page
 from tests.chaos.harness import KINDS, SHAPES, Report, Scenario, Scene
@@ -64,7 +67,38 @@ def play_apart(scenario: Scenario, kind: str, shape: str, share: float, seed: in
     )
     if done.returncode:
         return Report(scenario.name, shape, kind, broken=["it could not be played"])
-    told = json.loads(done.stdout.splitlines()[-1])
+    return read(json.loads(done.stdout.splitlines()[-1]))
+
+
+class Rows:
+    """What a run has seen so far, in a file of JSON lines if there is one, which also has its share and seed."""
+
+    def __init__(self, file: Path | None, share: float, seed: int) -> None:
+        self.share, self.seed = share, seed
+        self.days = [date.today()]
+        self._file = file
+        self._reports: list[Report] = []
+        if file is None:
+            return
+        if not file.exists():
+            file.write_text(json.dumps({"share": share, "seed": seed, "began": str(self.days[0])}) + "\n")
+        head, *lines = map(json.loads, file.read_text().splitlines())
+        self.share, self.seed = head["share"], head["seed"]
+        self.days = [date.fromisoformat(head["began"]), *self.days]
+        self._reports = [read(each) for each in lines]
+
+    def find(self, scenario: str, kind: str, shape: str) -> Report | None:
+        wanted = (scenario, kind, shape)
+        return next((each for each in self._reports if (each.scenario, each.kind, each.shape) == wanted), None)
+
+    def keep(self, report: Report) -> None:
+        if self._file is not None:
+            with self._file.open("a") as file:
+                file.write(json.dumps(vars(report)) + "\n")
+
+
+def read(told: dict[str, Any]) -> Report:
+    """A report as it was told in JSON."""
     return Report(**told | {"counts": Counter(told["counts"])})
 
 
@@ -75,21 +109,27 @@ def main() -> int:
     parser.add_argument("--shape", choices=SHAPES, action="append", help="how clients ask; all, unless told")
     parser.add_argument("--kind", choices=KINDS, action="append", help="the kind of worker; all, unless told")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of what is promised there")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="keep what is seen there, and go on from what it has")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
     told = parser.parse_args()
     if told.here:
         print(json.dumps(vars(play(SCENARIOS[told.scenarios[0]], told.kind[0], told.shape[0], told.share, told.seed))))
         return 0
-    print(f"seed {told.seed}, share {told.share:g}\n\n{page.HEAD}", flush=True)
+    seen = Rows(told.rows, told.share, told.seed)
+    print(f"seed {seen.seed}, share {seen.share:g}\n\n{page.HEAD}", flush=True)
     reports = []
     for name, kind in product(told.scenarios or SCENARIOS, told.kind or KINDS):
         for shape in SCENARIOS[name].shapes:
             if not told.shape or shape in told.shape:
-                reports.append(play_apart(SCENARIOS[name], kind, shape, told.share, told.seed))
-                print(page.row(reports[-1]), flush=True)
+                report = seen.find(name, kind, shape)
+                if report is None:
+                    report = play_apart(SCENARIOS[name], kind, shape, seen.share, seen.seed)
+                    seen.keep(report)
+                reports.append(report)
+                print(page.row(report), flush=True)
     if told.page:
-        told.page.write_text(page.whole(SCENARIOS, reports, told.share, told.seed))
+        told.page.write_text(page.whole(SCENARIOS, reports, seen.share, seen.seed, seen.days))
     return 1 if any(each.broken for each in reports) else 0
 
 

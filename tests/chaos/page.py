@@ -28,8 +28,10 @@ def row(report: Report) -> str:
     return _cells(report.scenario, report.kind, report.shape, *told)
 
 
-def whole(scenarios: Mapping[str, Scenario], reports: Sequence[Report], share: float, seed: int) -> str:
-    """The page."""
+def whole(
+    scenarios: Mapping[str, Scenario], reports: Sequence[Report], share: float, seed: int, days: Sequence[date]
+) -> str:
+    """The page; `days` are those on which the run went on."""
     rows = []
     for report in reports:
         told = scenarios[report.scenario]
@@ -38,10 +40,15 @@ def whole(scenarios: Mapping[str, Scenario], reports: Sequence[Report], share: f
         rows.append(_cells(told.fault, told.promise, *cells).replace("\n", " "))
     kernel = ".".join(platform.release().split(".")[:2])
     run = (
-        f"Run on {date.today():%-d %B %Y}: forkd {forkd.__version__}, Python {platform.python_version()}, "
+        f"Run {_when(days)}: forkd {forkd.__version__}, Python {platform.python_version()}, "
         f"Linux {kernel}, {os.cpu_count()} processors, seed {seed}, {_share(share)}."
     )
     return _TEMPLATE.read_text().replace("{run}", run).replace("{rows}", "\n".join(rows))
+
+
+def _when(days: Sequence[date]) -> str:
+    first, last = (f"{day:%-d %B %Y}" for day in (min(days), max(days)))
+    return f"on {last}" if first == last else f"from {first} to {last}"
 
 
 def _share(share: float) -> str:

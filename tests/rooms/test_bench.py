@@ -12,8 +12,9 @@ import pytest
 from bench import about, erlang, processes, record, scaling
 from bench.arithmetic import Spread, ratios, spread, three_digits
 from bench.asking import Failure
-from bench.figures import FIGURES, Figure, Finding, find
-from bench.page import figures_table, page, table
+from bench.contenders import BARE, MEASURED
+from bench.figures import FIGURES, Figure, Finding, find, reaches
+from bench.page import figures_table, page, reach_table, table
 from bench.rounds import Entrant, Outcome, Trial, play
 from bench.sweeps import all_sweeps
 from bench.trials import all_trials
@@ -145,6 +146,17 @@ def test_figures_are_told_with_bound_median_range_and_verdict() -> None:
     figure = Figure("name", "what it says", 2500, "t", "bytes", "forkd", unit="bytes")
     told = figures_table([Finding(figure, Spread(2600, 2400, 2700, 3))])
     assert told.splitlines()[-1] == "| what it says | 2,500 bytes | 2,600 bytes | 2,400 to 2,700 | **no** |"
+
+
+def test_a_figure_is_told_beside_what_servers_that_do_less_would_make_of_it() -> None:
+    costs = {"forkd sync": 13.0, "C prefork": 10.0, BARE: 11.0, MEASURED: 12.0}
+    played = {"sync-64": outcome(**{name: [cost] for name, cost in costs.items()}), "pool": outcome()}
+    (reach,) = reaches(find(played), played)
+    assert (reach.measured, reach.bare, reach.c) == (1.2, 1.1, 1.0)
+    assert reach_table([reach]).endswith("| 1.2 | 1.30 | 1.20 | 1.10 | 1.00 |")
+    played["sync-64"].rounds[BARE] = []
+    (reach,) = reaches(find(played), played)
+    assert reach_table([reach]).endswith("| 1.2 | 1.30 | 1.20 |  | 1.00 |")
 
 
 def test_a_cell_cannot_break_its_table() -> None:

@@ -1,0 +1,140 @@
+"""PORT WORKERS sync|event STEP: no more of a server than that, to show what each part of forkd's way costs.
+
+STEP is one of `ANSWERS`. Nothing is dealt with that the trials do not bring about: no limits, no pauses, no leaving,
+and no deadlines but those that the kernel keeps for a socket that blocks.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Final
+
+from bench.peers.forkd_lines import lines
+from forkd import Lines
+from forkd.scoreboard import (
+    COMMON,
+    COMMON_NS,
+    COMMON_SHIFT,
+    DONE,
+    DONE_AT,
+    HISTOGRAM,
+    IN_HAND,
+    IN_HAND_AT,
+    REQUESTS,
+    ROW_BYTES,
+    SLOWEST,
+    bucket,
+    peer_record,
+)
+
+_ROOM: Final = 65536
+_ROW: Final = memoryview(mmap.mmap(-1, ROW_BYTES)).cast("Q")
+
+Answer = Callable[[bytes], bytes]
+
+
+def nothing() -> Answer:
+    """The bytes go back as they came."""
+    return lambda data: data
+
+
+def framing() -> Answer:
+    """forkd's framing cuts lines, and forkd's handler gets each."""
+    cut = Lines()
+    feed, encode, handler = cut.feed, cut.encode, lines.handler
+
+    def answer(data: bytes) -> bytes:
+        requests = feed(data)
+        if len(requests) == 1:
+            return encode(handler(requests[0]))
+        return b"".join([encode(handler(request)) for request in requests])
+
+    return answer
+
+
+def figures() -> Answer:
+    """The same, and all is written down that a worker of forkd does: who asks what, since when, how long it took."""
+    cut = Lines()
+    feed, encode, handler = cut.feed, cut.encode, lines.handler
+    row, whom, show, show_done = _ROW, peer_record(b"127.0.0.1:12345"), IN_HAND.pack_into, DONE.pack_into
+
+    def answer(data: bytes) -> bytes:
+        replies = []
+        count = row[REQUESTS]
+        for request in feed(data):
+            began = monotonic_ns()
+            show(row, IN_HAND_AT, whom, began, count, len(request) + 1, request)
+            count += 1
+            replies.append(encode(handler(request)))
+            taken = monotonic_ns() - began
+            row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+            if taken > row[SLOWEST]:
+                row[SLOWEST] = taken
+            show_done(row, DONE_AT, 0, count)
+        return replies[0] if len(replies) == 1 else b"".join(replies)
+
+    return answer
+
+
+ANSWERS: Final = {each.__name__: each for each in (nothing, framing, figures)}
+
+
+def serve_one_by_one(listener: socket.socket, make: Callable[[], Answer]) -> None:
+    while True:
+        sock, _ = listener.accept()
+        for option, seconds in ((socket.SO_RCVTIMEO, 60), (socket.SO_SNDTIMEO, 30)):
+            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+        receive, send, answer = sock.recv, sock.sendall, make()
+        room = 448
+        while data := receive(room):
+            if len(data) == room:
+                room = _ROOM
+            if reply := answer(data):
+                send(reply)
+        sock.close()
+
+
+def serve_all(listener: socket.socket, make: Callable[[], Answer]) -> None:
+    listener.setblocking(False)
+    epoll = select.epoll()
+    epoll.register(listener.fileno(), select.EPOLLIN)
+    served: dict[int, tuple[socket.socket, Answer]] = {}
+    while True:
+        for fd, _ in epoll.poll(None, 64):
+            if fd not in served:
+                sock, _ = listener.accept()
+                sock.setblocking(False)
+                served[sock.fileno()] = sock, make()
+                epoll.register(sock.fileno(), select.EPOLLIN)
+                continue
+            sock, answer = served[fd]
+            if data := sock.recv(_ROOM):
+                if reply := answer(data):
+                    sock.send(reply)
+            else:
+                del served[fd]
+                sock.close()
+
+
+def main() -> None:
+    port, workers, loop, step = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    gc.collect()
+    gc.freeze()
+    for _ in range(workers):
+        if not os.fork():
+            (serve_one_by_one if loop == "sync" else serve_all)(listener, ANSWERS[step])
+    for _ in range(workers):
+        os.wait()
+
+
+if __name__ == "__main__":
+    main()
