@@ -70,9 +70,11 @@ class TallyPen:
     def paused(self) -> None:
         self._pen.paused()
 
+    def served(self) -> None:
+        self._requests += 1
+        self._pen.served()
+
     def counted(self, column: int) -> None:
-        if column == REQUESTS:
-            self._requests += 1
         self._pen.counted(column)
 
     def moved(self, received: int, sent: int) -> None:

@@ -23,7 +23,7 @@ from forkd.handler import Close, Service
 from forkd.hearing import Hearing
 from forkd.limits import NEVER, DeadlineError, Leaving, Limits, PeerGone
 from forkd.outcome import End
-from forkd.scoreboard import REQUESTS, Pen
+from forkd.scoreboard import Pen
 from forkd.visit import IN, OUT, Host
 
 Request = TypeVar("Request")
@@ -296,7 +296,7 @@ class AsyncVisit:
             try:
                 await service.handler(self._plain)
             finally:
-                self._meter.counted(REQUESTS)
+                self._meter.served()
             return
         hearing = conversation.hearing
         while not connection.closed and (data := await self._receive()):

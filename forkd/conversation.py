@@ -17,7 +17,7 @@ from forkd.handler import Close, ErrorHook, Service
 from forkd.hearing import Hearing
 from forkd.limits import DeadlineError, Leaving, PeerGone
 from forkd.outcome import COLUMNS, End, Outcome, end_of
-from forkd.scoreboard import ERRORS, REQUESTS, Pen
+from forkd.scoreboard import ERRORS, Pen
 
 # Replies to requests that arrived together leave together, unless they grow beyond this or their
 # handlers take longer than this: then what is ready leaves before the next handler starts.
@@ -103,7 +103,7 @@ class Conversation:
             try:
                 self._handler(self.connection)
             finally:
-                self._meter.counted(REQUESTS)
+                self._meter.served()
 
     def exchange(self) -> Progress:
         """Reads what has come, or waits for it, and answers the requests that it completes.

@@ -160,6 +160,10 @@ class SharedPen:
             self._meter.paused()
             self._gone()
 
+    def served(self) -> None:
+        with self._lock:
+            self._meter.served()
+
     def counted(self, column: int) -> None:
         with self._lock:
             self._meter.counted(column)

@@ -99,6 +99,7 @@ class Loop:
                 self.lingering.readable(fd)
             else:
                 self.attend(fd)
+        self.seat.meter.rests()
         if orders.told is not None:
             self.leave()
         self.tidy()

@@ -1,8 +1,9 @@
 """The request loop where every call counts: what it mostly is, without a call more than it needs.
 
 A conversation whose figures nobody else writes puts them into the worker's row itself, as exact as `Meter.began`
-and `ended` do: which request is in hand and since when, how many there were, and how long each took. All that
-happens seldom is `conversation`'s, and goes on there.
+and `ended` do: which request is in hand and since when, how many there were, and how long each took. In an `event`
+worker what is over is counted at the end of the loop's turn. All that happens seldom is `conversation`'s, and goes on
+there.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from forkd.scoreboard import (
     HISTOGRAM,
     IN_HAND,
     IN_HAND_AT,
-    LEAST_NS,
-    REQUESTS,
     SLOWEST,
     Meter,
     Pen,
@@ -69,10 +68,11 @@ def conversation_of(connection: Connection, service: Service[..., Any], meter: P
 class QuickConversation(Conversation):
     """One that is alone with its worker's row.
 
-    `_alone` is a handler that takes nothing but the request; `_raw` says that the framing's requests are bytes.
+    `_alone` is a handler that takes nothing but the request; `_raw` says that the framing's requests are bytes;
+    `_seen` that the application has the connection in hand, and may send or close when it likes.
     """
 
-    __slots__ = ("_alone", "_dress", "_framing", "_raw", "_row", "_whom")
+    __slots__ = ("_alone", "_dress", "_framing", "_raw", "_row", "_seen", "_whom")
     _meter: Meter
 
     def open(self) -> None:
@@ -83,9 +83,23 @@ class QuickConversation(Conversation):
         service = self._service
         self._raw = service.is_quick
         self._alone = not service.takes_connection
-        # Together, where nobody can tell the difference: a handler with the connection may send between two replies.
-        self._dress = framing.encode_all if self._raw and self._alone else None
+        self._seen = service.takes_connection or service.connect_hook is not None or service.error_hook is not None
+        # Together, where nobody can tell the difference: who has the connection may send between two replies.
+        self._dress = framing.encode_all if self._raw and not self._seen else None
         self._framing = framing if self.hearing.tells_pending else _NEVER_PENDING
+
+    def start(self) -> None:
+        self._leave_the_hook_alone(self._service.connect_hook)
+        super().start()
+
+    def finish(self, outcome: Outcome) -> Outcome:
+        self._leave_the_hook_alone(self._service.close_hook)
+        return super().finish(outcome)
+
+    def _leave_the_hook_alone(self, hook: object) -> None:
+        """A hook is no handler: what was in hand before it, in this turn of the loop, is over."""
+        if hook is not None:
+            self._meter.rests()
 
     def exchange(self) -> Progress:
         connection = self.connection
@@ -93,8 +107,7 @@ class QuickConversation(Conversation):
             return super().exchange()
         sock, waits = connection.sock, not connection.parks
         feed, encode, framing, handler = self._feed, self._encode, self._framing, self._handler
-        row, whom, unsent, raw, alone = self._row, self._whom, self._unsent, self._raw, self._alone
-        count, slowest = row[REQUESTS], row[SLOWEST]
+        row, whom, raw, alone, seen, meter = self._row, self._whom, self._raw, self._alone, self._seen, self._meter
         while True:
             try:
                 data = sock.recv(connection.room)
@@ -124,8 +137,7 @@ class QuickConversation(Conversation):
             shown = request if raw or type(request) is bytes else data
             reply = dressed = failed = None
             began = monotonic_ns()
-            _show(row, IN_HAND_AT, whom, began, count, len(shown) + 1, shown)
-            count += 1
+            _show(row, IN_HAND_AT, whom, began, meter.requests, len(shown) + 1, shown)
             try:
                 reply = handler(request) if alone else handler(request, connection)
                 if type(reply) is bytes:
@@ -133,13 +145,17 @@ class QuickConversation(Conversation):
             except BaseException as error:
                 failed = error
             taken = monotonic_ns() - began
-            row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
-            if taken > slowest:
-                row[SLOWEST] = slowest = taken
-            _show_done(row, DONE_AT, 0, count)
+            count = meter.requests = meter.requests + 1
+            if waits:
+                row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+                if taken > meter.slowest:
+                    row[SLOWEST] = meter.slowest = taken
+                _show_done(row, DONE_AT, 0, count)
+            else:
+                meter.durations.append(taken)
 
             odd = dressed is None and (reply is not None or failed is not None)
-            if odd or unsent or connection.leaving or connection.parked or connection.closed:
+            if odd or connection.leaving or (seen and (self._unsent or connection.parked or connection.closed)):
                 try:
                     self._go_on_with(shown, reply, dressed, failed)
                 finally:
@@ -170,10 +186,11 @@ class QuickConversation(Conversation):
 
     def _answer_some(self) -> bool:
         """The same for requests that came together: the end of one is the beginning of the next."""
-        connection, handler, encode, alone, raw = self.connection, self._handler, self._encode, self._alone, self._raw
-        row, whom, latest, dress = self._row, self._whom, connection.latest, self._dress
+        connection, handler, encode, dress = self.connection, self._handler, self._encode, self._dress
+        alone, raw, seen, latest = self._alone, self._raw, self._seen, connection.latest
+        row, whom, meter = self._row, self._whom, self._meter
         replies = self._unsent if dress is None else []
-        count, held = row[REQUESTS], 0
+        count, held = meter.requests, 0
         reply: Any = None
         failed: BaseException | None = None
         shown = latest
@@ -197,7 +214,7 @@ class QuickConversation(Conversation):
                 marks.append(now)
                 if held > HELD_BYTES or (now > late and not connection.leaving):
                     break
-                if not alone and (connection.closed or connection.parked):
+                if seen and (connection.closed or connection.parked):
                     break
             else:
                 done = True
@@ -205,8 +222,10 @@ class QuickConversation(Conversation):
             reply, failed, odd = None, error, True
         if odd:
             marks.append(monotonic_ns())
-        self._timed(marks)
-        _show_done(row, DONE_AT, 0, count)
+        meter.requests = count
+        meter.durations += map(sub, marks[1:], marks)
+        if not connection.parks:
+            meter.rests()
         if dress is not None and replies:
             self._unsent.append(dress(replies))
         if odd:
@@ -221,20 +240,6 @@ class QuickConversation(Conversation):
     def _say_the_rest(self) -> None:
         self._meter.met = None  # whom the row tells of, it has not heard
         super()._say_the_rest()
-
-    def _timed(self, marks: list[int]) -> None:
-        """Counts how long each request took that began at one of these times and had ended by the next."""
-        durations = list(map(sub, marks[1:], marks))
-        if not durations:
-            return
-        row, longest = self._row, max(durations)
-        if longest < LEAST_NS:
-            row[HISTOGRAM] += len(durations)
-        else:
-            for taken in durations:
-                row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
-        if longest > row[SLOWEST]:
-            row[SLOWEST] = longest
 
     def _answer_oddly(self, shown: bytes, reply: Any, failed: BaseException | None) -> None:
         """A handler has given no bytes but several replies, or has failed: it is at work still."""

@@ -203,6 +203,7 @@ class Pen(Protocol):
     def ended(self, began: int) -> int: ...
     def resumed(self, request: bytes) -> None: ...
     def paused(self) -> None: ...
+    def served(self) -> None: ...
     def counted(self, column: int) -> None: ...
     def moved(self, received: int, sent: int) -> None: ...
 
@@ -210,15 +211,20 @@ class Pen(Protocol):
 class Meter:
     """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not.
 
-    `met` is whom the row is known to tell of: whoever else has written a peer there sets it to None.
+    `met` is whom the row is known to tell of: whoever else has written a peer there sets it to None. `requests` and
+    `slowest` are as in the row, and quicker to look at; whoever else counts there counts here, too. `durations` are
+    those of requests that are over and not counted yet, which `rests` does.
     """
 
-    __slots__ = ("keeps", "met", "row")
+    __slots__ = ("durations", "keeps", "met", "requests", "row", "slowest")
 
     def __init__(self, row: memoryview, *, keeps: bool = True) -> None:
         self.row = row
         self.keeps = keeps
         self.met: bytes | None = None
+        self.requests: int = row[REQUESTS]
+        self.slowest: int = row[SLOWEST]
+        self.durations: list[int] = []
 
     def booting(self) -> None:
         self.meets(b"")
@@ -279,11 +285,32 @@ class Meter:
         taken = now - began
         row = self.row
         row[BUSY_SINCE] = 0
-        row[REQUESTS] += 1
+        self.served()
         row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
-        if taken > row[SLOWEST]:
-            row[SLOWEST] = taken
+        if taken > self.slowest:
+            row[SLOWEST] = self.slowest = taken
         return now
+
+    def rests(self) -> None:
+        """No handler is at work: counts what is over."""
+        durations, row = self.durations, self.row
+        if not durations:
+            return
+        longest = max(durations)
+        if longest < LEAST_NS:
+            row[HISTOGRAM] += len(durations)
+        else:
+            for taken in durations:
+                row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+        if longest > self.slowest:
+            row[SLOWEST] = self.slowest = longest
+        durations.clear()
+        DONE.pack_into(row, DONE_AT, 0, self.requests)
+
+    def served(self) -> None:
+        """One more request, or a stream handler's whole session."""
+        self.requests += 1
+        self.row[REQUESTS] = self.requests
 
     def resumed(self, request: bytes) -> None:
         """A handler goes on, which had waited for the client."""

@@ -200,6 +200,9 @@ class TaskPen:
     def paused(self) -> None:
         self._meter.paused()
 
+    def served(self) -> None:
+        self._meter.served()
+
     def counted(self, column: int) -> None:
         self._meter.counted(column)
 

@@ -112,7 +112,7 @@ class Visit:
         self._touched = self._host.now
         connection = self.connection
         try:
-            if event == IN and self._started and not connection.parked:
+            if event == IN and self._started:  # and nothing is parked, or it would wait for something else
                 progress = self._exchange()
                 if progress == "usual":
                     return

@@ -30,12 +30,13 @@ def test_a_row_that_was_cleared_meanwhile_takes_nothing_away() -> None:
 
 def test_pens_lent_to_two_connections_count_for_each_and_for_the_worker() -> None:
     row = a_row()
-    one, other = TallyPen(Meter(row)), TallyPen(Meter(row))
+    meter = Meter(row)
+    one, other = TallyPen(meter), TallyPen(meter)
     one.opened()
     one.meets(b"a peer")
     one.ended(one.began(b"first"))
     other.ended(other.began())
-    one.counted(REQUESTS)
+    one.served()
     one.counted(ERRORS)
     one.moved(3, 4)
     other.moved(30, 40)

@@ -15,8 +15,9 @@ import forkd
 from forkd.connection import Connection
 from forkd.conversation import Conversation
 from forkd.outcome import End
-from forkd.scoreboard import BlackBox, Meter
+from forkd.scoreboard import BUCKETS, BUSY_SINCE, HISTOGRAM, REQUESTS, BlackBox, Meter
 from forkd.tasks import Turner
+from forkd.visit import IN
 from tests.cases import CASES, PATIENCE, Case, Serve, check, pair, read_all, service, tcp_pair
 from tests.kinds import Hall, awaited, serve_by_event, serve_by_tasks
 
@@ -86,6 +87,40 @@ def test_what_has_ended_is_gone_without_a_collection(kind: str) -> None:
 
 def conversations() -> list[object]:
     return [each for each in gc.get_objects() if isinstance(each, Connection | Conversation)]
+
+
+def test_a_hook_is_no_request_in_hand() -> None:
+    in_handlers, in_hooks = list[int](), list[int]()
+
+    def handler(request: bytes) -> bytes:
+        in_handlers.append(hall.row[BUSY_SINCE])
+        return request
+
+    def hook(connection: forkd.Connection) -> None:
+        in_hooks.append(hall.row[BUSY_SINCE])
+
+    hall = Hall(service(handler, on_connect=hook, on_close=hook))
+    with pair() as (one, one_theirs), pair() as (other, other_theirs), pair() as (last, last_theirs):
+        hall.welcome(one_theirs)
+        hall.welcome(other_theirs)
+        visits = list(hall.loop.visits.values())
+        one.sendall(b"a\n")
+        other.sendall(b"b\n")
+        for visit in visits:
+            visit.ready(IN)
+        hall.welcome(last_theirs)
+        one.sendall(b"c\n")
+        other.shutdown(socket.SHUT_WR)
+        for visit in visits:
+            visit.ready(IN)
+        assert len(in_handlers) == 3
+        assert all(in_handlers)
+        assert in_hooks == [0] * 4, "three have begun and one has ended"
+        last.close()
+        hall.loop.turn(PATIENCE)
+        assert hall.row[REQUESTS] == sum(hall.row[HISTOGRAM : HISTOGRAM + BUCKETS]) == 3
+        assert hall.row[BUSY_SINCE] == 0
+    hall.close()
 
 
 @pytest.mark.parametrize("kind", ["event", "threads"])
