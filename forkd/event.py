@@ -46,6 +46,8 @@ def serve(seat: Seat) -> None:
 class Loop:
     """The connections of one worker, `visits` by descriptor, and when to look at their deadlines again.
 
+    A turn that has only had visits served leaves all else as it was: `due_at` is when there is something else to do,
+    unless something has `stirred` since it was reckoned.
     `replan` is called when somebody else who waits for this loop has to look at `timeout` or `over` again.
     """
 
@@ -67,6 +69,8 @@ class Loop:
         self.open = True
         self.hurried = False
         self.sweep_at: float | None = None
+        self.due_at = NEVER
+        self.stirred = True
         self.shortest = min((each for each in seat.limits if each), default=NEVER)
         self.coarse = min(_COARSEST, max(_FINEST, self.shortest / 8))
         self.kept_away = 0.0
@@ -75,7 +79,7 @@ class Loop:
         seat.meter.shares(0)
 
     def run(self) -> None:
-        while not self.over:
+        while self.open or not self.over:
             self.turn(self.timeout())
 
     @property
@@ -93,7 +97,9 @@ class Loop:
         for fd, event in events:
             if fd in visits:
                 visits[fd].ready(event)
-            elif fd in self.doors:
+                continue
+            self.stirred = True
+            if fd in self.doors:
                 self.accept(fd)
             elif fd in self.lingering:
                 self.lingering.readable(fd)
@@ -101,8 +107,13 @@ class Loop:
                 self.attend(fd)
         self.seat.meter.rests()
         if orders.told is not None:
+            self.stirred = True
             self.leave()
-        self.tidy()
+        if self.stirred or self.now >= self.due_at:
+            self.stirred = True
+            self.tidy()
+        elif self.seat.tenure.wears:
+            self.seat.retire_in_time(self.now)
 
     # Who comes.
 
@@ -171,6 +182,7 @@ class Loop:
 
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
         """The end of a visit; a thread of the crew may be the one to tell."""
+        self.stirred = True
         seat, connection = self.seat, visit.connection
         self.room = connection.room_for_the_next
         tally = self.tallies.pop(visit.fd, None)
@@ -192,6 +204,7 @@ class Loop:
     def failed(self, error: BaseException) -> None:
         """A thread or a task has met what it cannot deal with: the next turn ends with that."""
         self.failure = error
+        self.stirred = True
         self.replan()
 
     def linger(self, visit: Visitor) -> None:
@@ -225,6 +238,7 @@ class Loop:
         """Some visit's time may be over by then."""
         if self.sweep_at is None or when < self.sweep_at:
             self.sweep_at = when
+            self.stirred = True
             self.replan()
 
     def sweep(self) -> None:
@@ -260,9 +274,14 @@ class Loop:
         self.seat.retire_in_time(self.now)
 
     def timeout(self) -> float | None:
+        """Seconds until there is something to do though nothing comes; None for never."""
         now = monotonic()
-        sweep = None if self.sweep_at is None else max(0.0, self.sweep_at - now)
-        return self.seat.timeout(now, self.lingering.timeout(now), self.doors.timeout(now), sweep)
+        if self.stirred:
+            self.stirred = False  # before the look: a thread of the crew may stir again meanwhile
+            sweep = None if self.sweep_at is None else max(0.0, self.sweep_at - now)
+            wait = self.seat.timeout(now, self.lingering.timeout(now), self.doors.timeout(now), sweep)
+            self.due_at = NEVER if wait is None else now + wait
+        return None if self.due_at == NEVER else max(0.0, self.due_at - now)
 
     def opened(self) -> None:
         self.pen.opened()

@@ -32,6 +32,11 @@ class Tenure:
         self._until = now + moved(limits.seconds) if limits.seconds else None
         self._memory = moved(limits.memory) if limits.memory else None
 
+    @property
+    def wears(self) -> bool:
+        """Whether it is use, and not time alone, that brings the end nearer."""
+        return self._requests is not None or self._memory is not None
+
     def over(self, now: float, requests: int, memory: Callable[[], int]) -> bool:
         """Whether it is time to leave, which is told once; `memory` is only asked where it counts."""
         over = (

@@ -72,7 +72,11 @@ class Seat(NamedTuple):
 
     def timeout(self, now: float, *others: float | None) -> float | None:
         """Seconds until this worker has served long enough, or until the first of `others`; None for never."""
-        return min((wait for wait in (self.tenure.timeout(now), *others) if wait is not None), default=None)
+        soonest = self.tenure.timeout(now)
+        for wait in others:
+            if wait is not None and (soonest is None or wait < soonest):
+                soonest = wait
+        return soonest
 
     def retire_in_time(self, now: float) -> None:
         """A worker that has served long enough says so, and goes on until it is told to leave."""
