@@ -3,7 +3,7 @@
 Each scenario runs in a network namespace of its own (root needed), so that its TCP counters start
 clean, and prints one row of a table; the exit status is 1 if any broke its promise. `--share 0.1` does a tenth
 of the counts. The seed is printed, and given back with `--seed` the same faults come in the same order.
-With `--rows` a run that was broken off goes on: what FILE has seen is not played again.
+With `--rows` a run that was broken off goes on, with the same seed: what FILE has seen is not played again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCENARIOS = {
 
 def play(scenario: Scenario, kind: str, shape: str, share: float, seed: int) -> Report:
     """Runs one scenario in this process's network."""
-    report = Report(scenario.name, shape, kind)
+    report = Report(scenario.name, shape, kind, share)
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(Path(folder), random.Random(f"{seed} {scenario.name} {shape}"), share, report)
         try:
@@ -66,24 +66,24 @@ def play_apart(scenario: Scenario, kind: str, shape: str, share: float, seed: in
         check=False,
     )
     if done.returncode:
-        return Report(scenario.name, shape, kind, broken=["it could not be played"])
+        return Report(scenario.name, shape, kind, share, broken=["it could not be played"])
     return read(json.loads(done.stdout.splitlines()[-1]))
 
 
 class Rows:
-    """What a run has seen so far, in a file of JSON lines if there is one, which also has its share and seed."""
+    """What a run has seen so far, in a file of JSON lines if there is one, which also has its seed."""
 
-    def __init__(self, file: Path | None, share: float, seed: int) -> None:
-        self.share, self.seed = share, seed
+    def __init__(self, file: Path | None, seed: int) -> None:
+        self.seed = seed
         self.days = [date.today()]
         self._file = file
         self._reports: list[Report] = []
         if file is None:
             return
         if not file.exists():
-            file.write_text(json.dumps({"share": share, "seed": seed, "began": str(self.days[0])}) + "\n")
+            file.write_text(json.dumps({"seed": seed, "began": str(self.days[0])}) + "\n")
         head, *lines = map(json.loads, file.read_text().splitlines())
-        self.share, self.seed = head["share"], head["seed"]
+        self.seed = head["seed"]
         self.days = [date.fromisoformat(head["began"]), *self.days]
         self._reports = [read(each) for each in lines]
 
@@ -116,20 +116,20 @@ def main() -> int:
     if told.here:
         print(json.dumps(vars(play(SCENARIOS[told.scenarios[0]], told.kind[0], told.shape[0], told.share, told.seed))))
         return 0
-    seen = Rows(told.rows, told.share, told.seed)
-    print(f"seed {seen.seed}, share {seen.share:g}\n\n{page.HEAD}", flush=True)
+    seen = Rows(told.rows, told.seed)
+    print(f"seed {seen.seed}, share {told.share:g}\n\n{page.HEAD}", flush=True)
     reports = []
     for name, kind in product(told.scenarios or SCENARIOS, told.kind or KINDS):
         for shape in SCENARIOS[name].shapes:
             if not told.shape or shape in told.shape:
                 report = seen.find(name, kind, shape)
                 if report is None:
-                    report = play_apart(SCENARIOS[name], kind, shape, seen.share, seen.seed)
+                    report = play_apart(SCENARIOS[name], kind, shape, told.share, seen.seed)
                     seen.keep(report)
                 reports.append(report)
                 print(page.row(report), flush=True)
     if told.page:
-        told.page.write_text(page.whole(SCENARIOS, reports, seen.share, seen.seed, seen.days))
+        told.page.write_text(page.whole(SCENARIOS, reports, seen.seed, seen.days))
     return 1 if any(each.broken for each in reports) else 0
 
 

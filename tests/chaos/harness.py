@@ -26,12 +26,14 @@ REFUSALS = "TcpOutRsts"  # counts refused connections, too
 class Report:
     """What a scenario has seen.
 
-    `done` is what was done to the server, `figures` are measured, `broken` is what broke a promise.
+    `done` is what was done to the server, `figures` are measured, `broken` is what broke a promise; `share` is of the
+    full counts.
     """
 
     scenario: str
     shape: str
     kind: str = "sync"
+    share: float = 1.0
     done: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     figures: list[str] = field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import date
 from pathlib import Path
 
@@ -28,9 +28,7 @@ def row(report: Report) -> str:
     return _cells(report.scenario, report.kind, report.shape, *told)
 
 
-def whole(
-    scenarios: Mapping[str, Scenario], reports: Sequence[Report], share: float, seed: int, days: Sequence[date]
-) -> str:
+def whole(scenarios: Mapping[str, Scenario], reports: Sequence[Report], seed: int, days: Sequence[date]) -> str:
     """The page; `days` are those on which the run went on."""
     rows = []
     for report in reports:
@@ -41,7 +39,7 @@ def whole(
     kernel = ".".join(platform.release().split(".")[:2])
     run = (
         f"Run {_when(days)}: forkd {forkd.__version__}, Python {platform.python_version()}, "
-        f"Linux {kernel}, {os.cpu_count()} processors, seed {seed}, {_share(share)}."
+        f"Linux {kernel}, {os.cpu_count()} processors, seed {seed}, {_share({each.share for each in reports})}."
     )
     return _TEMPLATE.read_text().replace("{run}", run).replace("{rows}", "\n".join(rows))
 
@@ -51,8 +49,11 @@ def _when(days: Sequence[date]) -> str:
     return f"on {last}" if first == last else f"from {first} to {last}"
 
 
-def _share(share: float) -> str:
-    return "the whole counts" if share == 1 else f"{share:g} of the whole counts (a sample)"
+def _share(shares: Set[float]) -> str:
+    least, most = min(shares), max(shares)
+    if least == 1:
+        return "the whole counts"
+    return (f"{least:g}" if least == most else f"{least:g} to {most:g}") + " of the whole counts (a sample)"
 
 
 def _cells(*cells: str) -> str:
