@@ -20,6 +20,7 @@ from forkd.address import Address
 from forkd.brief import Door
 from forkd.connection import Connection
 from forkd.errors import ListenError
+from forkd.plain import plain
 from forkd.scoreboard import ACCEPT_FAILED, Meter
 
 # What happened to one new connection, not to the listener.
@@ -163,7 +164,7 @@ class Doors:
             tap.admit(sock)
         elif self._left_over:
             self._admit_left_over(fd, sock)
-        return Guest(sock, peer, door.address)
+        return Guest(plain(sock), peer, door.address)
 
     def _admit_left_over(self, fd: int, sock: socket.socket) -> None:
         """Lets packets in for who has waited in the queue since our predecessor closed the tap.

@@ -26,6 +26,7 @@ from forkd import brief, hygiene, log, printed, privileges, process, reach, sign
 from forkd.brief import Brief
 from forkd.errors import BootError, Exit, ForkdError, ListenError
 from forkd.handler import Service, load
+from forkd.plain import plain
 from forkd.scoreboard import Board
 
 _PRESS_SECONDS: Final = 0.1
@@ -122,6 +123,8 @@ class _ForkServer:
         self.inbox = inbox
         self.board = Board(told.board)
         self.doors = [(socket.socket(fileno=door.fd), door) for door in told.doors]
+        for listener, _ in self.doors:
+            listener.setblocking(False)  # as it is, but Python's default timeout is the application's by now
         self.slots: dict[int, int] = {}
 
     def run(self) -> int:
@@ -172,8 +175,8 @@ class _ForkServer:
         with ExitStack() as opened:
             try:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                opened.enter_context(ours)
-                opened.enter_context(theirs)
+                opened.enter_context(plain(ours))
+                opened.enter_context(plain(theirs))
                 stack = os.memfd_create(f"forkd-stack-{slot}")
                 opened.callback(os.close, stack)
                 with process.signals_blocked():

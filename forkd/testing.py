@@ -21,6 +21,7 @@ from forkd.framing import Framing
 from forkd.handler import Service
 from forkd.limits import Limits
 from forkd.outcome import End, Outcome
+from forkd.plain import plain
 from forkd.scoreboard import ROW_BYTES, Meter
 from forkd.visit import IN, OUT, Visitor
 
@@ -113,7 +114,7 @@ def connect(
     when the block fails over its consequences (their EOFError is its context).
     """
     ours, theirs = socket.socketpair()
-    with theirs:
+    with plain(theirs):
         session = _Session(service, theirs, limits, name, timeout)
         try:
             with ours:

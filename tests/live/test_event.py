@@ -51,6 +51,26 @@ def test_it_serves_many_connections_in_one_worker(forkd: Forkd, kind: str) -> No
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize("kind", ["sync", *KINDS])
+def test_a_default_timeout_of_the_application_is_not_its_clients(forkd: Forkd, kind: str) -> None:
+    keys: dict[str, Any] = {"worker": '"event"'} | KINDS[kind] if kind in KINDS else {"app": "small:shout"}
+    app = keys.pop("app").partition(":")[2]
+    server = forkd(f"hasty:{app}", workers=2, **keys).serving()
+    request, reply = ask(kind)
+    with server.connect() as client:
+        for _ in range(10):
+            assert call(client, request) == reply
+            client.sendall(request[:1])
+            until(lambda: server.status("test")["workers"]["total"] == 2)
+            client.sendall(request[1:])
+            assert client.recv(100) == reply
+    until(lambda: server.status("test")["connections"]["open"] == 0)
+    found = server.status("test")
+    assert found["requests"] == 20
+    assert not any(found["refused"].values())
+    assert server.stop() == 0
+
+
 @every_kind
 def test_pipelined_requests_are_answered_in_their_order(forkd: Forkd, kind: str) -> None:
     server = start(forkd, kind)
