@@ -67,3 +67,12 @@ def test_those_born_together_leave_apart(limits: Retirement) -> None:
     assert len(ends) > 10
     assert min(ends) >= 900
     assert max(ends) <= 1100
+
+
+def test_use_wears_it_out_where_requests_or_memory_are_limited() -> None:
+    assert tenure(Retirement(requests=1)).wears
+    assert tenure(Retirement(memory=1)).wears
+    assert not tenure(Retirement(seconds=1)).wears
+    over = tenure(Retirement(requests=1))
+    assert over.over(100, 1, never)
+    assert not over.wears
