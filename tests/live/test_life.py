@@ -23,11 +23,18 @@ STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 
 
 def begin(server: Server, request: bytes) -> socket.socket:
-    """A client whose request a worker has in hand."""
-    before = server.status("test")["workers"]["busy"]
+    """A client whose request a worker has in hand; of half a line, or in a stream, whose connection it serves."""
+
+    def busy() -> int:
+        if request.endswith(b"\n"):
+            return sum(each["request_age"] is not None for each in server.status()["workers"])
+        found: int = server.status("test")["workers"]["busy"]
+        return found
+
+    before = busy()
     client = server.connect()
     client.sendall(request)
-    until(lambda: server.status("test")["workers"]["busy"] > before, "a busy worker")
+    until(lambda: busy() > before, "a busy worker")
     return client
 
 
