@@ -98,20 +98,20 @@ class Loop:
             if fd in visits:
                 visits[fd].ready(event)
                 continue
-            self.stirred = True
             if fd in self.doors:
                 self.accept(fd)
             elif fd in self.lingering:
                 self.lingering.readable(fd)
             else:
                 self.attend(fd)
+            self.stirred = True  # last, for `replan` may have had somebody look at `timeout` before all was done
         self.seat.meter.rests()
         if orders.told is not None:
-            self.stirred = True
             self.leave()
-        if self.stirred or self.now >= self.due_at:
             self.stirred = True
+        if self.stirred or self.now >= self.due_at:
             self.tidy()
+            self.stirred = True
         elif self.seat.tenure.wears:
             self.seat.retire_in_time(self.now)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,24 @@ def test_the_black_box_has_the_client_whose_replies_go_on() -> None:
         hall.run()
         assert len(read.result()) == 100 * 100_001
         assert set(told) == {"{}:{}".format(*slow.getsockname())}
+    hall.close()
+
+
+def test_what_is_set_after_somebody_has_looked_at_the_time_is_due_all_the_same() -> None:
+    hall = Hall(CASES[0].service)
+    loop = hall.loop
+    loop.replan = loop.timeout  # type: ignore[assignment]  # as a loop around this one does
+
+    def attend(fd: int) -> None:
+        loop.due_by(loop.now + 20)
+        loop.doors.resume_at = loop.now + 1
+
+    loop.attend = attend  # type: ignore[method-assign]
+    os.eventfd_write(hall.inbox.fd, 1)
+    loop.turn(PATIENCE)
+    wait = loop.timeout()
+    assert wait is not None
+    assert wait <= 1
     hall.close()
 
 
