@@ -56,6 +56,7 @@ class Connection:
 
     __slots__ = (
         "_data",
+        "_flags",
         "_held",
         "_limits",
         "_local",
@@ -65,7 +66,6 @@ class Connection:
         "closed",
         "cut",
         "deadline",
-        "flags",
         "known",
         "latest",
         "leave_by",
@@ -113,7 +113,7 @@ class Connection:
         self.latest = b""
         self.unsent: list[bytes] = []
         self.parks = parks
-        self.flags = DONT_WAIT if parks else 0
+        self._flags = DONT_WAIT if parks else 0
         self.parked = bytearray()
         self.room = room
         self.received = 0
@@ -454,7 +454,7 @@ class Connection:
             return
         began = monotonic() if len(data) > _SMALL else None
         try:
-            sent = self.sock.send(data, flags | self.flags)
+            sent = self.sock.send(data, flags | self._flags)
         except OSError as error:
             sent = self.refuses(error)
         self.sent += sent

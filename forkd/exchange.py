@@ -15,6 +15,7 @@ from typing import Any, Final
 from forkd.connection import Connection
 from forkd.conversation import HELD_BYTES, HELD_NS, NOTHING, UNCOUNTED, Conversation, Failed, Progress
 from forkd.errors import FramingError
+from forkd.framing import Chunks
 from forkd.handler import Close, Service
 from forkd.limits import DeadlineError, PeerGone
 from forkd.outcome import Outcome
@@ -36,6 +37,9 @@ from forkd.scoreboard import (
 
 _show: Final = IN_HAND.pack_into
 _show_done: Final = DONE.pack_into
+
+# Stands for a framing that does not tell: after a feed that gave a request, nothing is half received.
+_NEVER_PENDING: Final = Chunks()
 
 
 def converse(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> Outcome:
@@ -145,12 +149,12 @@ class QuickConversation(Conversation):
             except BaseException as error:
                 failed = error
             taken = monotonic_ns() - began
-            count = meter.requests = meter.requests + 1
+            meter.requests += 1
             if waits:
                 row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
                 if taken > meter.slowest:
                     row[SLOWEST] = meter.slowest = taken
-                _show_done(row, DONE_AT, 0, count)
+                _show_done(row, DONE_AT, 0, meter.requests)
             else:
                 meter.durations.append(taken)
 
@@ -259,12 +263,3 @@ class QuickConversation(Conversation):
         finally:
             self._meter.paused()
             failed = None
-
-
-class _NeverPending:
-    """Stands for a framing that does not tell: after a feed that gave a request, nothing is half received."""
-
-    pending: Final = 0
-
-
-_NEVER_PENDING: Final = _NeverPending()

@@ -11,7 +11,6 @@ import mmap
 import os
 import select
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from time import monotonic_ns
@@ -19,6 +18,8 @@ from typing import Final
 
 from bench.peers.forkd_lines import lines
 from forkd import Lines
+from forkd.connection import RECEIVE_BYTES, ROOMS
+from forkd.limits import timeval
 from forkd.scoreboard import (
     COMMON,
     COMMON_NS,
@@ -35,7 +36,6 @@ from forkd.scoreboard import (
     peer_record,
 )
 
-_ROOM: Final = 65536
 _ROW: Final = memoryview(mmap.mmap(-1, ROW_BYTES)).cast("Q")
 
 Answer = Callable[[bytes], bytes]
@@ -91,12 +91,12 @@ def serve_one_by_one(listener: socket.socket, make: Callable[[], Answer]) -> Non
     while True:
         sock, _ = listener.accept()
         for option, seconds in ((socket.SO_RCVTIMEO, 60), (socket.SO_SNDTIMEO, 30)):
-            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+            sock.setsockopt(socket.SOL_SOCKET, option, timeval(seconds))
         receive, send, answer = sock.recv, sock.sendall, make()
-        room = 448
+        room = ROOMS[0]
         while data := receive(room):
             if len(data) == room:
-                room = _ROOM
+                room = RECEIVE_BYTES
             if reply := answer(data):
                 send(reply)
         sock.close()
@@ -116,7 +116,7 @@ def serve_all(listener: socket.socket, make: Callable[[], Answer]) -> None:
                 epoll.register(sock.fileno(), select.EPOLLIN)
                 continue
             sock, answer = served[fd]
-            if data := sock.recv(_ROOM):
+            if data := sock.recv(RECEIVE_BYTES):
                 if reply := answer(data):
                     sock.send(reply)
             else:
