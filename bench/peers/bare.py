@@ -110,7 +110,10 @@ def serve_all(listener: socket.socket, make: Callable[[], Answer]) -> None:
     while True:
         for fd, _ in epoll.poll(None, 64):
             if fd not in served:
-                sock, _ = listener.accept()
+                try:
+                    sock, _ = listener.accept()
+                except BlockingIOError:
+                    continue  # another worker was quicker
                 sock.setblocking(False)
                 served[sock.fileno()] = sock, make()
                 epoll.register(sock.fileno(), select.EPOLLIN)
