@@ -66,6 +66,7 @@ class Connection:
         "closed",
         "cut",
         "deadline",
+        "heard",
         "known",
         "latest",
         "leave_by",
@@ -79,6 +80,7 @@ class Connection:
         "sent",
         "service",
         "sock",
+        "stalled",
         "unsent",
     )
 
@@ -102,6 +104,7 @@ class Connection:
         self._data: dict[Any, Any] | None = None
         self._timed = True
         self.deadline: float | None = None
+        self.heard = 0.0  # when something came last, where a loop watches for that
         self.leave_by = 0.0
         self.service = service
         self.number = number
@@ -115,6 +118,7 @@ class Connection:
         self.parks = parks
         self._flags = DONT_WAIT if parks else 0
         self.parked = bytearray()
+        self.stalled: Callable[[], None] | None = None  # to call when it has something parked, whoever sent it
         self.room = room
         self.received = 0
         self.sent = 0
@@ -483,7 +487,10 @@ class Connection:
         self._park(data)
 
     def _park(self, data: bytes) -> None:
+        stalled = not self.parked
         self.parked += data
+        if stalled and self.stalled is not None:
+            self.stalled()
         if len(self.parked) > PARKED_BYTES:
             self.drain()
 

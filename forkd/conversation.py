@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from forkd.connection import Connection
 from forkd.errors import FramingError
@@ -34,9 +34,6 @@ _LEAVE_SECONDS: Final = 0.5
 
 NOTHING: Final[Iterator[Any]] = iter(())
 _BYTES: Final = (bytes, bytearray, memoryview)
-
-Progress = Literal["usual", "odd", "ended"]
-"""What `exchange` has met: what it mostly is, something that has to be looked after, or the end of the stream."""
 
 
 class Failed(Exception):
@@ -105,18 +102,22 @@ class Conversation:
             finally:
                 self._meter.served()
 
-    def exchange(self) -> Progress:
-        """Reads what has come, or waits for it, and answers the requests that it completes.
+    def run(self) -> None:
+        """The request loop, to the end of the stream or of the connection."""
+        while not self.connection.closed and self.hear():
+            pass
 
-        Where the connection parks, nothing is waited for. Another kind of conversation may do so again and again.
+    def hear(self) -> bool:
+        """Reads what has come, or waits for it, and answers the requests that it completes; False when nothing has.
+
+        Where the connection parks, nothing is waited for.
         """
         data = self.connection.arrived()
-        if data is None:
-            return "usual"
-        if not data:
-            return "ended"
-        self.take(data)
-        return "odd"
+        if data:
+            self.take(data)
+        elif data is not None:
+            self.end_of_stream()
+        return bool(data)
 
     def take(self, data: bytes) -> None:
         """Answers the requests that `data`, the next bytes of the stream, completes."""
@@ -124,9 +125,10 @@ class Conversation:
             requests = self._feed(data)
         except FramingError as error:
             requests = self.hearing.breaks(error)
-        self._take_on(data, requests)
+        self.take_on(data, requests)
 
-    def _take_on(self, data: bytes, requests: Sequence[Any]) -> None:
+    def take_on(self, data: bytes, requests: Sequence[Any]) -> None:
+        """Answers `requests`, which `data`, the next bytes of the stream, has completed."""
         hearing = self.hearing
         hearing.hears(requests)
         if requests or hearing.broken is not None:

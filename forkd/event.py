@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Final
 
 from forkd.access import TallyPen
+from forkd.answering import Answering
 from forkd.connection import ROOMS, Connection
 from forkd.crew import Crew
 from forkd.doors import Doors, Guest
@@ -22,7 +23,7 @@ from forkd.order import Order
 from forkd.outcome import End, Outcome
 from forkd.scoreboard import Pen
 from forkd.seat import Seat
-from forkd.visit import Visit, Visitor
+from forkd.visit import IN, Visit, Visitor
 
 _EVENTS_AT_ONCE: Final = 64
 _ACCEPTS_AT_ONCE: Final = 16
@@ -63,6 +64,7 @@ class Loop:
         self.doors = Doors(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
         self.crew = Crew(seat, self) if seat.threads else None
         self.pen = pen or (seat.meter if self.crew is None else self.crew.pen)
+        self.answering: Answering[Visit] | None = None if seat.access else Answering.of(seat.service, self.pen)
         self.tallies: dict[int, TallyPen] = {}
         self.number = 0
         self.room = ROOMS[0]
@@ -94,6 +96,8 @@ class Loop:
         events = self.epoll.poll(timeout, _EVENTS_AT_ONCE)
         orders.at_work = True
         self.now = monotonic()
+        if self.answering is not None:
+            events = self.answer(self.answering, events)
         for fd, event in events:
             if fd in visits:
                 visits[fd].ready(event)
@@ -114,6 +118,19 @@ class Loop:
             self.stirred = True
         elif self.seat.tenure.wears:
             self.seat.retire_in_time(self.now)
+
+    def answer(self, answering: Answering[Visit], events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Answers those of whom nothing but their next request is waited for; gives the events that remain."""
+        visits, usual, others = self.visits, [], []
+        for fd, event in events:
+            visit = visits.get(fd)
+            if visit is None or event != IN or (its := visit.usual) is None:
+                others.append((fd, event))
+            else:
+                usual.append(its)
+        for its_visit, conversation in answering.answers(usual, self.now):
+            its_visit.does(conversation.look_after)
+        return others
 
     # Who comes.
 

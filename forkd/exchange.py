@@ -8,12 +8,14 @@ there.
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from operator import sub
 from time import monotonic_ns
-from typing import Any, Final
+from typing import Any, Final, TypeGuard, TypeVar
 
 from forkd.connection import Connection
-from forkd.conversation import HELD_BYTES, HELD_NS, NOTHING, UNCOUNTED, Conversation, Failed, Progress
+from forkd.conversation import HELD_BYTES, HELD_NS, NOTHING, UNCOUNTED, Conversation, Failed
 from forkd.errors import FramingError
 from forkd.framing import Chunks
 from forkd.handler import Close, Service
@@ -35,11 +37,18 @@ from forkd.scoreboard import (
     peer_record,
 )
 
-_show: Final = IN_HAND.pack_into
-_show_done: Final = DONE.pack_into
+Owner = TypeVar("Owner")
+
+# Whose it is, the conversation, and what each exchange of it wants: one tuple is nearer than four objects.
+Usual = tuple[
+    Owner, "QuickConversation", Connection, Callable[[bytes], Any], Callable[[bytes], bytes], Any, socket.socket, bytes
+]
 
 # Stands for a framing that does not tell: after a feed that gave a request, nothing is half received.
 _NEVER_PENDING: Final = Chunks()
+
+_show: Final = IN_HAND.pack_into
+_show_done: Final = DONE.pack_into
 
 
 def converse(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> Outcome:
@@ -53,9 +62,7 @@ def converse(connection: Connection, service: Service[..., Any], meter: Pen, pee
         if service.framing is None:
             conversation.session()
         else:
-            while not connection.closed and conversation.exchange() != "ended":
-                pass
-            conversation.end_of_stream()
+            conversation.run()
         outcome = conversation.over()
     except BaseException as error:
         outcome = conversation.over(error)
@@ -64,9 +71,14 @@ def converse(connection: Connection, service: Service[..., Any], meter: Pen, pee
 
 def conversation_of(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes) -> Conversation:
     """A conversation of the quickest kind that whoever keeps the accounts allows."""
-    if type(meter) is Meter and meter.keeps and service.framing is not None:
+    if is_quick(meter, service):
         return QuickConversation(connection, service, meter, peer)
     return Conversation(connection, service, meter, peer)
+
+
+def is_quick(meter: Pen, service: Service[..., Any]) -> TypeGuard[Meter]:
+    """Whether the conversations of such a service, counted with that, are of the quick kind."""
+    return type(meter) is Meter and meter.keeps and service.framing is not None
 
 
 class QuickConversation(Conversation):
@@ -76,7 +88,7 @@ class QuickConversation(Conversation):
     `_seen` that the application has the connection in hand, and may send or close when it likes.
     """
 
-    __slots__ = ("_alone", "_dress", "_framing", "_raw", "_row", "_seen", "_whom")
+    __slots__ = ("_alone", "_dress", "_postponed", "_raw", "_row", "_seen", "_whom")
     _meter: Meter
 
     def open(self) -> None:
@@ -87,43 +99,39 @@ class QuickConversation(Conversation):
         service = self._service
         self._raw = service.is_quick
         self._alone = not service.takes_connection
-        self._seen = service.takes_connection or service.connect_hook is not None or service.error_hook is not None
+        self._seen = service.shows_connections
         # Together, where nobody can tell the difference: who has the connection may send between two replies.
         self._dress = framing.encode_all if self._raw and not self._seen else None
-        self._framing = framing if self.hearing.tells_pending else _NEVER_PENDING
 
-    def start(self) -> None:
-        self._leave_the_hook_alone(self._service.connect_hook)
-        super().start()
+    def usual(self, owner: Owner) -> Usual[Owner]:
+        """What `answering` wants, once the conversation has begun."""
+        connection, hearing = self.connection, self.hearing
+        framing = hearing.framing if hearing.tells_pending else _NEVER_PENDING
+        return owner, self, connection, self._feed, self._encode, framing, connection.sock, self._whom
 
-    def finish(self, outcome: Outcome) -> Outcome:
-        self._leave_the_hook_alone(self._service.close_hook)
-        return super().finish(outcome)
-
-    def _leave_the_hook_alone(self, hook: object) -> None:
-        """A hook is no handler: what was in hand before it, in this turn of the loop, is over."""
-        if hook is not None:
-            self._meter.rests()
-
-    def exchange(self) -> Progress:
+    def run(self) -> None:
         connection = self.connection
-        if connection.deadline is not None:
-            return super().exchange()
-        sock, waits = connection.sock, not connection.parks
-        feed, encode, framing, handler = self._feed, self._encode, self._framing, self._handler
-        row, whom, raw, alone, seen, meter = self._row, self._whom, self._raw, self._alone, self._seen, self._meter
+        while not (connection.closed or connection.at_end):
+            if connection.deadline is not None:  # a request is half received
+                self.hear()
+            else:
+                self._exchange()
+
+    def _exchange(self) -> None:
+        """The same as `answering`, waiting for one client, until there is anything else."""
+        connection, handler, meter = self.connection, self._handler, self._meter
+        _, _, _, feed, encode, framing, sock, whom = self.usual(self)
+        row, raw, alone, seen = self._row, self._raw, self._alone, self._seen
         while True:
             try:
                 data = sock.recv(connection.room)
             except BlockingIOError:
-                if waits:
-                    raise connection.silence() from None
-                return "usual"
+                raise connection.silence() from None
             except OSError as error:
                 raise PeerGone.by(error) from error
             if not data:
-                connection.took(data)
-                return "ended"
+                self.hears_the_end()
+                return
             size = len(data)
             connection.received += size
             if size == connection.room:
@@ -131,11 +139,11 @@ class QuickConversation(Conversation):
             try:
                 requests = feed(data)
             except FramingError as error:
-                self._take_on(data, self.hearing.breaks(error))
-                return "odd"
+                self.take_on(data, self.hearing.breaks(error))
+                return
             if len(requests) != 1 or framing.pending:
-                self._take_on(data, requests)
-                return "odd"
+                self.take_on(data, requests)
+                return
 
             request = requests[0]
             shown = request if raw or type(request) is bytes else data
@@ -150,21 +158,18 @@ class QuickConversation(Conversation):
                 failed = error
             taken = monotonic_ns() - began
             meter.requests += 1
-            if waits:
-                row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
-                if taken > meter.slowest:
-                    row[SLOWEST] = meter.slowest = taken
-                _show_done(row, DONE_AT, 0, meter.requests)
-            else:
-                meter.durations.append(taken)
+            row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+            if taken > meter.slowest:
+                row[SLOWEST] = meter.slowest = taken
+            _show_done(row, DONE_AT, 0, meter.requests)
 
             odd = dressed is None and (reply is not None or failed is not None)
             if odd or connection.leaving or (seen and (self._unsent or connection.parked or connection.closed)):
                 try:
-                    self._go_on_with(shown, reply, dressed, failed)
+                    self.goes_on_with(shown, reply, dressed, failed)
                 finally:
                     failed = None  # its traceback has this frame, and would keep both
-                return "odd"
+                return
             if dressed is not None:
                 try:
                     sent = sock.send(dressed)
@@ -173,20 +178,60 @@ class QuickConversation(Conversation):
                 connection.sent += sent
                 if sent != len(dressed):
                     connection.falls_short(dressed, sent, (began + taken) / 1e9)
-                    return "odd"
             if connection.received > UNCOUNTED:
                 self.account()
-            if not waits:
-                return "usual"
 
-    def _go_on_with(self, shown: bytes, reply: Any, dressed: bytes | None, failed: BaseException | None) -> None:
+    def postpone(self, what: Callable[..., object], *arguments: Any) -> None:
+        """Leaves it to `look_after` to call that."""
+        self._postponed = what, arguments
+
+    def look_after(self) -> None:
+        """Does what the last exchange came to, where that is not what it mostly is."""
+        what, arguments = self._postponed
+        del self._postponed
+        try:
+            what(*arguments)
+        finally:
+            del arguments  # an error's traceback has this frame, which would keep the error
+
+    def start(self) -> None:
+        self._leave_the_hook_alone(self._service.connect_hook)
+        super().start()
+
+    def finish(self, outcome: Outcome) -> Outcome:
+        self._leave_the_hook_alone(self._service.close_hook)
+        return super().finish(outcome)
+
+    def _leave_the_hook_alone(self, hook: object) -> None:
+        """A hook is no handler: what was in hand before it, in this turn of the loop, is over."""
+        if hook is not None:
+            self._meter.rests()
+
+    def hears_the_end(self) -> None:
+        self.connection.took(b"")
+        self.end_of_stream()
+
+    def hears_badly(self, data: bytes, error: BaseException) -> None:
+        """The framing has refused `data`, the next bytes of the stream, or has failed."""
+        if not isinstance(error, FramingError):
+            raise error
+        self.take_on(data, self.hearing.breaks(error))
+
+    def goes_on_with(self, shown: bytes, reply: Any, dressed: bytes | None, failed: BaseException | None) -> None:
         """Something else than one reply that can leave at once has come of the one request there was."""
-        if dressed is not None:
-            self._unsent.append(dressed)
-        elif reply is not None or failed is not None:
-            self._answer_oddly(shown, reply, failed)
+        try:
+            if dressed is not None:
+                self._unsent.append(dressed)
+            elif reply is not None or failed is not None:
+                self._answer_oddly(shown, reply, failed)
+        finally:
+            failed = None  # its traceback has this frame, and would keep both
         self._queue = NOTHING
         self.go_on()
+
+    def cannot_send(self, data: bytes, error: OSError, began: float) -> None:
+        """The client takes nothing of `data` now, since `began` (of the monotonic clock), or never will."""
+        self.connection.falls_short(data, self.connection.refuses(error), began)
 
     def _answer_some(self) -> bool:
         """The same for requests that came together: the end of one is the beginning of the next."""

@@ -73,6 +73,11 @@ class Service(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<forkd service {self.__module__}:{self.__name__}>"
 
+    @property
+    def shows_connections(self) -> bool:
+        """Whether the application has connections in hand before they are over, and may send or close when it likes."""
+        return self.takes_connection or self.connect_hook is not None or self.error_hook is not None
+
     def on_connect(self, hook: Callable[[Connection], R]) -> Callable[[Connection], R]:
         """Decorator: `hook(connection)` speaks first; what it gives is sent like a reply."""
         self.connect_hook = hook  # type: ignore[assignment]  # any reply is checked when it is sent

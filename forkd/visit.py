@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection
+from forkd.connection import Connection
 from forkd.errors import ForkdError
-from forkd.exchange import conversation_of
+from forkd.exchange import QuickConversation, Usual, conversation_of
 from forkd.handler import Service
-from forkd.limits import NEVER, Limits, PeerGone
+from forkd.limits import NEVER, Limits
 from forkd.outcome import End, Outcome
 from forkd.scoreboard import Pen
 
@@ -24,13 +25,19 @@ OUT: Final = select.EPOLLOUT
 
 
 class Visitor(Protocol):
-    """A visit, as the loop sees it; `at_work` while somebody has it in hand."""
+    """A visit, as the loop sees it; `at_work` while somebody has it in hand.
+
+    `usual` is what `answering` wants, while nothing but the next request is waited for and that can answer it.
+    """
 
     fd: int
     sock: socket.socket
     connection: Connection
     interest: int
     at_work: bool
+
+    @property
+    def usual(self) -> Usual[Visit] | None: ...
 
     def ready(self, event: int) -> None: ...
     def hurry(self) -> None: ...
@@ -63,14 +70,13 @@ class Visit:
     """`at_work` while somebody has it in hand; then only that one may touch it, but for `cut`."""
 
     __slots__ = (
-        "_exchange",
         "_host",
         "_limits",
         "_outcome",
         "_owed_since",
         "_service",
         "_started",
-        "_touched",
+        "_usual",
         "_verdict",
         "at_work",
         "connection",
@@ -78,6 +84,7 @@ class Visit:
         "fd",
         "interest",
         "sock",
+        "usual",
     )
 
     def __init__(
@@ -97,11 +104,13 @@ class Visit:
         )
         self.interest = IN
         self.at_work = False
-        self._exchange = self.conversation.exchange
+        self.usual: Usual[Visit] | None = None
+        self._usual: Usual[Visit] | None = None
         self._service = service
         self._limits = limits
         self._host = host
-        self._touched = host.now
+        connection.heard = host.now
+        connection.stalled = self._wait_for_less
         self._owed_since = 0.0
         self._started = False
         self._outcome: Outcome | None = None
@@ -109,34 +118,40 @@ class Visit:
 
     def ready(self, event: int) -> None:
         """Does what there is to do; `interest` is then what to wait for, 0 when it has ended."""
-        self._touched = self._host.now
-        connection = self.connection
+        self.connection.heard = self._host.now
+        self.does(self._meet, event)
+
+    def does(self, what: Callable[..., object], *arguments: int) -> None:
+        """Calls that, and draws the conclusions."""
         try:
-            if event == IN and self._started:  # and nothing is parked, or it would wait for something else
-                progress = self._exchange()
-                if progress == "usual":
-                    return
-                if progress == "ended":
-                    self._hear_the_end()
-            elif not self._started:
-                self._start()
-            elif connection.parked:
-                self._take_up()
-            elif event != OUT:  # with an error or a hang-up, that the socket has to tell of
-                self._read_the_rest()
+            what(*arguments)
         except BaseException as error:
             self._conclude(self.conversation.over(error))
             return
+        connection = self.connection
         if connection.closed or connection.at_end:
             if not connection.parked:
                 self._conclude(self._outcome or self.conversation.over())
                 return
         elif not connection.parked and connection.deadline is None and not connection.leaving and self.interest == IN:
+            self.usual = self._usual
             return
         self._wait_for_less()
 
+    def _meet(self, event: int) -> None:
+        if not self._started:
+            self._start()
+        elif self.connection.parked:
+            self._take_up()
+        elif event == IN:
+            self._read()
+        elif event != OUT:  # with an error or a hang-up, that the socket has to tell of
+            while not self.connection.parked and not self.connection.closed and self._read():
+                pass
+
     def hurry(self) -> None:
         """The worker leaves, and so does this client soon."""
+        self.usual = None
         self.connection.hurry()
         self._host.due_by(self.connection.leave_by)
 
@@ -152,7 +167,7 @@ class Visit:
             return connection.deadline
         if connection.leaving:
             return connection.leave_by
-        return self._touched + (self._limits.idle_timeout or NEVER)
+        return connection.heard + (self._limits.idle_timeout or NEVER)
 
     def expire(self) -> None:
         """Its time is over."""
@@ -174,26 +189,19 @@ class Visit:
         if self._service.framing is None:
             self.conversation.session()
             self.connection.close()
+        elif isinstance(self.conversation, QuickConversation):
+            self._usual = self.conversation.usual(self)
 
-    def _read_the_rest(self) -> None:
-        """What has come last, if there is anything, and the end."""
-        connection = self.connection
-        while not connection.parked and not connection.closed:
-            try:
-                data = connection.took(self.sock.recv(RECEIVE_BYTES, DONT_WAIT))
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise PeerGone.by(error) from error
-            if not data:
-                self._hear_the_end()
-                return
+    def _read(self) -> bool:
+        """Answers what has come; False when nothing has, or the end."""
+        data = self.connection.arrived()
+        if data:
             self.conversation.take(data)
-
-    def _hear_the_end(self) -> None:
-        if self._verdict is not None:
-            raise self._verdict
-        self.conversation.end_of_stream()
+        elif data is not None:
+            if self._verdict is not None:
+                raise self._verdict
+            self.conversation.end_of_stream()
+        return bool(data)
 
     def _take_up(self) -> None:
         """The client takes what is parked: when all of it is gone, what it has asked meanwhile is answered."""
@@ -211,6 +219,7 @@ class Visit:
 
     def _wait_for_less(self) -> None:
         """Something is owed, half received, or hurried: a nearer time than silence may have."""
+        self.usual = None
         wanted = OUT if self.connection.parked else IN
         if wanted != self.interest:
             self.interest = wanted
@@ -227,5 +236,6 @@ class Visit:
             self._outcome = outcome
             self._wait_for_less()
             return
+        self.usual = self._usual = connection.stalled = None  # which have this, too
         self.interest = 0
         self._host.ended(self, self.conversation.finish(outcome))

@@ -1,0 +1,258 @@
+"""Several clients of one `event` worker that have asked by the same turn of its loop."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import forkd
+from forkd.connection import Connection
+from forkd.handler import Service
+from forkd.outcome import End
+from forkd.scoreboard import ERRORS, REQUESTS, RESET
+from tests.cases import PATIENCE
+from tests.kinds import Hall
+
+Enter = Callable[[], socket.socket]
+
+
+@forkd.service(forkd.Lines())
+def shout(request: bytes) -> bytes:
+    return request.upper()
+
+
+class Room:
+    """A hall, and clients who come into it."""
+
+    def __init__(self, service: Service[..., bytes]) -> None:
+        self.hall = Hall(service)
+        self.visits: dict[socket.socket, int] = {}
+
+    def enter(self, family: socket.AddressFamily = socket.AF_UNIX) -> socket.socket:
+        """A client whom the worker serves; it has said nothing yet."""
+        if family == socket.AF_UNIX:
+            client, accepted = socket.socketpair()
+        else:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                client = socket.create_connection(listener.getsockname())
+                accepted = listener.accept()[0]
+        client.settimeout(PATIENCE)
+        known = set(self.hall.loop.visits)
+        self.hall.welcome(accepted)
+        accepted.close()
+        (self.visits[client],) = set(self.hall.loop.visits) - known
+        return client
+
+    def turn(self) -> None:
+        self.hall.loop.turn(0)
+
+    def told(self, *clients: socket.socket) -> None:
+        """A turn whose wait has told, in this order, that these have sent something, whatever became of it since."""
+        loop = self.hall.loop
+        assert loop.answering is not None
+        events = [(self.visits[client], select.EPOLLIN) for client in clients]
+        assert loop.answer(loop.answering, events) == []
+        self.hall.seat.meter.rests()
+
+    def close(self) -> None:
+        for client in self.visits:
+            client.close()
+        self.hall.close()
+
+
+@pytest.fixture
+def rooms() -> Iterator[Callable[[Service[..., bytes]], Room]]:
+    made: list[Room] = []
+
+    def make(service: Service[..., bytes]) -> Room:
+        made.append(Room(service))
+        return made[-1]
+
+    yield make
+    for room in made:
+        room.close()
+
+
+Rooms = Callable[[Service[..., bytes]], Room]
+
+
+def test_each_gets_its_own_reply(rooms: Rooms) -> None:
+    room = rooms(shout)
+    clients = [room.enter() for _ in range(50)]
+    for asked in range(2):
+        for number, client in enumerate(clients):
+            client.sendall(b"from %d, %d\n" % (number, asked))
+        room.turn()
+        for number, client in enumerate(clients):
+            assert client.recv(100) == b"FROM %d, %d\n" % (number, asked)
+    assert room.hall.row[REQUESTS] == 100
+
+
+def test_whatever_else_one_does_the_others_are_answered(rooms: Rooms) -> None:
+    room = rooms(shout)
+    clients = [room.enter() for _ in range(5)]
+    sent = [b"one\n", b"one\ntwo\nthr", b"thr", b"x" * 70000, b""]
+    for client, data in zip(clients, sent, strict=True):
+        client.sendall(data)
+        if not data:
+            client.shutdown(socket.SHUT_WR)
+    room.turn()
+    clients[0].sendall(b"four\n")
+    clients[1].sendall(b"ee\n")
+    clients[2].sendall(b"ee\n")
+    for _ in range(100):  # the long one is read in pieces
+        room.turn()
+    received = [client.recv(100) for client in clients]
+    assert received == [b"ONE\nFOUR\n", b"ONE\nTWO\nTHREE\n", b"THREE\n", b"", b""]
+    assert [outcome.end for outcome in room.hall.report.outcomes] == [End.CLIENT, End.OVER_LIMIT]
+
+
+def test_one_whom_another_ones_handler_has_closed_is_not_answered(rooms: Rooms) -> None:
+    known: list[Connection] = []
+
+    @forkd.service(forkd.Lines())
+    def kick(request: bytes, connection: Connection) -> bytes:
+        if request == b"kick":
+            known[1].close()
+        else:
+            known.append(connection)
+        return request
+
+    room = rooms(kick)
+    clients = [room.enter() for _ in range(3)]
+    for client in clients:
+        client.sendall(b"I\n")
+        room.turn()
+        assert client.recv(10) == b"I\n"
+    clients[0].sendall(b"kick\n")
+    clients[1].sendall(b"me\n")
+    clients[2].sendall(b"too\n")
+    room.told(*clients)
+    assert [client.recv(10) for client in clients] == [b"kick\n", b"", b"too\n"]
+    assert [outcome.end for outcome in room.hall.report.outcomes] == [End.CLOSED]
+    assert len(known) == 4
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_one_to_whom_another_ones_handler_speaks_reads_that_first(rooms: Rooms, asks: bool) -> None:
+    known: list[Connection] = []
+    speech = b"x" * 600_000
+
+    @forkd.service(forkd.Lines())
+    def tell(request: bytes, connection: Connection) -> bytes:
+        if request == b"tell":
+            known[1].send(speech)
+        known.append(connection)
+        return request
+
+    room = rooms(tell)
+    clients = [room.enter() for _ in range(2)]
+    for client in clients:
+        client.sendall(b"I\n")
+        room.turn()
+        assert client.recv(10) == b"I\n"
+    clients[0].sendall(b"tell\n")
+    if asks:
+        clients[1].sendall(b"and you\n")
+        room.told(*clients)
+    else:
+        room.told(clients[0])
+    assert clients[0].recv(10) == b"tell\n"
+    assert len(known) == 3  # the other one is not asked before it has read
+    received = bytearray()
+    expected = speech + (b"and you\n" if asks else b"")
+    while len(received) < len(expected):
+        received += clients[1].recv(65536)
+        room.turn()
+    assert received == expected
+
+
+class Broken(forkd.Lines):
+    """Fails with one of its requests, as a framing with a bug does."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        if data == b"bug\n":
+            raise ZeroDivisionError("a bug")
+        return list(super().feed(data))
+
+
+def test_a_framing_that_fails_ends_its_own_connection_alone(rooms: Rooms) -> None:
+    @forkd.service(Broken())
+    def answer(request: bytes) -> bytes:
+        return request
+
+    room = rooms(answer)
+    clients = [room.enter() for _ in range(3)]
+    for client, data in zip(clients, (b"one\n", b"bug\n", b"three\n"), strict=True):
+        client.sendall(data)
+    room.turn()
+    assert [client.recv(10) for client in clients] == [b"one\n", b"", b"three\n"]
+    assert [type(outcome.error) for outcome in room.hall.report.outcomes] == [ZeroDivisionError]
+    assert room.hall.row[ERRORS] == 1
+
+
+def test_one_that_has_broken_off_holds_up_nobody(rooms: Rooms) -> None:
+    room = rooms(shout)
+    clients = [room.enter(socket.AF_INET) for _ in range(3)]
+    clients[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    clients[0].sendall(b"one\n")
+    clients[2].sendall(b"three\n")
+    room.turn()
+    clients[0].sendall(b"two\n")
+    clients[2].sendall(b"four\n")
+    clients[1].close()
+    room.told(*clients)
+    assert [client.recv(100) for client in (clients[0], clients[2])] == [b"ONE\nTWO\n", b"THREE\nFOUR\n"]
+    assert [outcome.end for outcome in room.hall.report.outcomes] == [End.RESET]
+    assert room.hall.row[RESET] == 1
+
+
+def test_one_that_has_gone_before_its_reply_holds_up_nobody(rooms: Rooms) -> None:
+    room = rooms(shout)
+    clients = [room.enter() for _ in range(2)]
+    clients[0].sendall(b"one\n")
+    clients[0].close()
+    clients[1].sendall(b"two\n")
+    room.told(*clients)
+    assert clients[1].recv(10) == b"TWO\n"
+    assert [outcome.end for outcome in room.hall.report.outcomes] == [End.RESET]
+
+
+def test_one_that_has_sent_nothing_after_all_is_waited_for(rooms: Rooms) -> None:
+    room = rooms(shout)
+    client = room.enter()
+    room.told(client)
+    assert room.hall.report.outcomes == []
+    client.sendall(b"one\n")
+    room.turn()
+    assert client.recv(10) == b"ONE\n"
+
+
+def test_one_that_does_not_read_is_not_asked_again_until_it_does(rooms: Rooms) -> None:
+    asked = []
+
+    @forkd.service(forkd.Lines())
+    def answer(request: bytes) -> bytes:
+        asked.append(request)
+        return request * 100
+
+    room = rooms(answer)
+    client, other = room.enter(), room.enter()
+    number = 0
+    while len(asked) == number:  # until a reply does not fit any more
+        client.sendall(b"%09d\n" % number)
+        number += 1
+        room.turn()
+    other.sendall(b"hello\n")
+    room.turn()
+    assert other.recv(1000) == b"hello" * 100 + b"\n"
+    expected = b"".join(b"%09d" % each * 100 + b"\n" for each in range(number))
+    received = bytearray()
+    while len(received) < len(expected):
+        received += client.recv(65536)
+        room.turn()
+    assert received == expected
