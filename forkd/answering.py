@@ -6,20 +6,15 @@ worker which dies has one request in hand and no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from time import monotonic_ns
 from typing import Any, Final, Generic
 
-from forkd.conversation import UNCOUNTED
 from forkd.exchange import Owner, QuickConversation, Usual, is_quick
 from forkd.handler import Service
 from forkd.limits import PeerGone
 from forkd.scoreboard import IN_HAND, IN_HAND_AT, Meter, Pen
 
-# Several clients' bytes are read without a handler's work in between, for the processor's caches; so few of them
-# that the first of those bytes are still there when the last have come.
-_HEARD_AT_ONCE: Final = 16
 _SEVERAL: Final = object()
 
 
@@ -43,7 +38,7 @@ class Answering(Generic[Owner]):
             meter.durations.append,
         )
 
-    def answers(self, usual: Sequence[Usual[Owner]], now: float) -> Iterator[tuple[Owner, QuickConversation]]:
+    def answers(self, usual: Iterable[Usual[Owner]], now: float) -> Iterator[tuple[Owner, QuickConversation]]:
         """Reads from each what has come, takes it for one request, as it mostly is, and sends the handler's one reply.
 
         Where it is anything else, gives at once whose it is and the conversation, which has to `look_after` it.
@@ -51,8 +46,9 @@ class Answering(Generic[Owner]):
         """
         handler, raw, alone, seen, meter, row, count = self._tools
         show = IN_HAND.pack_into
+        received = all_sent = 0
         request: Any
-        for (owner, conversation, connection, feed, encode, framing, sock, whom), data in _hearing(usual):
+        for (owner, conversation, connection, sock, feed, encode, framing, whom, room), data in _heard(usual):
             if not data:
                 if data is not None:
                     conversation.postpone(conversation.hears_the_end)
@@ -60,9 +56,12 @@ class Answering(Generic[Owner]):
                 continue
             connection.heard = now
             size = len(data)
-            connection.received += size
-            if size == connection.room:
+            received += size
+            if size == room:
                 connection.widen()
+                conversation.postpone(conversation.take, data)
+                yield owner, conversation
+                continue
             if seen and (connection.closed or connection.parked):  # by another client's handler
                 conversation.postpone(conversation.take, data)
                 yield owner, conversation
@@ -106,29 +105,22 @@ class Answering(Generic[Owner]):
                     conversation.postpone(conversation.cannot_send, dressed, error, (began + taken) / 1e9)
                     yield owner, conversation
                     continue
-                connection.sent += sent
+                all_sent += sent
                 if sent != len(dressed):
                     conversation.postpone(connection.falls_short, dressed, sent, (began + taken) / 1e9)
                     yield owner, conversation
-                    continue
-            if connection.received > UNCOUNTED:
-                conversation.account()
-
-
-def _hearing(usual: Sequence[Usual[Owner]]) -> Iterable[tuple[Usual[Owner], bytes | None]]:
-    """What has come from each, some of them at a time."""
-    if len(usual) <= _HEARD_AT_ONCE:
-        return _heard(usual)
-    return chain.from_iterable(_heard(usual[at : at + _HEARD_AT_ONCE]) for at in range(0, len(usual), _HEARD_AT_ONCE))
+        meter.moved(received, all_sent)
 
 
 def _heard(usual: Iterable[Usual[Owner]]) -> list[tuple[Usual[Owner], bytes | None]]:
-    """What has come from each, if anything has; None where the conversation has to `look_after` a broken connection."""
+    """What has come from each, if anything has; None where the conversation has to `look_after` a broken connection.
+
+    Read without a handler's work in between, for the processor's caches.
+    """
     heard: list[tuple[Usual[Owner], bytes | None]] = []
     for each in usual:
-        connection = each[2]
         try:
-            heard.append((each, connection.sock.recv(connection.room)))
+            heard.append((each, each[3].recv(each[8])))
         except BlockingIOError:
             continue
         except OSError as error:

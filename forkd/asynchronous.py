@@ -12,7 +12,7 @@ import socket
 import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from types import CoroutineType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from forkd.asyncconnection import AT_EASE, AsyncConnection
 from forkd.connection import DONT_WAIT, RECEIVE_BYTES, Connection, Reading
@@ -36,8 +36,6 @@ class AsyncVisit:
     until some comes that nobody waits for yet.
     """
 
-    usual: Final = None  # each request has its coroutine
-
     __slots__ = (
         "_began",
         "_host",
@@ -50,6 +48,7 @@ class AsyncVisit:
         "_room",
         "_service",
         "_task",
+        "_touched",
         "_verdict",
         "_waiter",
         "at_work",
@@ -82,7 +81,7 @@ class AsyncVisit:
         self._meter = meter
         self._limits = limits
         self._host = host
-        connection.heard = host.now
+        self._touched = host.now
         self._owed_since = 0.0
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[bytes] | None = None  # for input
@@ -94,7 +93,7 @@ class AsyncVisit:
 
     def ready(self, event: int) -> None:
         """The socket is ready, or it is time to begin."""
-        self.connection.heard = self._host.now
+        self._touched = self._host.now
         if self._task is None:
             self._task = self._loop.create_task(self._converse())
             self._task.add_done_callback(self._look_how_it_ended)
@@ -126,7 +125,7 @@ class AsyncVisit:
             return connection.deadline
         if connection.leaving:
             return connection.leave_by
-        return connection.heard + (self._limits.idle_timeout or NEVER)
+        return self._touched + (self._limits.idle_timeout or NEVER)
 
     def expire(self) -> None:
         """Its time is over."""

@@ -104,7 +104,7 @@ class Connection:
         self._data: dict[Any, Any] | None = None
         self._timed = True
         self.deadline: float | None = None
-        self.heard = 0.0  # when something came last, where a loop watches for that
+        self.heard = 0.0  # when `answering` last had something of it, and counted that itself
         self.leave_by = 0.0
         self.service = service
         self.number = number
@@ -311,7 +311,7 @@ class Connection:
         now = monotonic()
         if not self.leaving:
             self.leaving = True
-            self.leave_by = now + (GRACE if self.known or self.received else FIRST_GRACE)
+            self.leave_by = now + (GRACE if self.known or self.received or self.heard else FIRST_GRACE)
         if self.deadline is None:
             self._set_receive_timeout(max(GRACE, self.leave_by - now))
 

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from time import monotonic, monotonic_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 from forkd.outcome import Outcome
 from forkd.scoreboard import Meter
@@ -40,6 +40,7 @@ class Crew:
 
     def __init__(self, seat: Seat, loop: Loop) -> None:
         self.pen = SharedPen(seat.meter)
+        self.usual: dict[int, Any] = {}  # no visit of a crew's: threads share the row
         self._loop = loop
         self._epoll = select.epoll()
         self._parted: deque[Visitor] = deque()

@@ -17,6 +17,7 @@ from forkd.answering import Answering
 from forkd.connection import ROOMS, Connection
 from forkd.crew import Crew
 from forkd.doors import Doors, Guest
+from forkd.exchange import Usual
 from forkd.limits import NEVER, STRAGGLERS
 from forkd.linger import Lingering
 from forkd.order import Order
@@ -25,7 +26,8 @@ from forkd.scoreboard import Pen
 from forkd.seat import Seat
 from forkd.visit import IN, Visit, Visitor
 
-_EVENTS_AT_ONCE: Final = 64
+# So few that the first bytes read are still in the processor's first cache when the last have come.
+_EVENTS_AT_ONCE: Final = 32
 _ACCEPTS_AT_ONCE: Final = 16
 # A worker that has its share keeps away from the listeners for a moment, so that a colleague with less lets the
 # next connection in; when that has not happened by then, it does so itself: a connection waits no longer than this.
@@ -47,6 +49,8 @@ def serve(seat: Seat) -> None:
 class Loop:
     """The connections of one worker, `visits` by descriptor, and when to look at their deadlines again.
 
+    Of those that are in `usual`, too, nothing but the next request is waited for.
+
     A turn that has only had visits served leaves all else as it was: `due_at` is when there is something else to do,
     unless something has `stirred` since it was reckoned.
     `replan` is called when somebody else who waits for this loop has to look at `timeout` or `over` again.
@@ -56,6 +60,7 @@ class Loop:
         self.seat = seat
         self.now = monotonic()
         self.visits: dict[int, Visitor] = {}
+        self.usual: dict[int, Usual[Visit]] = {}
         self.visit = visit
         self.replan: Callable[[], None] = _nothing
         self.lingering = Lingering()
@@ -121,15 +126,15 @@ class Loop:
 
     def answer(self, answering: Answering[Visit], events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Answers those of whom nothing but their next request is waited for; gives the events that remain."""
-        visits, usual, others = self.visits, [], []
+        usual, others = [], []
         for fd, event in events:
-            visit = visits.get(fd)
-            if visit is None or event != IN or (its := visit.usual) is None:
+            its = self.usual.get(fd)
+            if its is None or event != IN:
                 others.append((fd, event))
             else:
                 usual.append(its)
-        for its_visit, conversation in answering.answers(usual, self.now):
-            its_visit.does(conversation.look_after)
+        for visit, conversation in answering.answers(usual, self.now):
+            visit.does(conversation.look_after)
         return others
 
     # Who comes.

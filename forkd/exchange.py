@@ -41,7 +41,15 @@ Owner = TypeVar("Owner")
 
 # Whose it is, the conversation, and what each exchange of it wants: one tuple is nearer than four objects.
 Usual = tuple[
-    Owner, "QuickConversation", Connection, Callable[[bytes], Any], Callable[[bytes], bytes], Any, socket.socket, bytes
+    Owner,
+    "QuickConversation",
+    Connection,
+    socket.socket,
+    Callable[[bytes], Any],  # of the framing, to feed
+    Callable[[bytes], bytes],  # and to encode
+    Any,  # the framing, which may tell what is `pending`
+    bytes,  # the peer, as it stands in the row
+    int,  # the connection's room
 ]
 
 # Stands for a framing that does not tell: after a feed that gave a request, nothing is half received.
@@ -107,7 +115,7 @@ class QuickConversation(Conversation):
         """What `answering` wants, once the conversation has begun."""
         connection, hearing = self.connection, self.hearing
         framing = hearing.framing if hearing.tells_pending else _NEVER_PENDING
-        return owner, self, connection, self._feed, self._encode, framing, connection.sock, self._whom
+        return owner, self, connection, connection.sock, self._feed, self._encode, framing, self._whom, connection.room
 
     def run(self) -> None:
         connection = self.connection
@@ -120,7 +128,7 @@ class QuickConversation(Conversation):
     def _exchange(self) -> None:
         """The same as `answering`, waiting for one client, until there is anything else."""
         connection, handler, meter = self.connection, self._handler, self._meter
-        _, _, _, feed, encode, framing, sock, whom = self.usual(self)
+        _, _, _, sock, feed, encode, framing, whom, _ = self.usual(self)
         row, raw, alone, seen = self._row, self._raw, self._alone, self._seen
         while True:
             try:

@@ -25,19 +25,13 @@ OUT: Final = select.EPOLLOUT
 
 
 class Visitor(Protocol):
-    """A visit, as the loop sees it; `at_work` while somebody has it in hand.
-
-    `usual` is what `answering` wants, while nothing but the next request is waited for and that can answer it.
-    """
+    """A visit, as the loop sees it; `at_work` while somebody has it in hand."""
 
     fd: int
     sock: socket.socket
     connection: Connection
     interest: int
     at_work: bool
-
-    @property
-    def usual(self) -> Usual[Visit] | None: ...
 
     def ready(self, event: int) -> None: ...
     def hurry(self) -> None: ...
@@ -66,6 +60,12 @@ class Host(Protocol):
         """A visit has met what is neither a client's doing nor a handler's: the worker cannot go on."""
 
 
+class AnsweringHost(Host, Protocol):
+    """One that may answer for a visit: `usual` has what that takes while nothing but the next request is waited for."""
+
+    usual: dict[int, Usual[Visit]]
+
+
 class Visit:
     """`at_work` while somebody has it in hand; then only that one may touch it, but for `cut`."""
 
@@ -76,6 +76,7 @@ class Visit:
         "_owed_since",
         "_service",
         "_started",
+        "_touched",
         "_usual",
         "_verdict",
         "at_work",
@@ -84,7 +85,6 @@ class Visit:
         "fd",
         "interest",
         "sock",
-        "usual",
     )
 
     def __init__(
@@ -94,7 +94,7 @@ class Visit:
         service: Service[..., Any],
         meter: Pen,
         limits: Limits,
-        host: Host,
+        host: AnsweringHost,
     ) -> None:
         self.sock = sock
         self.fd = sock.fileno()
@@ -104,12 +104,11 @@ class Visit:
         )
         self.interest = IN
         self.at_work = False
-        self.usual: Usual[Visit] | None = None
         self._usual: Usual[Visit] | None = None
         self._service = service
         self._limits = limits
         self._host = host
-        connection.heard = host.now
+        self._touched = host.now
         connection.stalled = self._wait_for_less
         self._owed_since = 0.0
         self._started = False
@@ -118,7 +117,7 @@ class Visit:
 
     def ready(self, event: int) -> None:
         """Does what there is to do; `interest` is then what to wait for, 0 when it has ended."""
-        self.connection.heard = self._host.now
+        self._touched = self._host.now
         self.does(self._meet, event)
 
     def does(self, what: Callable[..., object], *arguments: int) -> None:
@@ -134,9 +133,18 @@ class Visit:
                 self._conclude(self._outcome or self.conversation.over())
                 return
         elif not connection.parked and connection.deadline is None and not connection.leaving and self.interest == IN:
-            self.usual = self._usual
+            if self._usual is not None:
+                self._await_the_usual(self._usual)
             return
         self._wait_for_less()
+
+    def _await_the_usual(self, usual: Usual[Visit]) -> None:
+        if usual[-1] != self.connection.room:
+            self._usual = usual = usual[1].usual(self)
+        self._host.usual[self.fd] = usual
+
+    def _await_anything(self) -> None:
+        self._host.usual.pop(self.fd, None)
 
     def _meet(self, event: int) -> None:
         if not self._started:
@@ -151,7 +159,7 @@ class Visit:
 
     def hurry(self) -> None:
         """The worker leaves, and so does this client soon."""
-        self.usual = None
+        self._await_anything()
         self.connection.hurry()
         self._host.due_by(self.connection.leave_by)
 
@@ -167,7 +175,7 @@ class Visit:
             return connection.deadline
         if connection.leaving:
             return connection.leave_by
-        return connection.heard + (self._limits.idle_timeout or NEVER)
+        return max(self._touched, connection.heard) + (self._limits.idle_timeout or NEVER)
 
     def expire(self) -> None:
         """Its time is over."""
@@ -219,7 +227,7 @@ class Visit:
 
     def _wait_for_less(self) -> None:
         """Something is owed, half received, or hurried: a nearer time than silence may have."""
-        self.usual = None
+        self._await_anything()
         wanted = OUT if self.connection.parked else IN
         if wanted != self.interest:
             self.interest = wanted
@@ -236,6 +244,7 @@ class Visit:
             self._outcome = outcome
             self._wait_for_less()
             return
-        self.usual = self._usual = connection.stalled = None  # which have this, too
+        self._await_anything()
+        self._usual = connection.stalled = None  # which have this, too
         self.interest = 0
         self._host.ended(self, self.conversation.finish(outcome))
