@@ -119,12 +119,13 @@ def _heard(usual: Iterable[Usual[Owner]]) -> list[tuple[Usual[Owner], bytes | No
     """
     heard: list[tuple[Usual[Owner], bytes | None]] = []
     for each in usual:
+        _, conversation, _, sock, _, _, _, _, room = each
         try:
-            heard.append((each, each[3].recv(each[8])))
+            heard.append((each, sock.recv(room)))
         except BlockingIOError:
             continue
         except OSError as error:
-            each[1].postpone(_is_gone, error)
+            conversation.postpone(_is_gone, error)
             heard.append((each, None))
     return heard
 
