@@ -1,7 +1,7 @@
 """The request loop of an `event` worker where every call counts: all clients who are ready, one after the other.
 
-What `exchange` does for one client who is waited for. Each reply leaves before the next handler starts, so that a
-worker which dies has one request in hand and no more.
+What `exchange` does for one client who is waited for, in a function of its own: what one for both would do besides is
+3 % of a request. Each reply leaves before the next handler starts: a worker which dies has one in hand and no more.
 """
 
 from __future__ import annotations

@@ -6,6 +6,10 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from random import Random
+from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -28,7 +32,7 @@ def shout(request: bytes) -> bytes:
 class Room:
     """A hall, and clients who come into it."""
 
-    def __init__(self, service: Service[..., bytes]) -> None:
+    def __init__(self, service: Service[..., Any]) -> None:
         self.hall = Hall(service)
         self.visits: dict[socket.socket, int] = {}
 
@@ -257,3 +261,95 @@ def test_one_that_does_not_read_is_not_asked_again_until_it_does(rooms: Rooms) -
         received += client.recv(65536)
         room.turn()
     assert received == expected
+
+
+def several(request: bytes) -> bytes | list[bytes] | None:
+    match request[:1]:
+        case b"n":
+            return None
+        case b"s":
+            return [request, b"", request]
+        case b"b":
+            return request * 50_000
+        case b"e":
+            raise LookupError(request)
+        case b"c":
+            raise forkd.Close(b"bye")
+    return request.upper()
+
+
+def said(requests: list[bytes], *, excused: bool) -> bytes:
+    """What a client is to read when it has asked all that."""
+    replies: list[bytes] = []
+    for request in requests:
+        try:
+            reply = several(request)
+        except forkd.Close as close:
+            replies.append(close.reply)  # type: ignore[arg-type]  # as it is above
+            break
+        except LookupError:
+            if not excused:
+                break
+            reply = b"sorry"
+        replies += [reply] if isinstance(reply, bytes) else reply or []
+    return b"".join(reply + b"\n" for reply in replies)
+
+
+KINDS_OF_REQUEST = [b"xyz", b"none", b"several", b"big", b"error", b"close"]
+
+
+def drawn(random: Random) -> list[list[bytes]]:
+    """What a client asks, turn by turn: mostly one usual request, as clients do, and now and then what is not."""
+    kinds = random.choice([KINDS_OF_REQUEST, KINDS_OF_REQUEST[:4]])
+    return [
+        [b"xyz"] if random.random() < 0.6 else random.choices(kinds, k=random.randrange(4))
+        for _ in range(random.randrange(8))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("excused", [True, False])
+@pytest.mark.parametrize("takes", [True, False])
+def test_whatever_clients_ask_in_the_same_turns_each_reads_its_own_replies(
+    seed: int, excused: bool, takes: bool
+) -> None:
+    random = Random(seed)
+    scripts = [drawn(random) for _ in range(random.randrange(1, 50))]
+    made = forkd.service(forkd.Lines())((lambda request, connection: several(request)) if takes else several)
+    if excused:
+        made.on_error(lambda error, connection: b"sorry")
+    room = Room(made)
+    clients = [room.enter() for _ in scripts]
+    received = [bytearray() for _ in clients]
+    rests = [b"" for _ in clients]
+    for number in range(8):
+        for place, (client, script) in enumerate(zip(clients, scripts, strict=True)):
+            data = rests[place] + b"".join(
+                request + b"\n" for asked in script[number : number + 1] for request in asked
+            )
+            cut = len(data) if random.random() < 0.8 else random.randint(0, len(data))
+            rests[place] = data[cut:]
+            if data[:cut]:
+                with suppress(BrokenPipeError):  # it is over for this one
+                    client.sendall(data[:cut])
+        room.turn()
+    for client, rest in zip(clients, rests, strict=True):
+        with suppress(BrokenPipeError):
+            client.sendall(rest)
+            client.shutdown(socket.SHUT_WR)
+    until = monotonic() + PATIENCE
+    waiting = dict(enumerate(clients))
+    for client in clients:
+        client.setblocking(False)
+    while waiting:
+        assert monotonic() < until
+        room.turn()
+        for place, client in list(waiting.items()):
+            with suppress(BlockingIOError):
+                data = client.recv(1 << 20)
+                received[place] += data
+                if not data:
+                    del waiting[place]
+    expected = [said([each for asked in script for each in asked], excused=excused) for script in scripts]
+    assert [bytes(each) for each in received] == expected
+    room.close()
