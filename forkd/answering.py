@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic_ns
 from typing import Any, Final, Generic
 
+from forkd.conversation import UNCOUNTED
 from forkd.exchange import Owner, QuickConversation, Usual, is_quick
 from forkd.handler import Service
 from forkd.limits import PeerGone
@@ -81,8 +82,8 @@ class Answering(Generic[Owner]):
             shown = request if raw or type(request) is bytes else data
             reply = dressed = failed = None
             began = monotonic_ns()
-            show(row, IN_HAND_AT, whom, began, meter.requests, len(shown) + 1, shown)
             try:
+                show(row, IN_HAND_AT, whom, began, meter.requests, len(shown) + 1, shown)
                 reply = handler(request) if alone else handler(request, connection)
                 if type(reply) is bytes:
                     dressed = encode(reply)
@@ -101,14 +102,18 @@ class Answering(Generic[Owner]):
             if dressed is not None:
                 try:
                     sent = sock.send(dressed)
-                except OSError as error:
+                    short = sent != len(dressed)
+                except BaseException as error:
                     conversation.postpone(conversation.cannot_send, dressed, error, (began + taken) / 1e9)
                     yield owner, conversation
                     continue
                 all_sent += sent
-                if sent != len(dressed):
+                if short:
                     conversation.postpone(connection.falls_short, dressed, sent, (began + taken) / 1e9)
                     yield owner, conversation
+                    continue
+            if seen and (connection.received > UNCOUNTED or connection.sent > UNCOUNTED):
+                conversation.account()  # for what the handler has read and sent itself
         meter.moved(received, all_sent)
 
 

@@ -103,21 +103,10 @@ class Conversation:
                 self._meter.served()
 
     def run(self) -> None:
-        """The request loop, to the end of the stream or of the connection."""
-        while not self.connection.closed and self.hear():
-            pass
-
-    def hear(self) -> bool:
-        """Reads what has come, or waits for it, and answers the requests that it completes; False when nothing has.
-
-        Where the connection parks, nothing is waited for.
-        """
-        data = self.connection.arrived()
-        if data:
+        """The request loop, waiting for the client, to the end of the stream or of the connection."""
+        while not self.connection.closed and (data := self.connection.arrived()):
             self.take(data)
-        elif data is not None:
-            self.end_of_stream()
-        return bool(data)
+        self.end_of_stream()
 
     def take(self, data: bytes) -> None:
         """Answers the requests that `data`, the next bytes of the stream, completes."""
@@ -157,8 +146,8 @@ class Conversation:
             self.settle()
         elif unsent:
             connection.flush()
-            if connection.received > UNCOUNTED:
-                self.account()
+        if connection.received > UNCOUNTED or connection.sent > UNCOUNTED:
+            self.account()
 
     def _answer_some(self) -> bool:
         """Answers requests until something has to be done before the next one; True when none is left."""

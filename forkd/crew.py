@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from time import monotonic, monotonic_ns
-from typing import Any, Protocol
+from typing import Final, Protocol
 
 from forkd.outcome import Outcome
 from forkd.scoreboard import Meter
@@ -38,9 +38,10 @@ class Loop(Protocol):
 class Crew:
     """`seat.threads` threads, which serve what they are given to `take`."""
 
+    usual: Final = None
+
     def __init__(self, seat: Seat, loop: Loop) -> None:
         self.pen = SharedPen(seat.meter)
-        self.usual: dict[int, Any] = {}  # no visit of a crew's: threads share the row
         self._loop = loop
         self._epoll = select.epoll()
         self._parted: deque[Visitor] = deque()

@@ -133,8 +133,9 @@ class Loop:
                 others.append((fd, event))
             else:
                 usual.append(its)
-        for visit, conversation in answering.answers(usual, self.now):
-            visit.does(conversation.look_after)
+        if usual:
+            for visit, conversation in answering.answers(usual, self.now):
+                visit.does(conversation.look_after)
         return others
 
     # Who comes.
@@ -183,8 +184,8 @@ class Loop:
         if seat.access:
             pen = self.tallies[guest.sock.fileno()] = TallyPen(pen)
         visit = self.visit(guest.sock, connection, seat.service, pen, seat.limits, self.crew or self)
+        self.visits[visit.fd] = visit  # first, or whoever has to plan again may find nothing left to do
         self.due_by(self.now + (self.shortest if self.crew is None else self.coarse))
-        self.visits[visit.fd] = visit
         self.opened()
         seat.ask_for_spares()
         if self.hurried:

@@ -120,10 +120,11 @@ class QuickConversation(Conversation):
     def run(self) -> None:
         connection = self.connection
         while not (connection.closed or connection.at_end):
-            if connection.deadline is not None:  # a request is half received
-                self.hear()
-            else:
+            if connection.deadline is None:
                 self._exchange()
+            elif data := connection.arrived():  # the rest of a request, or more of it
+                self.take(data)
+        self.end_of_stream()
 
     def _exchange(self) -> None:
         """The same as `answering`, waiting for one client, until there is anything else."""
@@ -138,7 +139,7 @@ class QuickConversation(Conversation):
             except OSError as error:
                 raise PeerGone.by(error) from error
             if not data:
-                self.hears_the_end()
+                connection.took(data)
                 return
             size = len(data)
             connection.received += size
@@ -216,6 +217,7 @@ class QuickConversation(Conversation):
             self._meter.rests()
 
     def hears_the_end(self) -> None:
+        """The client has ended its side."""
         self.connection.took(b"")
         self.end_of_stream()
 
@@ -237,8 +239,10 @@ class QuickConversation(Conversation):
         self._queue = NOTHING
         self.go_on()
 
-    def cannot_send(self, data: bytes, error: OSError, began: float) -> None:
-        """The client takes nothing of `data` now, since `began` (of the monotonic clock), or never will."""
+    def cannot_send(self, data: bytes, error: BaseException, began: float) -> None:
+        """The client takes nothing of `data` now, since `began` (of the monotonic clock), or it is nothing to send."""
+        if not isinstance(error, OSError):
+            raise error
         self.connection.falls_short(data, self.connection.refuses(error), began)
 
     def _answer_some(self) -> bool:

@@ -61,9 +61,12 @@ class Host(Protocol):
 
 
 class AnsweringHost(Host, Protocol):
-    """One that may answer for a visit: `usual` has what that takes while nothing but the next request is waited for."""
+    """One that may answer for a visit: `usual` has what that takes while nothing but the next request is waited for.
 
-    usual: dict[int, Usual[Visit]]
+    It is None where several threads have connections in hand.
+    """
+
+    usual: dict[int, Usual[Visit]] | None
 
 
 class Visit:
@@ -109,7 +112,8 @@ class Visit:
         self._limits = limits
         self._host = host
         self._touched = host.now
-        connection.stalled = self._wait_for_less
+        if host.usual is not None:
+            connection.stalled = self._wait_for_less
         self._owed_since = 0.0
         self._started = False
         self._outcome: Outcome | None = None
@@ -133,23 +137,25 @@ class Visit:
                 self._conclude(self._outcome or self.conversation.over())
                 return
         elif not connection.parked and connection.deadline is None and not connection.leaving and self.interest == IN:
-            if self._usual is not None:
-                self._await_the_usual(self._usual)
+            self._await_the_usual()
             return
         self._wait_for_less()
 
-    def _await_the_usual(self, usual: Usual[Visit]) -> None:
-        if usual[-1] != self.connection.room:
-            self._usual = usual = usual[1].usual(self)
-        self._host.usual[self.fd] = usual
+    def _await_the_usual(self) -> None:
+        usual, answered = self._usual, self._host.usual
+        if usual is not None and answered is not None:
+            if usual[-1] != self.connection.room:
+                self._usual = usual = usual[1].usual(self)
+            answered[self.fd] = usual
 
     def _await_anything(self) -> None:
-        self._host.usual.pop(self.fd, None)
+        if self._host.usual is not None:
+            self._host.usual.pop(self.fd, None)
 
     def _meet(self, event: int) -> None:
         if not self._started:
             self._start()
-        elif self.connection.parked:
+        elif self.connection.parked or self.interest == OUT:  # somebody else may have waited for the client to take it
             self._take_up()
         elif event == IN:
             self._read()

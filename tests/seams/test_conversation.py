@@ -218,6 +218,19 @@ def test_what_a_handler_reads_comes_after_the_replies_before_it() -> None:
         assert read_all(ours) == b"ask\n"
 
 
+def test_a_request_that_is_cut_short_is_one_also_where_a_handler_has_read_the_end() -> None:
+    @forkd.service(forkd.Lines())
+    def answer(request: bytes, connection: Connection) -> bytes:
+        assert connection.recv(10) == b""
+        return request
+
+    with pair() as (ours, theirs):
+        ours.sendall(b"one\ntw")
+        ours.shutdown(socket.SHUT_WR)
+        outcome, _ = serve(theirs, answer)
+        assert (read_all(ours), outcome.end) == (b"one\n", End.TRUNCATED)
+
+
 def test_on_close_comes_last() -> None:
     said: list[object] = []
 

@@ -15,7 +15,7 @@ import pytest
 import forkd
 from forkd.connection import Connection
 from forkd.conversation import Conversation
-from forkd.outcome import End
+from forkd.outcome import End, Outcome
 from forkd.scoreboard import BUCKETS, BUSY_SINCE, HISTOGRAM, REQUESTS, BlackBox, Meter
 from forkd.tasks import Turner
 from forkd.visit import IN
@@ -229,3 +229,27 @@ def test_what_a_task_cannot_deal_with_ends_the_worker() -> None:
         ours.sendall(b"one\n")
         with pytest.raises(ValueError, match="wrote over"):
             asyncio.run(serve())
+
+
+def test_a_worker_of_coroutines_serves_whom_it_lets_in_as_it_leaves() -> None:
+    async def serve() -> list[Outcome]:
+        hall = Hall(awaited(forkd.service(forkd.Lines())(bytes.upper)))
+        hall.loop.close()
+        turner = Turner(hall.seat)
+        hall.loop = turner.loop
+        over = asyncio.ensure_future(turner.run())
+        await asyncio.sleep(0)
+        hall.loop.open = False  # as it is when the queues of the listeners are emptied
+        hall.welcome(theirs)
+        theirs.close()
+        await over
+        turner.close()
+        hall.close()
+        return hall.report.outcomes
+
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(b"one\n")
+        ours.shutdown(socket.SHUT_WR)
+        assert [outcome.end for outcome in asyncio.run(serve())] == [End.CLIENT]
+        assert ours.recv(10) == b"ONE\n"

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from random import Random
+from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 
 import forkd
 from forkd.connection import Connection
+from forkd.conversation import UNCOUNTED
 from forkd.handler import Service
 from forkd.outcome import End
-from forkd.scoreboard import ERRORS, REQUESTS, RESET
+from forkd.scoreboard import BYTES_IN, BYTES_OUT, ERRORS, REQUESTS, RESET
 from tests.cases import PATIENCE
 from tests.kinds import Hall
 
@@ -69,10 +71,10 @@ class Room:
 
 
 @pytest.fixture
-def rooms() -> Iterator[Callable[[Service[..., bytes]], Room]]:
+def rooms() -> Iterator[Callable[[Service[..., Any]], Room]]:
     made: list[Room] = []
 
-    def make(service: Service[..., bytes]) -> Room:
+    def make(service: Service[..., Any]) -> Room:
         made.append(Room(service))
         return made[-1]
 
@@ -81,7 +83,7 @@ def rooms() -> Iterator[Callable[[Service[..., bytes]], Room]]:
         room.close()
 
 
-Rooms = Callable[[Service[..., bytes]], Room]
+Rooms = Callable[[Service[..., Any]], Room]
 
 
 def test_each_gets_its_own_reply(rooms: Rooms) -> None:
@@ -176,8 +178,8 @@ def test_one_to_whom_another_ones_handler_speaks_reads_that_first(rooms: Rooms, 
     assert received == expected
 
 
-class Broken(forkd.Lines):
-    """Fails with one of its requests, as a framing with a bug does."""
+class Fails(forkd.Lines):
+    """Has a bug, which shows with one of its requests."""
 
     def feed(self, data: bytes) -> list[bytes]:
         if data == b"bug\n":
@@ -185,8 +187,27 @@ class Broken(forkd.Lines):
         return list(super().feed(data))
 
 
-def test_a_framing_that_fails_ends_its_own_connection_alone(rooms: Rooms) -> None:
-    @forkd.service(Broken())
+class GivesText(forkd.Lines):
+    """Has another: that request is no bytes, though it says that all are."""
+
+    def feed(self, data: bytes) -> list[Any]:
+        return ["bug"] if data == b"bug\n" else list(super().feed(data))
+
+
+class SendsText(forkd.Lines):
+    """Has another: that reply is no bytes any more."""
+
+    def encode(self, reply: bytes) -> Any:
+        return "bug\n" if reply == b"bug" else super().encode(reply)
+
+
+@pytest.mark.parametrize(
+    ("framing", "error"), [(Fails(), ZeroDivisionError), (GivesText(), struct.error), (SendsText(), TypeError)]
+)
+def test_a_framing_that_fails_ends_its_own_connection_alone(
+    rooms: Rooms, framing: forkd.Lines, error: type[Exception]
+) -> None:
+    @forkd.service(framing)
     def answer(request: bytes) -> bytes:
         return request
 
@@ -196,8 +217,86 @@ def test_a_framing_that_fails_ends_its_own_connection_alone(rooms: Rooms) -> Non
         client.sendall(data)
     room.turn()
     assert [client.recv(10) for client in clients] == [b"one\n", b"", b"three\n"]
-    assert [type(outcome.error) for outcome in room.hall.report.outcomes] == [ZeroDivisionError]
+    assert [type(outcome.error) for outcome in room.hall.report.outcomes] == [error]
     assert room.hall.row[ERRORS] == 1
+
+
+def test_what_one_has_asked_is_answered_though_another_ones_handler_has_waited_for_it_to_read(rooms: Rooms) -> None:
+    known: list[Connection] = []
+    speech = b"x" * 600_000
+
+    @forkd.service(forkd.Lines())
+    def tell(request: bytes, connection: Connection) -> bytes:
+        if request == b"tell":
+            known[1].send(speech)
+        known.append(connection)
+        return request
+
+    room = rooms(tell)
+    clients = [room.enter() for _ in range(2)]
+    for client in clients:
+        client.sendall(b"I\n")
+        room.turn()
+        assert client.recv(10) == b"I\n"
+    clients[0].sendall(b"tell\n")
+    clients[1].sendall(b"and you\n")
+    room.told(*clients)
+    received = bytearray()
+
+    def read() -> None:
+        while len(received) < 3 * len(speech) + 8:
+            received.extend(clients[1].recv(65536))
+
+    reader = Thread(target=read)
+    reader.start()
+    for _ in range(2):  # with the second one, too much is parked: its handler waits
+        clients[0].sendall(b"tell\n")
+        room.told(clients[0])
+    until = monotonic() + PATIENCE
+    while reader.is_alive():
+        assert monotonic() < until
+        room.turn()
+    assert received == 3 * speech + b"and you\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "body", "expected"),
+    [(b"ask\n" * 10_000, b"", 310_000), (b"send\n", b"", 100_001), (b"read\n", b"x" * 100_000, 41)],
+)
+def test_bytes_are_counted_while_the_connection_goes_on(rooms: Rooms, asked: bytes, body: bytes, expected: int) -> None:
+    begun = Event()
+
+    @forkd.service(forkd.Lines())
+    def answer(request: bytes, connection: Connection) -> bytes | None:
+        if request == b"send":
+            connection.send(b"x" * 100_000 + b"\n")
+            return None
+        if request == b"read":
+            begun.set()
+            connection.read_exactly(len(body))
+        return request * 10
+
+    room = rooms(answer)
+    client = room.enter()
+
+    def send() -> None:
+        client.sendall(asked)
+        if body:
+            begun.wait(PATIENCE)
+            client.sendall(body)
+
+    sender = Thread(target=send)
+    sender.start()
+    received, until = 0, monotonic() + PATIENCE
+    while received < expected:
+        assert monotonic() < until
+        room.turn()
+        if select.select([client], [], [], 0)[0]:
+            received += len(client.recv(1 << 20))
+    sender.join()
+    row = room.hall.row
+    assert row[BYTES_IN] > len(asked + body) - UNCOUNTED
+    assert row[BYTES_OUT] > expected - UNCOUNTED
 
 
 def test_one_that_has_broken_off_holds_up_nobody(rooms: Rooms) -> None:
@@ -311,14 +410,14 @@ def drawn(random: Random) -> list[list[bytes]]:
 @pytest.mark.parametrize("excused", [True, False])
 @pytest.mark.parametrize("takes", [True, False])
 def test_whatever_clients_ask_in_the_same_turns_each_reads_its_own_replies(
-    seed: int, excused: bool, takes: bool
+    rooms: Rooms, seed: int, excused: bool, takes: bool
 ) -> None:
     random = Random(seed)
     scripts = [drawn(random) for _ in range(random.randrange(1, 50))]
     made = forkd.service(forkd.Lines())((lambda request, connection: several(request)) if takes else several)
     if excused:
         made.on_error(lambda error, connection: b"sorry")
-    room = Room(made)
+    room = rooms(made)
     clients = [room.enter() for _ in scripts]
     received = [bytearray() for _ in clients]
     rests = [b"" for _ in clients]
@@ -352,4 +451,3 @@ def test_whatever_clients_ask_in_the_same_turns_each_reads_its_own_replies(
                     del waiting[place]
     expected = [said([each for asked in script for each in asked], excused=excused) for script in scripts]
     assert [bytes(each) for each in received] == expected
-    room.close()
