@@ -71,6 +71,7 @@ class AsyncVisit:
         self.sock = sock
         self.fd = sock.fileno()
         self.connection = connection
+        connection.stalled = self._await_room
         self._name = str(connection.peer).encode(errors="backslashreplace")
         self.conversation = Conversation(connection, service, meter, self._name)
         self.interest = IN
@@ -237,6 +238,10 @@ class AsyncVisit:
         if done:
             self._want(IN)
 
+    def _await_room(self) -> None:
+        """The client has something to take, whatever the handler does meanwhile."""
+        self._want(OUT)
+
     def _want(self, interest: int) -> None:
         if interest != self.interest:
             if interest == OUT:
@@ -281,7 +286,8 @@ class AsyncVisit:
                 outcome = conversation.failure(error)
         conversation.account()
         self.interest = 0
-        del self._plain  # which has this, too
+        connection.stalled = None
+        del self._plain  # which has this, as the other had
         self._host.ended(self, outcome)
 
     async def _serve(self) -> None:

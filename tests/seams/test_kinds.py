@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -253,3 +254,36 @@ def test_a_worker_of_coroutines_serves_whom_it_lets_in_as_it_leaves() -> None:
         ours.shutdown(socket.SHUT_WR)
         assert [outcome.end for outcome in asyncio.run(serve())] == [End.CLIENT]
         assert ours.recv(10) == b"ONE\n"
+
+
+def test_what_a_coroutine_has_sent_leaves_while_it_waits_for_something_else() -> None:
+    chunk, sent, taken = b"x" * 30_000, [0], threading.Event()
+
+    @forkd.service(forkd.Lines())
+    async def answer(request: bytes, connection: forkd.AsyncConnection) -> bytes:
+        while not connection._plain.parked:
+            await connection.send(chunk)
+            sent[0] += len(chunk)
+        begun.set()
+        while not taken.is_set():
+            await asyncio.sleep(0.001)
+        return request
+
+    def read() -> bytes:
+        received = 0
+        with ours:
+            try:
+                assert begun.wait(PATIENCE)
+                ours.sendall(b"two\n")  # nobody asks for it yet
+                while received < sent[0]:
+                    received += len(ours.recv(65536))
+            finally:
+                taken.set()
+            return ours.recv(4)
+
+    begun = threading.Event()
+    with pair() as (ours, theirs), ThreadPoolExecutor() as pool:
+        ours.sendall(b"one\n")
+        reply = pool.submit(read)
+        serve_by_tasks(theirs, answer)
+        assert reply.result(PATIENCE) == b"one\n"
