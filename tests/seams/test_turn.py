@@ -23,7 +23,7 @@ from forkd.scoreboard import BYTES_IN, BYTES_OUT, ERRORS, REQUESTS, RESET
 from tests.cases import PATIENCE
 from tests.kinds import Hall
 
-Enter = Callable[[], socket.socket]
+SPEECH = b"x" * 600_000
 
 
 @forkd.service(forkd.Lines())
@@ -70,8 +70,11 @@ class Room:
         self.hall.close()
 
 
+Rooms = Callable[[Service[..., Any]], Room]
+
+
 @pytest.fixture
-def rooms() -> Iterator[Callable[[Service[..., Any]], Room]]:
+def rooms() -> Iterator[Rooms]:
     made: list[Room] = []
 
     def make(service: Service[..., Any]) -> Room:
@@ -83,7 +86,33 @@ def rooms() -> Iterator[Callable[[Service[..., Any]], Room]]:
         room.close()
 
 
-Rooms = Callable[[Service[..., Any]], Room]
+def met(room: Room, count: int) -> list[socket.socket]:
+    """So many clients who have said I, one after the other, and have heard it back."""
+    clients = [room.enter() for _ in range(count)]
+    for client in clients:
+        client.sendall(b"I\n")
+        room.turn()
+        assert client.recv(10) == b"I\n"
+    return clients
+
+
+Speaking = tuple[Room, list[socket.socket], list[Connection]]
+
+
+@pytest.fixture
+def speaking(rooms: Rooms) -> Speaking:
+    """Two clients of a handler that sends the second one SPEECH when told to, and the connections it has answered."""
+    answered: list[Connection] = []
+
+    @forkd.service(forkd.Lines())
+    def tell(request: bytes, connection: Connection) -> bytes:
+        if request == b"tell":
+            answered[1].send(SPEECH)
+        answered.append(connection)
+        return request
+
+    room = rooms(tell)
+    return room, met(room, 2), answered
 
 
 def test_each_gets_its_own_reply(rooms: Rooms) -> None:
@@ -130,11 +159,7 @@ def test_one_whom_another_ones_handler_has_closed_is_not_answered(rooms: Rooms) 
         return request
 
     room = rooms(kick)
-    clients = [room.enter() for _ in range(3)]
-    for client in clients:
-        client.sendall(b"I\n")
-        room.turn()
-        assert client.recv(10) == b"I\n"
+    clients = met(room, 3)
     clients[0].sendall(b"kick\n")
     clients[1].sendall(b"me\n")
     clients[2].sendall(b"too\n")
@@ -145,23 +170,8 @@ def test_one_whom_another_ones_handler_has_closed_is_not_answered(rooms: Rooms) 
 
 
 @pytest.mark.parametrize("asks", [True, False])
-def test_one_to_whom_another_ones_handler_speaks_reads_that_first(rooms: Rooms, asks: bool) -> None:
-    known: list[Connection] = []
-    speech = b"x" * 600_000
-
-    @forkd.service(forkd.Lines())
-    def tell(request: bytes, connection: Connection) -> bytes:
-        if request == b"tell":
-            known[1].send(speech)
-        known.append(connection)
-        return request
-
-    room = rooms(tell)
-    clients = [room.enter() for _ in range(2)]
-    for client in clients:
-        client.sendall(b"I\n")
-        room.turn()
-        assert client.recv(10) == b"I\n"
+def test_one_to_whom_another_ones_handler_speaks_reads_that_first(speaking: Speaking, asks: bool) -> None:
+    room, clients, answered = speaking
     clients[0].sendall(b"tell\n")
     if asks:
         clients[1].sendall(b"and you\n")
@@ -169,9 +179,9 @@ def test_one_to_whom_another_ones_handler_speaks_reads_that_first(rooms: Rooms, 
     else:
         room.told(clients[0])
     assert clients[0].recv(10) == b"tell\n"
-    assert len(known) == 3  # the other one is not asked before it has read
+    assert len(answered) == 3  # the other one is not asked before it has read
     received = bytearray()
-    expected = speech + (b"and you\n" if asks else b"")
+    expected = SPEECH + (b"and you\n" if asks else b"")
     while len(received) < len(expected):
         received += clients[1].recv(65536)
         room.turn()
@@ -221,30 +231,17 @@ def test_a_framing_that_fails_ends_its_own_connection_alone(
     assert room.hall.row[ERRORS] == 1
 
 
-def test_what_one_has_asked_is_answered_though_another_ones_handler_has_waited_for_it_to_read(rooms: Rooms) -> None:
-    known: list[Connection] = []
-    speech = b"x" * 600_000
-
-    @forkd.service(forkd.Lines())
-    def tell(request: bytes, connection: Connection) -> bytes:
-        if request == b"tell":
-            known[1].send(speech)
-        known.append(connection)
-        return request
-
-    room = rooms(tell)
-    clients = [room.enter() for _ in range(2)]
-    for client in clients:
-        client.sendall(b"I\n")
-        room.turn()
-        assert client.recv(10) == b"I\n"
+def test_what_one_has_asked_is_answered_though_another_ones_handler_has_waited_for_it_to_read(
+    speaking: Speaking,
+) -> None:
+    room, clients, _ = speaking
     clients[0].sendall(b"tell\n")
     clients[1].sendall(b"and you\n")
     room.told(*clients)
     received = bytearray()
 
     def read() -> None:
-        while len(received) < 3 * len(speech) + 8:
+        while len(received) < 3 * len(SPEECH) + 8:
             received.extend(clients[1].recv(65536))
 
     reader = Thread(target=read)
@@ -256,7 +253,7 @@ def test_what_one_has_asked_is_answered_though_another_ones_handler_has_waited_f
     while reader.is_alive():
         assert monotonic() < until
         room.turn()
-    assert received == 3 * speech + b"and you\n"
+    assert received == 3 * SPEECH + b"and you\n"
 
 
 @pytest.mark.parametrize(
