@@ -52,19 +52,23 @@ bench/build/%: bench/c/%.c bench/c/lines.h bench/c/listen.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -o $@ $< -lm
 
-PURE := forkd/lifecycle.py,forkd/pool.py,forkd/generation.py,forkd/attention.py,forkd/retirement.py,forkd/framing.py,forkd/config.py,forkd/checks.py,forkd/tomlplaces.py,forkd/loadplan.py,forkd/loadreplies.py,forkd/loadtally.py,forkd/portmap.py,forkd/record.py,forkd/access.py,forkd/reports.py
+PURE := $(addprefix forkd/,lifecycle/*.py serving/framing.py serving/framings.py settings/config.py settings/reading.py \
+    settings/toml_lines.py workers/tenure.py workers/account.py log/record.py systemd/reports.py sockets/rpcbind/protocol.py \
+    cli/install/plan.py cli/load/plan.py cli/load/schedule.py cli/load/open_loop.py cli/load/replies.py cli/load/tally.py)
+empty :=
+comma := ,
 coverage: $(VENV)/tested
 	$(BIN)/coverage run -m pytest tests/rooms
-	$(BIN)/coverage report -m --fail-under=100 --include='$(PURE)'
+	$(BIN)/coverage report -m --fail-under=100 --include='$(subst $(empty) ,$(comma),$(strip $(PURE)))'
 
 # The pages that are made from the code.
 reference: $(VENV)/installed
-	$(BIN)/python -m forkd.reference > docs/settings.md
-	$(BIN)/python -m forkd.manual man
+	$(BIN)/python -m docs.tools.settings_page > docs/settings.md
+	$(BIN)/python -m docs.tools.manual man
 	_FORKD_COMPLETE=bash_source $(BIN)/forkd > completion/forkd
 	_FORKD_COMPLETE=zsh_source $(BIN)/forkd > completion/_forkd
 	_FORKD_COMPLETE=fish_source $(BIN)/forkd > completion/forkd.fish
-	PYTHONPATH=. $(BIN)/python docs/states.py
+	$(BIN)/python -m docs.tools.states
 
 clean:
 	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage bench/build

@@ -17,7 +17,7 @@ from bench.asking import Failure
 from bench.contenders import Contender
 from bench.rounds import Measures
 from bench.server import Server, serving
-from forkd import control
+from forkd.ipc import control_client
 
 IDLE: Final = 10_000
 _STARTS: Final = 10
@@ -94,7 +94,7 @@ def worker_start(contender: Contender) -> Measures:
 
 def _one_more(server: Server, count: int) -> float:
     began = time.monotonic()
-    control.ask(server.folder / "control", {"command": "scale", "service": "lines", "size": count}, timeout=10)
+    control_client.ask(server.folder / "control", {"command": "scale", "service": "lines", "size": count}, timeout=10)
     while _ready(server.said) < count:
         if time.monotonic() - began > 10:
             raise Failure("a worker was not ready within 10 s")

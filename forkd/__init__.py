@@ -3,13 +3,13 @@
 The public names; all else in this package is internal, `forkd.testing` and `forkd.services` apart.
 """
 
-from forkd.address import Address
-from forkd.asyncconnection import AsyncConnection
-from forkd.connection import Connection
-from forkd.errors import FramingError, OverLimit, Truncated
-from forkd.framing import Chunks, Delimited, Fixed, Framing, LengthPrefixed, Lines, Netstrings
-from forkd.handler import Close, Service, service, stream
-from forkd.limits import DeadlineError, PeerGone
+from forkd.errors import DeadlineError, FramingError, OverLimit, PeerGone, Truncated
+from forkd.kernel.address import Address
+from forkd.serving.async_connection import AsyncConnection
+from forkd.serving.connection import Connection
+from forkd.serving.framing import Framing
+from forkd.serving.framings import Chunks, Delimited, Fixed, LengthPrefixed, Lines, Netstrings
+from forkd.serving.service import Close, Service, service, stream
 
 __version__ = "0.1.0"
 

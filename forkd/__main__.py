@@ -1,5 +1,5 @@
 """`python -m forkd` is the program `forkd`."""
 
-from forkd.cli import main
+from forkd.cli.main import main
 
 main()

@@ -142,3 +142,27 @@ class OverLimit(FramingError):
 
 class Truncated(FramingError):
     """The stream ended inside a request."""
+
+
+class DeadlineError(ForkdError, TimeoutError):
+    """The peer was silent (`idle`), slow with a request (`read`) or slow to take a reply (`write`).
+
+    Or the handler, one that is awaited, was slow itself (`request`).
+    """
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what = what
+        super().__init__(f"{what}_timeout of {seconds:g} s is over")
+
+
+class PeerGone(ForkdError, ConnectionError):
+    """The peer broke the connection off (reset, or gone while a reply was on its way)."""
+
+    @classmethod
+    def by(cls, error: OSError) -> PeerGone:
+        """What an error of the connection's socket means."""
+        return cls(f"the client broke off: {error.strerror}")
+
+
+class WorkerLeaves(ForkdError):
+    """The worker leaves, and the peer has nothing under way: internal, never seen by a handler."""

@@ -7,9 +7,9 @@ import time as clock
 from collections.abc import Iterator
 from typing import Final
 
-from forkd.connection import Connection
-from forkd.framing import Chunks
-from forkd.handler import service, stream
+from forkd.serving.connection import Connection
+from forkd.serving.framings import Chunks
+from forkd.serving.service import service, stream
 
 # The seconds from 1900-01-01, where RFC 868 starts to count, to 1970-01-01, where Unix does.
 _EPOCH_1900: Final = 2_208_988_800

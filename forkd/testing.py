@@ -14,16 +14,17 @@ from contextlib import contextmanager, nullcontext
 from time import monotonic
 from typing import Any
 
-from forkd.asynchronous import AsyncVisit
-from forkd.connection import Connection
-from forkd.exchange import converse
-from forkd.framing import Framing
-from forkd.handler import Service
-from forkd.limits import Limits
-from forkd.outcome import End, Outcome
-from forkd.plain import plain
-from forkd.scoreboard import ROW_BYTES, Meter
-from forkd.visit import IN, OUT, Visitor
+from forkd.ipc.deadlines import Deadlines
+from forkd.ipc.meter import Meter
+from forkd.ipc.scoreboard import ROW_BYTES
+from forkd.kernel.sockopts import plain
+from forkd.serving.async_visit import AsyncVisit
+from forkd.serving.connection import Connection
+from forkd.serving.exchange import converse
+from forkd.serving.framing import Framing
+from forkd.serving.outcome import End, Outcome
+from forkd.serving.service import Service
+from forkd.serving.visit import IN, OUT, Visitor
 
 
 class Client:
@@ -103,7 +104,7 @@ class Client:
 def connect(
     service: Service[..., Any],
     *,
-    limits: Limits = Limits(),  # noqa: B008  # immutable
+    limits: Deadlines = Deadlines(),  # noqa: B008  # immutable
     name: str = "test",
     timeout: float = 5.0,
 ) -> Iterator[Client]:
@@ -130,7 +131,7 @@ class _Session:
     """The service's side: a thread, and what came of it."""
 
     def __init__(
-        self, service: Service[..., Any], sock: socket.socket, limits: Limits, name: str, timeout: float
+        self, service: Service[..., Any], sock: socket.socket, limits: Deadlines, name: str, timeout: float
     ) -> None:
         self._service = service
         self._socket = sock
@@ -179,7 +180,7 @@ class _Session:
 class _Alone:
     """The host of one visit, for a handler that is a coroutine."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Deadlines) -> None:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._outcome: asyncio.Future[Outcome] = self._loop.create_future()
@@ -187,7 +188,7 @@ class _Alone:
 
     @classmethod
     async def serve(
-        cls, connection: Connection, sock: socket.socket, service: Service[..., Any], limits: Limits, meter: Meter
+        cls, connection: Connection, sock: socket.socket, service: Service[..., Any], limits: Deadlines, meter: Meter
     ) -> Outcome:
         alone = cls(limits)
         visit = alone._visit = AsyncVisit(sock, connection, service, meter, limits, alone)

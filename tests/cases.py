@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import forkd
-from forkd.handler import Service
-from forkd.outcome import End, Outcome
-from forkd.scoreboard import (
+from forkd.ipc.scoreboard import (
     BYTES_IN,
     BYTES_OUT,
     ERRORS,
@@ -23,6 +21,8 @@ from forkd.scoreboard import (
     TIMED_OUT,
     TRUNCATED,
 )
+from forkd.serving.outcome import End, Outcome
+from forkd.serving.service import Service
 
 PATIENCE = 5.0
 COUNTED = {

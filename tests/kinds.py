@@ -10,20 +10,22 @@ from time import monotonic
 from typing import Any
 
 import forkd
-from forkd.access import Account
-from forkd.address import from_sockaddr
-from forkd.connection import Connection
-from forkd.doors import Guest
 from forkd.errors import BootError
-from forkd.event import Loop
-from forkd.handler import Service
-from forkd.limits import NEVER, Limits
-from forkd.orders import Orders
-from forkd.outcome import Outcome
-from forkd.retirement import Retirement, Tenure
-from forkd.scoreboard import BYTES_IN, BYTES_OUT, REQUESTS, Board, Meter
-from forkd.seat import Seat
-from forkd.tasks import Turner
+from forkd.ipc.brief import Retirement
+from forkd.ipc.deadlines import NEVER, Deadlines
+from forkd.ipc.meter import Meter
+from forkd.ipc.scoreboard import BYTES_IN, BYTES_OUT, REQUESTS, Board
+from forkd.kernel.address import from_sockaddr
+from forkd.serving.connection import Connection
+from forkd.serving.outcome import Outcome
+from forkd.serving.service import Service
+from forkd.workers.acceptor import Guest
+from forkd.workers.account import Account
+from forkd.workers.context import WorkerContext
+from forkd.workers.event import EventLoop
+from forkd.workers.leash import Leash
+from forkd.workers.tasks import Turner
+from forkd.workers.tenure import Tenure
 
 
 class NoSignals:
@@ -63,7 +65,7 @@ class Hall:
     def __init__(
         self,
         service: Service[..., Any],
-        limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
+        limits: Deadlines = Deadlines(5, 5, 5),  # noqa: B008  # immutable
         threads: int = 0,
         meter: type[Meter] = Meter,
         *,
@@ -74,8 +76,8 @@ class Hall:
         self.report = Kept()
         self.inbox = NoSignals()
         self.leash, self.master = socket.socketpair()
-        self.orders = Orders(self.leash, -1, lambda: None)
-        self.seat = Seat(
+        self.orders = Leash(self.leash, -1, lambda: None)
+        self.seat = WorkerContext(
             "test",
             service,
             [],
@@ -94,7 +96,7 @@ class Hall:
             report=self.report,
             boot_error=lambda error: BootError(str(error)),
         )
-        self.loop = Loop(self.seat)
+        self.loop = EventLoop(self.seat)
         self.loop.open = False
         self.loop.number = 6
 
@@ -128,7 +130,7 @@ class Hall:
 def serve_by_event(
     sock: socket.socket,
     service: Service[..., Any],
-    limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
+    limits: Deadlines = Deadlines(5, 5, 5),  # noqa: B008  # immutable
     *,
     threads: int = 0,
     meter: type[Meter] = Meter,
@@ -159,7 +161,7 @@ def awaited(service: Service[..., Any]) -> Service[..., Any]:
 def serve_by_tasks(
     sock: socket.socket,
     service: Service[..., Any],
-    limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
+    limits: Deadlines = Deadlines(5, 5, 5),  # noqa: B008  # immutable
     *,
     access: bool = False,
 ) -> tuple[Outcome, memoryview]:

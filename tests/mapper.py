@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from forkd.portmap import Procedure
-from forkd.talk import Way
+from forkd.sockets.rpcbind.protocol import Procedure
+from forkd.sockets.rpcbind.talk import Way
 
 Key = tuple[int, int]
 Result = int | bytes | None

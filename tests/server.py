@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from forkd import control
+from forkd.ipc import control_client
 
 HANDLERS = Path(__file__).parent / "handlers"
 ROOT = Path(__file__).parent.parent
@@ -166,7 +166,7 @@ class Server:
 
     def ask(self, **command: Any) -> Any:
         """A command over the control socket."""
-        return control.ask(self.control_path, command, timeout=LIMIT)
+        return control_client.ask(self.control_path, command, timeout=LIMIT)
 
     def status(self, service: str = "") -> Any:
         """The status document, or one service's part of it."""

@@ -12,10 +12,13 @@ from pathlib import Path
 import click
 import pytest
 
-from forkd import config, errors, manual, signals
-from forkd.cli import cli
-from forkd.reference import TABLES
-from forkd.settings import keys
+from docs.tools import manual
+from docs.tools.settings_page import TABLES
+from forkd import errors
+from forkd.cli.main import cli
+from forkd.master import commands
+from forkd.settings import config
+from forkd.settings.schema import keys
 from tests.server import ROOT
 
 PAGES = ("forkd.1", "forkd.toml.5")
@@ -44,7 +47,7 @@ def test_the_page_is_that_of_the_program(name: str) -> None:
 
 @pytest.mark.slow
 def test_it_is_written_where_it_is_told(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "forkd.manual", str(tmp_path)], cwd=ROOT, check=True, timeout=30)
+    subprocess.run([sys.executable, "-m", "docs.tools.manual", str(tmp_path)], cwd=ROOT, check=True, timeout=30)
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == manual.pages()
 
 
@@ -71,9 +74,9 @@ def test_every_command_is_there_with_every_option() -> None:
 
 def test_every_signal_and_every_exit_status_is_there() -> None:
     page = sections("forkd.1")
-    assert page["SIGNALS"] == [each.name.removeprefix("SIG") for each in signals.COMMANDS]
+    assert page["SIGNALS"] == [each.name.removeprefix("SIG") for each in commands.COMMANDS]
     assert page["EXIT STATUS"] == [str(each.value) for each in errors.Exit]
-    assert signals.MEANINGS.keys() == set(signals.Command)
+    assert commands.MEANINGS.keys() == set(commands.Command)
     assert errors.MEANINGS.keys() == set(errors.Exit)
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import forkd
-from forkd import config, errors, signals
+from forkd import errors
 from forkd.errors import Exit
-from forkd.outcome import End
+from forkd.master import commands
+from forkd.serving.outcome import End
+from forkd.settings import config
 from tests.server import ROOT
 
 UNITS = sorted([*(ROOT / "systemd").glob("*.service"), *(ROOT / "systemd").glob("*.socket")])
@@ -106,7 +108,7 @@ def test_the_exit_statuses_are_those_of_the_readme() -> None:
 def test_the_signals_are_those_of_the_readme() -> None:
     rows = table((ROOT / "README.md").read_text(), "signal to the master", "meaning")
     assert rows == [
-        [each.name.removeprefix("SIG"), signals.MEANINGS[command]] for each, command in signals.COMMANDS.items()
+        [each.name.removeprefix("SIG"), commands.MEANINGS[command]] for each, command in commands.COMMANDS.items()
     ]
 
 

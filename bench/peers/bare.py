@@ -18,23 +18,10 @@ from typing import Final
 
 from bench.peers.forkd_lines import lines
 from forkd import Lines
-from forkd.connection import RECEIVE_BYTES, ROOMS
-from forkd.limits import timeval
-from forkd.scoreboard import (
-    COMMON,
-    COMMON_NS,
-    COMMON_SHIFT,
-    DONE,
-    DONE_AT,
-    HISTOGRAM,
-    IN_HAND,
-    IN_HAND_AT,
-    REQUESTS,
-    ROW_BYTES,
-    SLOWEST,
-    bucket,
-    peer_record,
-)
+from forkd.ipc.meter import COMMON, COMMON_NS, COMMON_SHIFT, DONE, DONE_AT, IN_HAND, IN_HAND_AT, bucket, peer_record
+from forkd.ipc.scoreboard import HISTOGRAM, REQUESTS, ROW_BYTES, SLOWEST
+from forkd.kernel.sockopts import timeval
+from forkd.serving.connection import RECEIVE_BYTES, ROOMS
 
 _ROW: Final = memoryview(mmap.mmap(-1, ROW_BYTES)).cast("Q")
 

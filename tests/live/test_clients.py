@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from forkd import cli
-from forkd.address import parse
+from forkd.cli import main
+from forkd.kernel.address import parse
 from tests.conftest import Forkd
 from tests.server import FORKD, LIMIT, Server, program, until
 
@@ -221,7 +221,7 @@ def test_call_when_the_server_breaks_off(forkd: Forkd, tmp_path: Path) -> None:
 )
 def test_call_used_wrongly(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["call", *arguments])
+        main.main(["call", *arguments])
     assert ended.value.code == 2
     assert capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import forkd
-from forkd import cli
+from forkd.cli import main
 from forkd.errors import Exit
 from tests.conftest import Forkd
 from tests.server import FORKD, HANDLERS, LIMIT, ROOT, Server, connect, exchange, program, running, title, until
@@ -69,7 +69,7 @@ def test_options_do_not_go_with_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     file = tmp_path / "forkd.toml"
     for option in ("--listen", "*:0"), ("--workers", "0"), ("--worker", ""), ("--name", ""), ("--set", "a=b"):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["run", str(file), *option])
+            main.main(["run", str(file), *option])
         assert ended.value.code == 2
         assert "options go with an application" in capsys.readouterr().err
 
@@ -79,7 +79,7 @@ def test_options_do_not_go_with_a_file(tmp_path: Path, capsys: pytest.CaptureFix
 
 def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        main.main(arguments)
     found = capsys.readouterr()
     return ended.value.code, found.out, found.err
 

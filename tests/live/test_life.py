@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from forkd import control
 from forkd.errors import ControlError, ForkdError
+from forkd.ipc import control_client
 from tests.conftest import Forkd
 from tests.server import FORKD, HANDLERS, ROOT, Server, alive, exchange, open_files, until
 
@@ -398,17 +398,17 @@ def test_winch_of_a_terminal_is_ignored(tmp_path: Path) -> None:
 
         def workers() -> int:
             try:
-                document = control.ask(path, {"command": "status"}, 5)
+                document = control_client.ask(path, {"command": "status"}, 5)
             except ForkdError:
                 return 0
             return int(document["services"]["test"]["workers"]["total"])
 
         until(workers)
-        pid = control.ask(path, {"command": "status"}, 5)["master"]["pid"]
+        pid = control_client.ask(path, {"command": "status"}, 5)["master"]["pid"]
         os.kill(pid, signal.SIGWINCH)
         os.kill(pid, signal.SIGTTIN)  # once this is obeyed, so is the other
         until(lambda: workers() == 2)
-        assert control.ask(path, {"command": "status"}, 5)["master"]["phase"] == "serving"
+        assert control_client.ask(path, {"command": "status"}, 5)["master"]["phase"] == "serving"
         os.kill(pid, signal.SIGTERM)
         process.wait(20)
     finally:

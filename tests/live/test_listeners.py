@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from forkd.address import Address, parse
+from forkd.kernel.address import Address, parse
 from tests import netns
 from tests.conftest import Forkd
 from tests.server import (

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from forkd import control
-from forkd.privileges import KEPT
+from forkd.ipc import control_client
+from forkd.security.privileges import KEPT
 from tests.server import (
     AS_NOBODY,
     HANDLERS,
@@ -174,7 +174,7 @@ def test_a_daemon_lets_go_of_the_same(python: str, folder: Path) -> None:
     try:
         assert result.returncode == 0, result.stderr
         assert succeeded(f"{LOOPBACK}:13") == {}
-        master = control.ask(folder / "control.sock", {"command": "status"}, LIMIT)["master"]["pid"]
+        master = control_client.ask(folder / "control.sock", {"command": "status"}, LIMIT)["master"]["pid"]
         assert powers(master)["CapPrm"] == powers(os.getpid())["CapPrm"] & MASTERS
     finally:
         assert run(python, "stop", "-c", str(path)).returncode == 0

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from forkd import control
+from forkd.ipc import control_client
 from tests import netns
 from tests.server import FORKD, ROOT, Server, exchange, program, running, until
 
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
     def connections(self, service: str) -> int:
         """How many are open, as told over the one control socket."""
         [path] = self.folder.glob("*.sock")
-        found: int = control.ask(path, {"command": "status"}, 10)["services"][service]["connections"]["open"]
+        found: int = control_client.ask(path, {"command": "status"}, 10)["services"][service]["connections"]["open"]
         return found
 
 

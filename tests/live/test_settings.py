@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from forkd import cli
+from forkd.cli import main
 from tests.server import FORKD, POWERLESS, program, running, setpriv_missing
 
 BROKEN = Path(__file__).parents[1] / "broken"
@@ -42,7 +42,7 @@ def names_forkd(text: str) -> list[str]:
 @pytest.mark.parametrize("file", PURE, ids=lambda file: file.stem)
 def test_check_tells_every_mistake(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["check", str(file)])
+        main.main(["check", str(file)])
     assert ended.value.code == 78
     said = capsys.readouterr()
     assert said.err.splitlines() == [f"{file}:{what}" for what in expected(file)]
@@ -145,7 +145,7 @@ def test_a_folder_or_nothing_is_no_file(tmp_path: Path, command: str) -> None:
 def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["status"], ["reload"], ["stacks"], ["scale", "echo", "1"]):
         with pytest.raises(SystemExit) as ended:
-            cli.main([command[0], "-c", str(BROKEN / "key_misspelt.toml"), *command[1:]])
+            main.main([command[0], "-c", str(BROKEN / "key_misspelt.toml"), *command[1:]])
         assert ended.value.code == (1 if command == ["reload"] else 78)
         assert "key_misspelt.toml:" in capsys.readouterr().err
 
@@ -166,7 +166,7 @@ def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]
 )
 def test_wrong_options_are_wrong_settings(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["run", "forkd.services:echo", *options])
+        main.main(["run", "forkd.services:echo", *options])
     assert ended.value.code == 78
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("command line: ")
@@ -211,7 +211,7 @@ def test_check_tells_of_users_whom_nobody_knows(tmp_path: Path, capsys: pytest.C
     file = tmp_path / "forkd.toml"
     file.write_text('[service.a]\napp = "forkd.services:echo"\nlisten = "127.0.0.1:0"\nuser = "no-such-user"\n')
     with pytest.raises(SystemExit) as ended:
-        cli.main(["check", str(file)])
+        main.main(["check", str(file)])
     assert ended.value.code == 78
     assert capsys.readouterr().err.startswith(f"{file}:4: service.a.user: there is no user 'no-such-user'")
 

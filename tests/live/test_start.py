@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from forkd import control
 from forkd.errors import Exit
-from forkd.pidfile import holder
+from forkd.ipc import control_client
+from forkd.kernel.pidfile import holder
 from tests.conftest import Forkd
 from tests.live.test_life import at_gate, call
 from tests.server import (
@@ -111,7 +111,7 @@ class Host:
         return int(self.pidfile.read_text())
 
     def status(self) -> Any:
-        return control.ask(self.control, {"command": "status"}, LIMIT)
+        return control_client.ask(self.control, {"command": "status"}, LIMIT)
 
     def daemons(self) -> list[int]:
         """The processes that have become ours, and theirs."""

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from forkd import estate
-from forkd.events import (
+from forkd.ipc.order import Order
+from forkd.lifecycle.events import (
     Abandoned,
     Abort,
     Action,
@@ -29,9 +29,9 @@ from forkd.events import (
     Committed,
     Departure,
     DrainAsked,
+    Ended,
     EndForkServer,
     Event,
-    Exit,
     Forgotten,
     Fork,
     ForkServerGone,
@@ -49,15 +49,16 @@ from forkd.events import (
     WorkerGone,
     WorkerReady,
 )
-from forkd.generation import ForkServerState, Generation, Worker, WorkerState
-from forkd.lifecycle import UP, Lifecycle, Phase
-from forkd.order import Order
-from forkd.pool import Pool
+from forkd.lifecycle.generation import Generation
+from forkd.lifecycle.pool import Pool
+from forkd.lifecycle.server import UP, Lifecycle, Phase
+from forkd.lifecycle.states import ForkServerState, Worker, WorkerState
+from forkd.master import estate
 
 SERVICES = ("chargen", "daytime", "echo")
 STOP_TIMEOUT = 7.0
 PATIENCE = 2000  # events until all must be quiet again
-STATIONS = (Announce, BeginStop, Exit)
+STATIONS = (Announce, BeginStop, Ended)
 
 T = TypeVar("T")
 Place = tuple[str, int]
@@ -381,13 +382,13 @@ class Machine(RuleBasedStateMachine):
         assert workers.keys() == self.kernel.workers.keys()
         waiting = any(state is not ForkServerState.READY for state in servers.values())
         waiting = waiting or any(state is not WorkerState.SERVING for state in workers.values())
-        if waiting or (self.kernel.said_any(BeginStop) and not self.kernel.said_any(Exit)):
+        if waiting or (self.kernel.said_any(BeginStop) and not self.kernel.said_any(Ended)):
             assert isfinite(self.life.due())
 
     def check_told(self) -> None:
         answers = self.kernel.said_any(Committed, Abandoned)
         assert self.reloads == answers + (self.life.reload is not None)
-        assert (self.life.phase is Phase.ENDED) == (self.kernel.said_any(Exit) == 1)
+        assert (self.life.phase is Phase.ENDED) == (self.kernel.said_any(Ended) == 1)
         assert (self.life.phase in UP) == (not self.kernel.said_any(BeginStop))
         if self.life.phase is Phase.ENDED:
             assert not self.kernel.servers
@@ -445,7 +446,7 @@ class Machine(RuleBasedStateMachine):
                 assert pool.serving.serving() == len(pool.serving.workers) == pool.target
                 assert pool.target == pool.serving.fit(max(1, pool.serving.plan.spare))
             self.stop()
-        assert self.kernel.said_any(BeginStop) == self.kernel.said_any(Exit) == 1
+        assert self.kernel.said_any(BeginStop) == self.kernel.said_any(Ended) == 1
 
     def stop(self) -> None:
         begun = self.now
@@ -458,7 +459,7 @@ class Machine(RuleBasedStateMachine):
                 self.now = self.life.due()
             self.tell(fact or TimePassed())
         assert self.now <= begun + STOP_TIMEOUT + 8
-        assert self.kernel.said[-1] == Exit(0)
+        assert self.kernel.said[-1] == Ended(0)
 
 
 def chosen(things: Iterable[T], pick: int) -> T:

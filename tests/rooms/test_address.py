@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkd.address import Address, from_sockaddr, parse
 from forkd.errors import AddressError, Exit
+from forkd.kernel.address import Address, from_sockaddr, parse
 
 FORMS = "HOST:PORT, [IPV6]:PORT, *:PORT, unix:/PATH, unix:@NAME or systemd:NAME"
 LONG_PATH = "/" + "x" * 106

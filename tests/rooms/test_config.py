@@ -17,24 +17,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkd import checks, config, reference
-from forkd.address import Address
-from forkd.config import (
-    Changes,
-    Listen,
-    Log,
-    Master,
-    Rpcbind,
-    Service,
-    Settings,
-    Source,
-    Workers,
-    changes,
-    from_options,
-    load,
-)
+from docs.tools import settings_page
 from forkd.errors import ConfigError, Exit, Problem
-from forkd.settings import Key, keys
+from forkd.kernel.address import Address
+from forkd.settings import config, reading
+from forkd.settings.config import Changes, Source, changes, from_options, load
+from forkd.settings.schema import (
+    Key,
+    Listen,
+    LogSettings,
+    MasterSettings,
+    Rpcbind,
+    ServiceSettings,
+    Settings,
+    Workers,
+    keys,
+)
 
 TESTS = Path(__file__).parents[1]
 HOME = TESTS.parent
@@ -134,7 +132,7 @@ def test_what_is_very_long_is_told_shortly(tmp_path: Path) -> None:
 TEXTS = st.sampled_from(["", "-", "sync", "a:b", "*:0", "unix:/run/x", "0660", "root", "é\n\x00"])
 NUMBERS = st.sampled_from([0, -0.0, -1, 1, 2.5, 1024, 2**80, float("nan"), float("inf"), True])
 NAMES = st.sampled_from(
-    [name for kind in (Service, Master, Listen, Workers, Rpcbind) for name in keys(kind)] + ["x\ny"]
+    [name for kind in (ServiceSettings, MasterSettings, Listen, Workers, Rpcbind) for name in keys(kind)] + ["x\ny"]
 )
 PLAIN = TEXTS | NUMBERS | st.sampled_from([[], {}, [[[]]], datetime.time(1, 2)])
 ANYTHING = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(NAMES, PLAIN, max_size=3)
@@ -147,7 +145,7 @@ def test_whatever_a_table_holds_the_answer_is_settings_or_mistakes(service: Any,
     service = {"app": "a:b", "listen": "*:1"} | service
     told: tuple[Problem, ...] = ()
     try:
-        checks.read("file", Path("/srv"), {"service": {"echo": service}, "master": master}, {"": 1}, 2)
+        reading.read("file", Path("/srv"), {"service": {"echo": service}, "master": master}, {"": 1}, 2)
     except ConfigError as error:
         told = error.problems
     assert all(problem.key and problem.what.isprintable() for problem in told)
@@ -159,9 +157,9 @@ def test_whatever_a_table_holds_the_answer_is_settings_or_mistakes(service: Any,
 def test_the_least_file_means_the_defaults(tmp_path: Path) -> None:
     found = read(tmp_path, LEAST, cores=3)
     assert found.file == f"{tmp_path}/forkd.toml"
-    assert found.master == Master()
+    assert found.master == MasterSettings()
     assert found.services == {
-        "echo": Service(
+        "echo": ServiceSettings(
             name="echo",
             app="forkd.services:echo",
             path=tmp_path,
@@ -178,8 +176,10 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (service.write_timeout, service.boot_timeout, service.drain_timeout) == (30, 30, 300)
     assert (service.max_requests, service.max_age, service.max_memory) == (0, 0, 0)
     assert (service.user, service.group) == (None, None)
-    assert Master() == Master(user=None, group=None, control=None, pidfile=None, stop_timeout=30, log=Log())
-    assert Log() == Log(level="info", format="text", file="-")
+    assert MasterSettings() == MasterSettings(
+        user=None, group=None, control=None, pidfile=None, stop_timeout=30, log=LogSettings()
+    )
+    assert LogSettings() == LogSettings(level="info", format="text", file="-")
 
 
 def test_a_full_file_means_what_it_says(tmp_path: Path) -> None:
@@ -220,15 +220,15 @@ def test_a_full_file_means_what_it_says(tmp_path: Path) -> None:
         group = "100"
         """,
     )
-    assert found.master == Master(
+    assert found.master == MasterSettings(
         user="forkd",
         group="daemon",
         control=Path("/run/forkd/control.sock"),
         pidfile=tmp_path / "run/forkd.pid",
         stop_timeout=2.5,
-        log=Log(level="debug", format="json", file=f"{tmp_path}/log/forkd.log"),
+        log=LogSettings(level="debug", format="json", file=f"{tmp_path}/log/forkd.log"),
     )
-    assert found.services["a.b-c_1"] == Service(
+    assert found.services["a.b-c_1"] == ServiceSettings(
         name="a.b-c_1",
         app="shop.web:Shop.shout",
         path=tmp_path / "code",
@@ -325,9 +325,9 @@ def test_options_mean_the_same_as_a_file() -> None:
         worker="event",
     )
     assert found.file == config.COMMAND_LINE
-    assert found.master == Master(control=Path("/srv/run/control"), log=Log(level="debug"))
+    assert found.master == MasterSettings(control=Path("/srv/run/control"), log=LogSettings(level="debug"))
     assert found.services == {
-        "shop": Service(
+        "shop": ServiceSettings(
             name="shop",
             app="shop.web:shout",
             path=Path("/srv/code"),
@@ -449,7 +449,7 @@ def test_a_source_reads_its_settings_again(tmp_path: Path) -> None:
 
 def test_the_reference_page_is_that_of_the_program() -> None:
     page = HOME / "docs/settings.md"
-    assert page.read_text() == reference.reference(), "write it anew: python -m forkd.reference > docs/settings.md"
+    assert page.read_text() == settings_page.reference(), "write it again: make reference"
 
 
 SAMPLE = HOME / "etc/forkd.toml"
@@ -463,7 +463,7 @@ def test_the_sample_serves_the_small_services_on_loopback() -> None:
     }
     assert {service.app for service in found.services.values()} == {f"forkd.services:{name}" for name in ports}
     assert found.services["echo"].workers == Workers(min=2, max=32, spare=1)
-    assert found.master == Master()
+    assert found.master == MasterSettings()
 
 
 def sample_keys() -> dict[str, dict[str, str]]:
@@ -482,14 +482,16 @@ def sample_keys() -> dict[str, dict[str, str]]:
     ("table", "key"),
     [
         pytest.param(table, key, id=f"{table}.{key.name}")
-        for table, kind in (("master", Master), ("master.log", Log), ("service.echo", Service))
+        for table, kind in (("master", MasterSettings), ("master.log", LogSettings), ("service.echo", ServiceSettings))
         for key in keys(kind).values()
         if key.meaning
     ],
 )
 def test_the_sample_shows_every_key_with_its_default(table: str, key: Key) -> None:
     written = sample_keys()[table][key.name]
-    defaults = {"master": Master(), "master.log": Log(), "service.echo": options().services["shout"]}[table]
+    defaults = {"master": MasterSettings(), "master.log": LogSettings(), "service.echo": options().services["shout"]}[
+        table
+    ]
     if f"\n#{key.name} = " not in SAMPLE.read_text():
         assert key.required or key.name == "workers"
     elif written.endswith("# example"):

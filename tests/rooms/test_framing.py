@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkd.errors import FramingError, OverLimit, Truncated
-from forkd.framing import BLOCK_LIMIT, Chunks, Delimited, Fixed, Framing, LengthPrefixed, Lines, Netstrings, is_quick
+from forkd.serving.framing import Framing, is_quick
+from forkd.serving.framings import BLOCK_LIMIT, Chunks, Delimited, Fixed, LengthPrefixed, Lines, Netstrings
 
 Outcome = tuple[list[bytes], str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkd.journal import datagram
+from forkd.log.journal import datagram
 from tests.journald import read
 
 NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,63}", fullmatch=True)

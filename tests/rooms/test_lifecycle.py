@@ -13,8 +13,9 @@ from math import inf
 import pytest
 from hypothesis import HealthCheck, settings
 
-from docs import states
-from forkd.events import (
+from docs.tools import states
+from forkd.ipc.order import Order
+from forkd.lifecycle.events import (
     Abandoned,
     Abort,
     Action,
@@ -23,9 +24,9 @@ from forkd.events import (
     Committed,
     Departure,
     DrainAsked,
+    Ended,
     EndForkServer,
     Event,
-    Exit,
     Forgotten,
     Fork,
     ForkServerGone,
@@ -43,9 +44,8 @@ from forkd.events import (
     WorkerGone,
     WorkerReady,
 )
-from forkd.generation import IllegalMoveError
-from forkd.lifecycle import Lifecycle, Phase
-from forkd.order import Order
+from forkd.lifecycle.server import Lifecycle, Phase
+from forkd.lifecycle.states import IllegalMoveError
 from tests.rooms.lifecycle_machine import Machine
 
 Step = tuple[float, Event, list[Action]]
@@ -175,14 +175,14 @@ BOOT_OVER = "not ready within its boot_timeout of 30 s"
 
 STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
     "all services are announced together": ([ONE, CLOCK], BOTH_UP),
-    "nothing to serve": ([], [(0, Started(), [Announce()]), (1, StopAsked(), [BeginStop(), Exit(0)])]),
+    "nothing to serve": ([], [(0, Started(), [Announce()]), (1, StopAsked(), [BeginStop(), Ended(0)])]),
     "a crash after it served is no failure to start": (
         [TWO],
         [*TWO_UP[:3], (1, crashed(1, 0), [fork(1, 0, 1)]), *nothing(2, up(1, 1)), (2, up(1, 0), [Announce()])],
     ),
     "a fork server fails": (
         [ONE],
-        [(0, Started(), [start(1)]), (1, died(1, "no module", 78), [BeginStop(), Exit(78, "no module")])],
+        [(0, Started(), [start(1)]), (1, died(1, "no module", 78), [BeginStop(), Ended(78, "no module")])],
     ),
     "a fork server fails, another service has to go": (
         [ONE, CLOCK],
@@ -192,7 +192,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(1, ready(1, "time"), up(1, 0, "time"), died(1, service="time")),
             (2, TIME, finish(1, 0)),
             (2.5, left(1, 0), [let_go(1)]),
-            (2.6, died(1), [Exit(78, "no module")]),
+            (2.6, died(1), [Ended(78, "no module")]),
         ],
     ),
     "two fork servers fail": (
@@ -200,7 +200,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             BOTH_UP[0],
             (1, died(1, "no module", 78), [BeginStop(), end(1, "time")]),
-            (2, died(1, "not this one", 70, "time"), [Exit(78, "no module")]),
+            (2, died(1, "not this one", 70, "time"), [Ended(78, "no module")]),
         ],
     ),
     "a fork server hangs, and is killed until it is gone": (
@@ -211,7 +211,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (32, TIME, [end(1)]),
             (34, TIME, [end(1)]),
             *nothing(35, ready(1)),
-            (35, died(1, "signal 9"), [Exit(1, FORK_SERVER_LATE)]),
+            (35, died(1, "signal 9"), [Ended(1, FORK_SERVER_LATE)]),
         ],
     ),
     "a fork server dies after it was ready": (
@@ -220,7 +220,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             *TWO_UP[:3],
             (1, died(1, "signal 9"), [BeginStop(), *finish(1, 0, 1)]),
             *nothing(1, left(1, 0)),
-            (1, left(1, 1), [Exit(1, "signal 9")]),
+            (1, left(1, 1), [Ended(1, "signal 9")]),
         ],
     ),
     "a worker can't boot": (
@@ -231,12 +231,12 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, TIME, finish(1, 0)),
             (3, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
             (4, crashed(1, 0), [let_go(1)]),
-            (4, died(1), [Exit(1, "no database")]),
+            (4, died(1), [Ended(1, "no database")]),
         ],
     ),
     "a worker leaves while it boots": (
         [ONE],
-        [*ONE_UP[:2], (1, left(1, 0), [BeginStop(), let_go(1)]), (1, died(1), [Exit(1, "")])],
+        [*ONE_UP[:2], (1, left(1, 0), [BeginStop(), let_go(1)]), (1, died(1), [Ended(1, "")])],
     ),
     "a worker hangs while it boots": (
         [TWO],
@@ -248,7 +248,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (34, TIME, [kill(1, 1, DEAF)]),
             (34.5, crashed(1, 1), [let_go(1)]),
             (36.5, TIME, [end(1)]),
-            (37, died(1), [Exit(1, "service echo: worker 1: " + BOOT_OVER)]),
+            (37, died(1), [Ended(1, "service echo: worker 1: " + BOOT_OVER)]),
         ],
     ),
     "a stop while starting": (
@@ -258,7 +258,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1, StopAsked(), [BeginStop(), *finish(1, 0), end(1, "time")]),
             *nothing(1, up(1, 0), died(1, service="time")),
             (1, left(1, 0), [let_go(1)]),
-            (1, died(1), [Exit(0)]),
+            (1, died(1), [Ended(0)]),
         ],
     ),
     "a reload while starting": ([ONE], [ONE_UP[0], (1, ReloadAsked((ONE,)), [Abandoned("forkd is starting")])]),
@@ -447,7 +447,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1, ReloadAsked(()), [Committed(), *drain(1, 0)]),
             (1, left(1, 0), [let_go(1)]),
             (1, died(1), [Forgotten("echo")]),
-            (1, StopAsked(), [BeginStop(), Exit(0)]),
+            (1, StopAsked(), [BeginStop(), Ended(0)]),
         ],
     ),
     "another reload ends the one before": (
@@ -470,7 +470,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, ReloadAsked((ONE,)), [Abandoned("forkd is stopping")]),
             (2, left(1, 0), [let_go(1)]),
             *nothing(2, died(2)),
-            (2, died(1), [Exit(0)]),
+            (2, died(1), [Ended(0)]),
             *nothing(3, ReloadAsked((ONE,)), StopAsked(), died(1), TIME),
         ],
     ),
@@ -629,7 +629,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1, died(2), []),
             (2, left(1, 0), [let_go(1)]),
             (2, StopAsked(), [BeginStop()]),
-            (2, died(1), [Exit(0)]),
+            (2, died(1), [Ended(0)]),
         ],
     ),
     "a replacement's workers that can't boot back off, each by itself": (
@@ -696,7 +696,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (5, TIME, [kill(1, 0, DEAF)]),
             (7, TIME, [kill(1, 0, DEAF), end(1)]),
             *nothing(8, died(1, "signal 9")),
-            (8, left(1, 0), [Exit(0)]),
+            (8, left(1, 0), [Ended(0)]),
         ],
     ),
     "a replacement has the size that was asked for": (
@@ -993,7 +993,7 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (31, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
             (33, TIME, [kill(1, 0, DEAF)]),
             (34, crashed(1, 0), [let_go(1)]),
-            (34, died(1), [Exit(0)]),
+            (34, died(1), [Ended(0)]),
         ],
     ),
     "a second TERM is quick": (
@@ -1008,7 +1008,7 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (3.5, TIME, [kill(1, 0, LATE), kill(1, 1, LATE)]),
             *nothing(3.5, crashed(1, 0)),
             (3.5, crashed(1, 1), [let_go(1)]),
-            (3.5, died(1), [Exit(0)]),
+            (3.5, died(1), [Ended(0)]),
         ],
     ),
     "quick at once": (
@@ -1054,7 +1054,7 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1.5, left(1, 0), [let_go(1)]),
             (1.5, left(2, 0), [let_go(2)]),
             *nothing(1.5, died(2)),
-            (1.5, died(1), [Exit(0)]),
+            (1.5, died(1), [Ended(0)]),
         ],
     ),
     "without a fork server": (
@@ -1063,10 +1063,10 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             *ONE_UP,
             *[(1, died(1), [start(2)]), *nothing(1, died(2))],
             (1.1, StopAsked(), [BeginStop(), *finish(1, 0)]),
-            (1.2, left(1, 0), [Exit(0)]),
+            (1.2, left(1, 0), [Ended(0)]),
         ],
     ),
-    "before anything began": ([ONE], [(0, StopAsked(), [BeginStop(), Exit(0)]), *nothing(1, Started(), died(1))]),
+    "before anything began": ([ONE], [(0, StopAsked(), [BeginStop(), Ended(0)]), *nothing(1, Started(), died(1))]),
 }
 
 SCRIPTS = {
@@ -1169,7 +1169,7 @@ def test_an_illegal_move_is_told() -> None:
 def test_the_picture_of_the_states_is_that_of_the_tables() -> None:
     page = states.PAGE.read_text()
     assert states.BEGIN in page
-    assert page == states.drawn(page), "write it anew: python docs/states.py"
+    assert page == states.drawn(page), "write it anew: make reference"
 
 
 TestStories = Machine.TestCase

@@ -9,11 +9,13 @@ from itertools import islice
 
 import pytest
 
-from docs.states import diagram
-from forkd.events import (
+from docs.tools.states import diagram
+from forkd.ipc.order import Order
+from forkd.lifecycle.backoff import Backoff
+from forkd.lifecycle.events import (
     Departure,
+    Ended,
     EndForkServer,
-    Exit,
     Fork,
     ForkServerGone,
     Plan,
@@ -21,21 +23,18 @@ from forkd.events import (
     Tell,
     WorkerGone,
 )
-from forkd.generation import (
+from forkd.lifecycle.generation import Generation, numbers_not_in
+from forkd.lifecycle.pool import Pool, Size
+from forkd.lifecycle.server import PHASE_MOVES
+from forkd.lifecycle.states import (
     FORK_SERVER_MOVES,
     NEVER,
     WORKER_MOVES,
-    Backoff,
     ForkServerState,
-    Generation,
     IllegalMoveError,
     Worker,
     WorkerState,
-    numbers_not_in,
 )
-from forkd.lifecycle import PHASE_MOVES
-from forkd.order import Order
-from forkd.pool import Pool, Size
 
 FIXED = Plan("echo", 2, 2)
 ELASTIC = Plan("echo", 1, 64, spare=2)
@@ -183,7 +182,7 @@ def test_a_pool_from_its_first_generation_to_its_last() -> None:
 def test_a_failure_says_what_a_start_would_end_with() -> None:
     one = generation()
     one.press(30.0)
-    assert one.failure == Exit(1, "service echo: not ready within its boot_timeout of 30 s")
+    assert one.failure == Ended(1, "service echo: not ready within its boot_timeout of 30 s")
 
 
 @pytest.mark.parametrize("state", WorkerState)

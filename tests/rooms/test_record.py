@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkd.record import Json, Text, as_entry, escape, own, prefixed, priority, stand_in
+from forkd.log.record import Json, Text, as_entry, escape, own, prefixed, priority, stand_in
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ")
 NASTY = "\x1b[2J\r\x07\x08 \x85 \u2028\u202e\u200f \x9b31m fake=1"

@@ -8,8 +8,8 @@ from math import inf
 
 import pytest
 
-from forkd import reports
-from forkd.reports import Reports
+from forkd.systemd import reports
+from forkd.systemd.reports import Reports
 
 FIGURES = "1 service, 2 workers, 0 busy, 0 requests"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkd import roff
+from docs.tools import roff
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkd import scoreboard
-from forkd.scoreboard import BUCKETS, HISTOGRAM, ROW_BYTES, ROWS, WORDS, Board, Meter, bucket, bucket_top
+from forkd.ipc import scoreboard
+from forkd.ipc.meter import Meter, bucket, bucket_top
+from forkd.ipc.scoreboard import BUCKETS, HISTOGRAM, ROW_BYTES, ROWS, WORDS, Board
 
 LONGEST = bucket_top(BUCKETS - 1)
 durations = st.integers(0, LONGEST)

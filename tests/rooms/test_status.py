@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkd import status
-from forkd.events import Plan
-from forkd.handles import WorkerHandle
-from forkd.pool import Pool
-from forkd.scoreboard import BUSY_SINCE, COUNTS, HIGHEST, HISTOGRAM, OPEN, ROWS, SLOWEST, Board, Meter, bucket
+from forkd.ipc.meter import Meter, bucket
+from forkd.ipc.scoreboard import BUSY_SINCE, COUNTS, HIGHEST, HISTOGRAM, OPEN, ROWS, SLOWEST, Board
+from forkd.lifecycle.events import Plan
+from forkd.lifecycle.pool import Pool
+from forkd.master import status
+from forkd.master.handles import WorkerHandle
 
 NOBODY = 2**22 + 1  # no process has this number, see proc(5), pid_max
 

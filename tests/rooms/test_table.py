@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from forkd import table
+from forkd.cli import table
 
 
 def document(**changes: Any) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from forkd import client, dial
-from forkd.address import Address, from_sockaddr, parse
+from forkd.cli import client
 from forkd.errors import (
     AddressError,
     BrokenOffError,
@@ -29,6 +28,8 @@ from forkd.errors import (
     UnreachableError,
     UsageError,
 )
+from forkd.kernel.address import Address, from_sockaddr, parse
+from forkd.sockets import dial, explain
 
 # Limits that a test runs into on purpose, in seconds; nothing else in here takes noticeable time.
 SOON = 0.05
@@ -672,7 +673,7 @@ PATH = Address("/run/forkd/echo.sock", 0, "unix")
     ],
 )
 def test_an_errno_in_words(number: int, address: Address, kind: type[ForkdError], words: str) -> None:
-    found = dial.explain(OSError(number, os.strerror(number)), address, timeout=2)
+    found = explain.explain(OSError(number, os.strerror(number)), address, timeout=2)
     assert type(found) is kind
     assert str(found).startswith(f"cannot connect to {address}: {words}")
 
@@ -690,8 +691,8 @@ def test_an_errno_in_words(number: int, address: Address, kind: type[ForkdError]
     ],
 )
 def test_a_failed_lookup_in_words(number: int, name: str, words: str) -> None:
-    for explain, what in ((dial.explain, "connect to"), (dial.explain_source, "call from")):
-        found = explain(socket.gaierror(number, words), Address("host.example", 7))
+    for words_for, what in ((explain.explain, "connect to"), (explain.explain_source, "call from")):
+        found = words_for(socket.gaierror(number, words), Address("host.example", 7))
         assert type(found) is UnreachableError
         assert str(found).startswith(f"cannot {what} host.example:7: {words} ({name})")
 
@@ -707,13 +708,13 @@ def test_a_failed_lookup_in_words(number: int, name: str, words: str) -> None:
     ],
 )
 def test_a_failed_source_in_words(number: int, words: str) -> None:
-    found = dial.explain_source(OSError(number, os.strerror(number)), HERE)
+    found = explain.explain_source(OSError(number, os.strerror(number)), HERE)
     assert type(found) is UnreachableError
     assert str(found).startswith(f"cannot call from {HERE}: {words}")
 
 
 def test_our_own_limit_is_told_from_the_kernels() -> None:
-    found = dial.explain(TimeoutError("timed out"), HERE, name="host.example:7", timeout=2.5)
+    found = explain.explain(TimeoutError("timed out"), HERE, name="host.example:7", timeout=2.5)
     assert type(found) is TimedOutError
     assert str(found).startswith(
         f"cannot connect to {HERE} (host.example:7): nobody answered within 2.5 s (ETIMEDOUT); "

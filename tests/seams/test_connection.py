@@ -17,17 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import forkd
-from forkd.address import Address
-from forkd.connection import Connection
-from forkd.limits import FIRST_GRACE, GRACE, Limits, timeval
+from forkd.ipc.deadlines import FIRST_GRACE, GRACE, Deadlines
+from forkd.kernel.address import Address
+from forkd.kernel.sockopts import timeval
+from forkd.serving.connection import Connection
 
 PATIENCE = 5.0
-_PATIENT = Limits(5, 5, 5)
+_PATIENT = Deadlines(5, 5, 5)
 
 
 @contextmanager
 def connected(
-    *, limits: Limits = _PATIENT, kind: int = socket.SOCK_STREAM
+    *, limits: Deadlines = _PATIENT, kind: int = socket.SOCK_STREAM
 ) -> Iterator[tuple[socket.socket, Connection]]:
     """A client's socket and our connection; with SOCK_SEQPACKET each recv gives what one send was."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
@@ -196,7 +197,7 @@ def test_nothing_is_lost_or_doubled(pieces: list[bytes], sizes: list[int]) -> No
 def test_silence_is_a_timeout_error_and_the_bytes_stay(
     sent: bytes, read: Callable[[Connection], object], what: str
 ) -> None:
-    limits = Limits(idle_timeout=0.02 if what == "idle" else 5, read_timeout=0.02 if what == "read" else 5)
+    limits = Deadlines(idle_timeout=0.02 if what == "idle" else 5, read_timeout=0.02 if what == "read" else 5)
     with connected(limits=limits) as (ours, connection):
         ours.sendall(sent)
         begun = monotonic()
@@ -208,7 +209,7 @@ def test_silence_is_a_timeout_error_and_the_bytes_stay(
 
 
 def test_an_exact_read_has_one_deadline_for_all_its_bytes() -> None:
-    with connected(limits=Limits(5, 0.05, 5)) as (ours, connection), ThreadPoolExecutor(1) as pool:
+    with connected(limits=Deadlines(5, 0.05, 5)) as (ours, connection), ThreadPoolExecutor(1) as pool:
         ours.settimeout(0.01)
         begun = monotonic()
         reading = pool.submit(connection.read_exactly, 1000)
@@ -222,7 +223,7 @@ def test_an_exact_read_has_one_deadline_for_all_its_bytes() -> None:
 
 
 def test_the_deadline_of_one_read_does_not_touch_the_next() -> None:
-    with connected(limits=Limits(0.02, 5, 5), kind=socket.SOCK_SEQPACKET) as (ours, connection):
+    with connected(limits=Deadlines(0.02, 5, 5), kind=socket.SOCK_SEQPACKET) as (ours, connection):
         for piece in (b"ab", b"cd"):
             ours.send(piece)
         assert connection.read_exactly(4) == b"abcd"
@@ -260,7 +261,7 @@ def test_send_waits_until_all_is_taken() -> None:
 
 
 def test_a_slow_reader_is_a_timeout_error() -> None:
-    with connected(limits=Limits(5, 5, 0.02)) as (ours, connection):
+    with connected(limits=Deadlines(5, 5, 0.02)) as (ours, connection):
         with pytest.raises(TimeoutError, match=r"write_timeout of 0\.02 s is over"):
             connection.send(b"x" * 5_000_000)
         with pytest.raises(TimeoutError, match=r"write_timeout of 0\.02 s is over"):

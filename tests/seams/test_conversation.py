@@ -20,14 +20,9 @@ from typing import Any
 import pytest
 
 import forkd
-from forkd import exchange
-from forkd.connection import Connection
-from forkd.conversation import HELD_NS
-from forkd.exchange import converse
-from forkd.handler import Service
-from forkd.limits import GRACE, Limits
-from forkd.outcome import End, Outcome
-from forkd.scoreboard import (
+from forkd.ipc.deadlines import GRACE, Deadlines
+from forkd.ipc.meter import Meter, bucket
+from forkd.ipc.scoreboard import (
     BUCKETS,
     BYTES_IN,
     BYTES_OUT,
@@ -39,10 +34,14 @@ from forkd.scoreboard import (
     ROW_BYTES,
     SLOWEST,
     TIMED_OUT,
-    Meter,
-    bucket,
 )
 from forkd.services import chargen
+from forkd.serving import exchange
+from forkd.serving.connection import Connection
+from forkd.serving.conversation import HELD_NS
+from forkd.serving.exchange import converse
+from forkd.serving.outcome import End, Outcome
+from forkd.serving.service import Service
 from tests.cases import (
     CASES,
     PATIENCE,
@@ -61,7 +60,7 @@ from tests.cases import (
 def serve(
     sock: socket.socket,
     service: Service[..., Any],
-    limits: Limits = Limits(5, 5, 5),  # noqa: B008  # immutable
+    limits: Deadlines = Deadlines(5, 5, 5),  # noqa: B008  # immutable
     started: Callable[[Connection], object] = lambda connection: None,
     meter: type[Meter] = Meter,
 ) -> tuple[Outcome, memoryview]:
@@ -213,7 +212,7 @@ def test_what_a_handler_reads_comes_after_the_replies_before_it() -> None:
     with pair() as (ours, theirs):
         ours.send(b"before\nask\n")
         with ThreadPoolExecutor(1) as pool:
-            served = pool.submit(serve, theirs, service(handler), Limits(idle_timeout=0.02))
+            served = pool.submit(serve, theirs, service(handler), Deadlines(idle_timeout=0.02))
             assert served.result(PATIENCE)[0].end is End.IDLE
         assert read_all(ours) == b"ask\n"
 
@@ -304,14 +303,14 @@ def test_a_reset_between_requests_is_an_outcome(sent: bytes) -> None:
 @pytest.mark.parametrize(
     ("sent", "limits", "end", "replies"),
     [
-        (b"", Limits(0.02, 5, 5), End.IDLE, b""),
-        (b"a\n", Limits(0.02, 5, 5), End.IDLE, b"A\n"),
-        (b"half", Limits(5, 0.02, 5), End.READ, b""),
-        (b"a\nhalf", Limits(5, 0.02, 5), End.READ, b"A\n"),
-        (b"half", Limits(0, 0.02, 0), End.READ, b""),
+        (b"", Deadlines(0.02, 5, 5), End.IDLE, b""),
+        (b"a\n", Deadlines(0.02, 5, 5), End.IDLE, b"A\n"),
+        (b"half", Deadlines(5, 0.02, 5), End.READ, b""),
+        (b"a\nhalf", Deadlines(5, 0.02, 5), End.READ, b"A\n"),
+        (b"half", Deadlines(0, 0.02, 0), End.READ, b""),
     ],
 )
-def test_silence(sent: bytes, limits: Limits, end: End, replies: bytes) -> None:
+def test_silence(sent: bytes, limits: Deadlines, end: End, replies: bytes) -> None:
     with pair() as (ours, theirs):
         ours.sendall(sent)
         begun = monotonic()
@@ -335,7 +334,7 @@ def drip(sock: socket.socket, data: bytes, seconds: float, served: Future[Any]) 
 @pytest.mark.parametrize(("data", "seconds"), [(b"x", 0.01), (b"x", 0.0005)], ids=["slowly", "quickly"])
 def test_a_dripping_client_does_not_restart_the_deadline(data: bytes, seconds: float) -> None:
     with pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
-        served = pool.submit(serve, theirs, service(upper, forkd.Lines(1 << 30)), Limits(5, 0.05, 5))
+        served = pool.submit(serve, theirs, service(upper, forkd.Lines(1 << 30)), Deadlines(5, 0.05, 5))
         drip(ours, data, seconds, served)
         assert served.result()[0].end is End.READ
 
@@ -343,7 +342,7 @@ def test_a_dripping_client_does_not_restart_the_deadline(data: bytes, seconds: f
 def test_a_busy_pipelining_client_is_no_dripping_one() -> None:
     # Each piece ends one request and begins the next: there is always one pending, and none takes long.
     with pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
-        served = pool.submit(serve, theirs, service(upper), Limits(5, 0.1, 5))
+        served = pool.submit(serve, theirs, service(upper), Deadlines(5, 0.1, 5))
         begun = monotonic()
         ours.sendall(b"a")
         while monotonic() < begun + 0.15:
@@ -365,14 +364,14 @@ def test_a_handlers_own_reading_has_its_own_deadline() -> None:
     with pair(socket.SOCK_SEQPACKET) as (ours, theirs):
         ours.send(b"in pie")
         ours.send(b"ces\n")
-        outcome, _ = serve(theirs, session, Limits(0.02, 5, 5))
+        outcome, _ = serve(theirs, session, Deadlines(0.02, 5, 5))
     assert outcome.end is End.IDLE
 
 
 def test_a_slow_reader_is_cut() -> None:
     with pair() as (ours, theirs):
         ours.send(b"a\n")
-        outcome, row = serve(theirs, service(lambda request: b"x" * 10_000_000), Limits(5, 5, 0.05))
+        outcome, row = serve(theirs, service(lambda request: b"x" * 10_000_000), Deadlines(5, 5, 0.05))
         assert outcome.end is End.WRITE
         assert row[TIMED_OUT] == 1
         assert 0 < row[BYTES_OUT] == len(read_all(ours))
@@ -381,7 +380,7 @@ def test_a_slow_reader_is_cut() -> None:
 def test_a_dripping_reader_does_not_restart_the_deadline() -> None:
     with pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
         ours.send(b"a\n")
-        served = pool.submit(serve, theirs, service(lambda request: b"x" * 100_000_000), Limits(5, 5, 0.05))
+        served = pool.submit(serve, theirs, service(lambda request: b"x" * 100_000_000), Deadlines(5, 5, 0.05))
         done = threading.Event()
         served.add_done_callback(lambda _: done.set())
         while not done.wait(0.01):
@@ -429,7 +428,7 @@ def test_an_idle_connection_ends_within_the_grace(leave: Callable[[Connection], 
 
     with tcp_pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
         waited = pool.submit(client)
-        outcome, row = serve(theirs, service(upper), Limits(idle_timeout, 5, 5), leave)
+        outcome, row = serve(theirs, service(upper), Deadlines(idle_timeout, 5, 5), leave)
         assert outcome.end is End.LEAVING
         assert row[TIMED_OUT] == row[RESET] == 0
         assert GRACE * 0.9 <= waited.result() < 1
@@ -476,7 +475,7 @@ def test_a_half_request_has_its_deadline_still(leave: Callable[[Connection], Non
 
     with tcp_pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
         read = pool.submit(client)
-        assert serve(theirs, service(upper), Limits(5, 0.1, 5), leave)[0].end is End.READ
+        assert serve(theirs, service(upper), Deadlines(5, 0.1, 5), leave)[0].end is End.READ
         assert read.result() == b""
 
 

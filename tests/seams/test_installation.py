@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from forkd import installation, shipped
+from forkd.cli.install import installation, shipped
+from forkd.cli.install.place import RECORD, Place
+from forkd.cli.install.plan import Piece, decide, undo
 from forkd.errors import ForkdError
-from forkd.placement import RECORD, Piece, Place, decide, undo
 from tests.server import ROOT, program
 
 

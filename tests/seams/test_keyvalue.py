@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import forkd
 from examples.keyvalue import COMMANDS, INLINE_LIMIT, File, Malformed, Memory, Resp, Store, keyvalue, split_words
-from forkd.outcome import End
+from forkd.serving.outcome import End
 from forkd.testing import Client, connect
 
 NOW = 1_000_000_000_000

@@ -14,12 +14,13 @@ from functools import partial
 import pytest
 
 import forkd
-from forkd.connection import Connection
-from forkd.conversation import Conversation
-from forkd.outcome import End, Outcome
-from forkd.scoreboard import BUCKETS, BUSY_SINCE, HISTOGRAM, REQUESTS, BlackBox, Meter
-from forkd.tasks import Turner
-from forkd.visit import IN
+from forkd.ipc.meter import BlackBox, Meter
+from forkd.ipc.scoreboard import BUCKETS, BUSY_SINCE, HISTOGRAM, REQUESTS
+from forkd.serving.connection import Connection
+from forkd.serving.conversation import Conversation
+from forkd.serving.outcome import End, Outcome
+from forkd.serving.visit import IN
+from forkd.workers.tasks import Turner
 from tests.cases import CASES, PATIENCE, Case, Serve, check, pair, read_all, service, tcp_pair
 from tests.kinds import Hall, awaited, serve_by_event, serve_by_tasks
 

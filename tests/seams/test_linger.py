@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from forkd import linger
-from forkd.linger import Lingering
+from forkd.workers import linger
+from forkd.workers.linger import Lingering
 
 NOW = 1000.0
 REPLY_BYTES = 100_000

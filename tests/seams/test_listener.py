@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from forkd import fdstore, tap
-from forkd.address import Address, parse
 from forkd.errors import ListenError
-from forkd.fdstore import Stored
-from forkd.leaving import Leaving
-from forkd.limits import Limits
-from forkd.listener import Listener, make_way, open_listeners
-from forkd.settings import Listen
-from forkd.systemd import Passed
-from forkd.unixsocket import bind_unix
+from forkd.ipc.deadlines import Deadlines
+from forkd.kernel import tap
+from forkd.kernel.address import Address, parse
+from forkd.kernel.owned_file import OwnedFile
+from forkd.kernel.unix_socket import bind_unix
+from forkd.settings.schema import Listen
+from forkd.sockets.listener import Listener, make_way, open_listeners
+from forkd.systemd import store
+from forkd.systemd.passed import Passed
+from forkd.systemd.store import Stored
 
 Open = Callable[..., list[Listener]]
 
@@ -35,7 +36,7 @@ def listening(request: pytest.FixtureRequest) -> Open:
     ) -> list[Listener]:
         wanted = Listen(address=parse(text), **rights)  # type: ignore[arg-type]
         passed = Passed()
-        passed.stored = Stored([(fdstore.label(wanted.address, "echo"), sock.dup()) for sock in stored])
+        passed.stored = Stored([(store.label(wanted.address, "echo"), sock.dup()) for sock in stored])
         found = open_listeners(wanted, backlog, passed, "echo")
         for each in found:
             request.addfinalizer(each.close)
@@ -65,10 +66,14 @@ def test_a_listener_is_set_up_for_what_it_hands_down(listening: Open) -> None:
         assert option(sock, level, name) == 1
 
 
-@pytest.mark.parametrize(("limits", "expected"), [(Limits(1.5, 9, 2), (1.5, 2)), (Limits(0, 0, 0), (315360000,) * 2)])
-def test_an_accepted_socket_inherits_its_limits(listening: Open, limits: Limits, expected: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    ("limits", "expected"), [(Deadlines(1.5, 9, 2), (1.5, 2)), (Deadlines(0, 0, 0), (315360000,) * 2)]
+)
+def test_an_accepted_socket_inherits_its_limits(
+    listening: Open, limits: Deadlines, expected: tuple[float, float]
+) -> None:
     [listener] = listening("127.0.0.1:0")
-    listener.hand_down(limits)
+    listener.hand_down(limits.idle_timeout, limits.write_timeout)
     with socket.create_connection(listener.socket.getsockname()):
         accepted, _ = listener.socket.accept()
         with accepted:
@@ -257,12 +262,12 @@ def test_an_abstract_name_is_taken_once(listening: Open) -> None:
 def test_a_file_of_ours_is_removed_and_a_successors_is_not(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
-    ours = Leaving.at(str(path))
+    ours = OwnedFile.at(str(path))
     (tmp_path / "theirs").touch()
     (tmp_path / "theirs").rename(path)
     ours.remove()
     assert path.exists()
-    Leaving.at(str(path)).remove()
+    OwnedFile.at(str(path)).remove()
     assert not path.exists()
     ours.remove()  # what is gone is gone
 
@@ -346,7 +351,7 @@ def test_one_that_stands_in_the_way_is_given_up_for_the_next_try() -> None:
     with socket.create_server(("127.0.0.1", 0)) as there, socket.create_server(("127.0.0.1", 0)) as other:
         wanted = Listen(address=parse(f"127.0.0.1:{there.getsockname()[1]}"))
         passed = Passed()
-        label = fdstore.label(wanted.address, "echo")
+        label = store.label(wanted.address, "echo")
         passed.stored = Stored([(label, other), ("forkd=another", there)])
         with pytest.raises(ListenError):
             open_listeners(wanted, 5, passed, "echo")

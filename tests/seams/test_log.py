@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from forkd import journal, log
 from forkd.errors import ForkdError
-from forkd.journal import Journal
-from forkd.outlet import open_pipe, put
+from forkd.log import journal, log
+from forkd.log.journal import Journal
+from forkd.log.write import open_pipe, put
 from tests import disk
 from tests.journald import Journald
 

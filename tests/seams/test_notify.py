@@ -11,8 +11,8 @@ from time import monotonic
 
 import pytest
 
-from forkd import notify
-from forkd.notify import Notifier, watchdog_seconds
+from forkd.systemd import notify
+from forkd.systemd.notify import Notifier, watchdog_seconds
 from tests.manager import Manager, environment
 
 

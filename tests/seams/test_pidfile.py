@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from forkd import rundir
+from forkd.cli import paths
 from forkd.errors import ForkdError, RunsAlreadyError
-from forkd.leaving import Leaving
-from forkd.pidfile import Pidfile, claim, holder
+from forkd.kernel.owned_file import OwnedFile
+from forkd.kernel.pidfile import Pidfile, claim, holder
 
 
 class Other:
@@ -256,7 +256,7 @@ def test_what_was_removed_is_made_again_with_its_lock(path: Path) -> None:
     def does() -> None:
         mine = claim(path)
         path.unlink()
-        assert mine.remake() == mine.leaving == Leaving.at(str(path))
+        assert mine.remake() == mine.leaving == OwnedFile.at(str(path))
         kept.append(mine)
 
     kept: list[Pidfile] = []
@@ -277,8 +277,8 @@ def test_it_is_not_made_again_in_place_of_anothers(path: Path) -> None:
 
 
 def test_it_stands_beside_the_control_socket_where_none_is_named() -> None:
-    assert rundir.pidfile_beside(Path("/run/forkd/shop-1a2b.sock")) == Path("/run/forkd/shop-1a2b.pid")
-    assert rundir.pidfile_beside(Path("/run/forkd.pid")) == Path("/run/forkd.pid.pid")
+    assert paths.pidfile_beside(Path("/run/forkd/shop-1a2b.sock")) == Path("/run/forkd/shop-1a2b.pid")
+    assert paths.pidfile_beside(Path("/run/forkd.pid")) == Path("/run/forkd.pid.pid")
 
 
 def test_a_process_that_cannot_be_seen_is_told_of_all_the_same() -> None:

@@ -15,7 +15,7 @@ import pytest
 import forkd
 from examples import policy
 from examples.policy import REMEMBER, RETRY_WITHIN, TRUSTED_AFTER, Greylist, Triplet, parse
-from forkd.outcome import End
+from forkd.serving.outcome import End
 from forkd.testing import Client, connect
 
 NOW = 1_000_000_000.0

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from forkd import privileges
 from forkd.errors import ForkdError
-from forkd.privileges import KEPT, Identity, become, identity, shed
+from forkd.kernel.accounts import Identity, identity
+from forkd.security import privileges
+from forkd.security.privileges import KEPT, become, shed
 from tests.seams.test_process import in_child
 from tests.server import POWERLESS, ROOT, powers, setpriv_missing
 

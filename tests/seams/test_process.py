@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from forkd import process
-from forkd.brief import receive
+from forkd.ipc.channel import receive
+from forkd.kernel import process, procfs
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -153,8 +153,8 @@ def test_the_title_is_what_ps_shows() -> None:
 
 
 def test_resident_memory() -> None:
-    assert 1 << 20 < process.resident(os.getpid()) < 1 << 40
-    assert process.resident(2**22 + 1) == 0
+    assert 1 << 20 < procfs.resident(os.getpid()) < 1 << 40
+    assert procfs.resident(2**22 + 1) == 0
 
 
 # Whose child it is.
@@ -167,14 +167,14 @@ def test_a_pidfd_is_known_for_whose_child_it_is_of() -> None:
         os._exit(0)
     ours, stranger = os.pidfd_open(pid), os.pidfd_open(1)
     try:
-        assert process.is_child_of(ours, pid, {os.getpid()})
-        assert not process.is_child_of(ours, pid, {1})
-        assert not process.is_child_of(stranger, pid, {os.getpid()}), "another process than it says"
-        assert not process.is_child_of(stranger, 1, {os.getpid()})
+        assert procfs.is_child_of(ours, pid, {os.getpid()})
+        assert not procfs.is_child_of(ours, pid, {1})
+        assert not procfs.is_child_of(stranger, pid, {os.getpid()}), "another process than it says"
+        assert not procfs.is_child_of(stranger, 1, {os.getpid()})
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    assert process.is_child_of(ours, pid, {os.getpid()}), "one that has ended"
+    assert procfs.is_child_of(ours, pid, {os.getpid()}), "one that has ended"
     os.close(ours)
     os.close(stranger)
 
@@ -198,16 +198,16 @@ def test_outcome(status: int | None, words: str) -> None:
 
 
 def test_who_descends_from_us() -> None:
-    assert not process.may_descend(os.getpid())
-    assert not process.may_descend(os.getppid())
-    assert not process.may_descend(1)
+    assert not procfs.may_descend(os.getpid())
+    assert not procfs.may_descend(os.getppid())
+    assert not procfs.may_descend(1)
     shell = subprocess.Popen(["sh", "-c", "sleep 100 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
     assert shell.stdout is not None
     grandchild = int(shell.stdout.readline())
     try:
-        assert process.may_descend(shell.pid)
-        assert process.may_descend(grandchild)
+        assert procfs.may_descend(shell.pid)
+        assert procfs.may_descend(grandchild)
     finally:
         os.kill(grandchild, signal.SIGKILL)
         shell.communicate()
-    assert process.may_descend(grandchild), "it has ended, and may have been"
+    assert procfs.may_descend(grandchild), "it has ended, and may have been"

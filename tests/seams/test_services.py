@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkd import services
-from forkd.handler import Service
-from forkd.outcome import End
+from forkd.serving.outcome import End
+from forkd.serving.service import Service
 from forkd.testing import connect
 
 PRINTABLE = bytes(range(32, 127))

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from forkd import process, signals
-from forkd.signals import Command, Inbox
+from forkd.kernel import process, signals
+from forkd.kernel.signals import Inbox
+from forkd.master import commands
+from forkd.master.commands import Command
 from tests.seams.test_process import in_child
 
 
@@ -105,9 +107,9 @@ def test_descriptors_of_an_inbox_do_not_pass_an_exec() -> None:
 
 
 def test_every_command_has_one_signal() -> None:
-    assert sorted(signals.COMMANDS.values(), key=str) == sorted(Command, key=str)
+    assert sorted(commands.COMMANDS.values(), key=str) == sorted(Command, key=str)
 
 
 def test_what_the_master_acts_on_reaches_nobody_else_by_the_terminal() -> None:
-    acted_on = set(signals.COMMANDS) - {signal.SIGTERM}
+    acted_on = set(commands.COMMANDS) - {signal.SIGTERM}
     assert acted_on <= set(signals.IGNORED_BELOW_MASTER)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from forkd import config
 from forkd.errors import ConfigError
-from forkd.portmap import Mapping
-from forkd.settings import Settings
-from forkd.site import open_site
-from forkd.systemd import Passed
+from forkd.master.site import open_site
+from forkd.settings import config
+from forkd.settings.schema import Settings
+from forkd.sockets.rpcbind.protocol import Mapping
+from forkd.systemd.passed import Passed
 
 
 def settings(folder: Path, listen: str) -> Settings:

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 import forkd
-from forkd.limits import Limits
-from forkd.outcome import End
+from forkd.ipc.deadlines import Deadlines
+from forkd.serving.outcome import End
 from forkd.testing import Client, connect
 
 
@@ -59,7 +59,7 @@ def test_the_name_the_peer_and_the_limits() -> None:
     def tell(request: bytes, connection: forkd.Connection) -> bytes:
         return f"{connection.service} {connection.number} {connection.peer} {connection.local}".encode()
 
-    with connect(tell, name="tell", limits=Limits(idle_timeout=0.02)) as client:
+    with connect(tell, name="tell", limits=Deadlines(idle_timeout=0.02)) as client:
         assert client.call(b"?") == b"tell 1 unix: unix:"
         assert client.recv(10) == b""
         assert client.outcome.end is End.IDLE
@@ -238,7 +238,7 @@ async def pool() -> AsyncIterator[bytes]:
 def test_a_coroutine() -> None:
     with connect(patient) as client:
         assert client.call(b"0.01") == b"pooled 0.01"
-    with connect(patient, limits=Limits(idle_timeout=0.05)) as client:
+    with connect(patient, limits=Deadlines(idle_timeout=0.05)) as client:
         assert client.call(b"0") == b"pooled 0"
         assert client.recv(100) == b""
     assert client.outcome.end is End.IDLE
@@ -247,6 +247,6 @@ def test_a_coroutine() -> None:
 
 
 def test_a_coroutine_over_its_time() -> None:
-    with pytest.raises(TimeoutError), connect(patient, limits=Limits(request_timeout=0.05)) as client:
+    with pytest.raises(TimeoutError), connect(patient, limits=Deadlines(request_timeout=0.05)) as client:
         client.call(b"60")
     assert client.outcome.end is End.REQUEST

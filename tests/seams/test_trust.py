@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from forkd import check, config, reach, trust
-from forkd.config import Source
+from forkd.cli import check
 from forkd.errors import ConfigError
-from forkd.privileges import Identity, become
-from forkd.trust import Weakness, weaknesses
-from forkd.whereabouts import files, way
+from forkd.kernel.accounts import Identity
+from forkd.security import reach, trust
+from forkd.security.paths import files, way
+from forkd.security.privileges import become
+from forkd.security.trust import Weakness, weaknesses
+from forkd.settings import config
+from forkd.settings.config import Source
 from tests.seams.test_process import in_child
 
 NOBODY = pwd.getpwnam("nobody")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 import forkd
-from forkd.connection import Connection
-from forkd.conversation import UNCOUNTED
-from forkd.handler import Service
-from forkd.outcome import End
-from forkd.scoreboard import BYTES_IN, BYTES_OUT, ERRORS, REQUESTS, RESET
+from forkd.ipc.scoreboard import BYTES_IN, BYTES_OUT, ERRORS, REQUESTS, RESET
+from forkd.serving.connection import Connection
+from forkd.serving.conversation import UNCOUNTED
+from forkd.serving.outcome import End
+from forkd.serving.service import Service
 from tests.cases import PATIENCE
 from tests.kinds import Hall
 

@@ -1,0 +1,116 @@
+"""`forkd check`: imports every application in a throw-away fork server, and looks for what will bite.
+
+It binds nothing. What the settings themselves say wrong, `config` has told by the time this begins.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from forkd.cli.trial import Trial
+from forkd.errors import ConfigError, ForkdError, Problem
+from forkd.kernel import accounts, process
+from forkd.kernel.accounts import Identity
+from forkd.security import privileges, reach
+from forkd.security.identity import runs_as
+from forkd.settings.schema import Settings
+
+_SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
+
+_ANSWER_BYTES: Final = 4096  # what a pipe takes at once (pipe(7), PIPE_BUF)
+
+
+def trial(settings: Settings) -> list[str]:
+    """Imports every application; gives what a fork would break in them.
+
+    Raises ConfigError with what keeps these settings from being served: applications that do not import, unknown users.
+    """
+    barred = out_of_reach(settings)
+    trials = [Trial(settings, name) for name in settings.services if name not in barred]
+    refuse([*barred.values(), *(problem for each in trials for problem in each.verdict())])
+    return [str(settings.problem(f"service.{each.name}.app", what)) for each in trials for what in each.left_behind]
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """What works, but not as somebody might expect."""
+    somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    for name, service in settings.services.items():
+        if service.backlog > somaxconn:
+            yield str(
+                settings.problem(
+                    f"service.{name}.backlog",
+                    f"{service.backlog} is cut to {somaxconn} by the kernel: raise net.core.somaxconn (sysctl)",
+                )
+            )
+    workers = sum(service.workers.max for service in settings.services.values())
+    needed = 3 * workers + _SPARE_DESCRIPTORS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed > soft:
+        yield (
+            f"{settings.file}: {workers} workers take {needed} descriptors, but {soft} are allowed: "
+            "raise LimitNOFILE= or ulimit -n"
+        )
+    if os.geteuid() == 0:
+        for name in root_services(settings):
+            yield f"{settings.file}: service {name} would run as root, which forkd start refuses: set master.user"
+    yield from others_users(settings)
+
+
+def others_users(settings: Settings) -> Iterator[str]:
+    """A sentence for each service that cannot run as whom the settings name, for only root can become somebody else."""
+    for name, service in settings.services.items():
+        who = accounts.identity(*settings.runs_as(service))
+        if os.geteuid() != 0 and who is not None and (who.uid, who.gid) != (os.geteuid(), os.getegid()):
+            ours = accounts.user_name(os.geteuid())
+            yield f"service {name} runs as {ours}, for only root could run it as somebody else"
+
+
+def root_services(settings: Settings) -> list[str]:
+    """The services for which no user is set, so that a master that is root would run them as root."""
+    return [name for name, service in settings.services.items() if settings.runs_as(service)[0] is None]
+
+
+def out_of_reach(settings: Settings) -> dict[str, Problem]:
+    """By service, what keeps its user from reading Python, forkd or the application, or from being there at all."""
+    found = {}
+    for name, service in settings.services.items():
+        try:
+            who = runs_as(settings, name)
+        except ConfigError as error:
+            found[name] = error.problems[0]
+            continue
+        if who is not None and who.uid != 0 and (why := _tried(who, reach.needs(service.app, str(service.path)))):
+            found[name] = settings.problem(f"service.{name}.user" if service.user else "master.user", why)
+    return found
+
+
+def _tried(who: Identity, needed: list[reach.Need]) -> str:
+    """The obstacle for `who`, as a child that has become them finds it."""
+    answer, told = os.pipe2(os.O_CLOEXEC)
+    with process.signals_blocked():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                privileges.become(who)
+                why = reach.obstacle(needed)
+            except BaseException as error:
+                why = str(error) if isinstance(error, ForkdError) else repr(error)
+            with suppress(OSError):
+                os.write(told, why.encode(errors="backslashreplace")[:_ANSWER_BYTES])
+            os._exit(0)
+    os.close(told)
+    with os.fdopen(answer, "rb") as stream:
+        why = stream.read().decode(errors="replace")
+    os.waitpid(pid, 0)
+    return why
+
+
+def refuse(found: Iterable[Problem]) -> None:
+    """Raises ConfigError with the problems, each once, if there are any."""
+    if once := list(dict.fromkeys(found)):
+        raise ConfigError(once)

@@ -1,0 +1,8 @@
+"""forkd install: units and settings put in their places, and taken away again.
+
+command       the options of forkd install
+installation  what goes where on a machine with systemd
+place         the files on the disk
+plan          what to do about each file
+shipped       the files that come with the code
+"""

@@ -1,0 +1,304 @@
+"""The client loop of one process of a load test: epoll(7) over non-blocking sockets, tightly written.
+
+A closed loop sends the next request when a reply has come. An open one sends what its schedule says
+is due, and counts each latency from the time when the request was due: one that had to wait because
+the server stalled has waited, so no slow moment is left out of the figures (coordinated omission).
+What happens is written into a `loadtally.Tally`; of processes, reports and who reads the tally it
+knows nothing. Connections are made and lost in `loadlinks`. Times are nanoseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import select
+import time
+from enum import Enum, auto
+from typing import Final
+
+from forkd.cli.load.link import ORDINARY, Link, State, Target
+from forkd.cli.load.links import SECOND, Links
+from forkd.cli.load.open_loop import Turns
+from forkd.cli.load.plan import UNLIMITED, LoadPlan, Share
+from forkd.cli.load.schedule import EvenSchedule, RandomSchedule
+from forkd.cli.load.tally import Tally
+from forkd.errors import FramingError
+
+_TICK: Final = SECOND // 50
+# Received at once: so little that the interpreter has it at hand, until a reply turns out to be longer.
+_LITTLE: Final = 470
+_MUCH: Final = 65536
+
+
+class LoadPhase(Enum):
+    GATHERING = auto()  # connecting; no request is sent before every link has tried
+    WARMING = auto()
+    COUNTING = auto()
+    DRAINING = auto()  # nothing is sent any more, replies are awaited
+    OVER = auto()
+
+
+class ClientLoop:
+    """One run over one share of a plan. The end of the file `leash` ends it at once."""
+
+    def __init__(self, plan: LoadPlan, share: Share, target: Target, tally: Tally, leash: int) -> None:
+        self._plan = plan
+        self._share, self._tally = share, tally
+        # Early, so that its number is one that select(2) can wait for.
+        self._epoll = select.epoll()
+        self._epoll.register(leash, select.EPOLLIN)
+        self._links = Links(plan, share, target, tally, self._epoll)
+        self._pipeline, self._batches = plan.pipeline, plan.batches
+        self._wires = plan.wires * (1 + plan.pipeline // len(plan.bodies) + 1)
+        self._phase, self._phase_end, self._next_tick = LoadPhase.GATHERING, 0, 0
+        self._chunk = _LITTLE
+        self._turns: Turns | None = None  # an open loop's
+        self._to_send = 0
+        self._since = UNLIMITED  # what was sent or due earlier does not count
+        self._answered = self._bytes_in = self._bytes_out = self._longest = self._last = 0
+
+    def run(self) -> None:
+        """Does the share, to its end."""
+        now = time.monotonic_ns()
+        self._phase_end = now + int(self._plan.connect_timeout * SECOND)
+        self._links.last_hope = now
+        with self._epoll:
+            for link in self._links.all:
+                self._links.connect(link, time.monotonic_ns())
+                self._serve(self._epoll.poll(0))  # or the first would seem to take as long as all of them
+            while self._phase is not LoadPhase.OVER:
+                self._serve(self._wait(now))
+                now = time.monotonic_ns()
+                if self._phase is not LoadPhase.GATHERING:
+                    self._use_opened(now)
+                if self._turns is not None and self._to_send > 0:
+                    self._send_due(self._turns, now)
+                if now >= self._next_tick or self._is_phase_done():
+                    self._tick(now)
+        self._publish(now)
+        self._links.close_all()
+
+    def _wait(self, now: int) -> list[tuple[int, int]]:
+        until = self._next_tick
+        if self._turns is not None and self._to_send > 0 and (due := self._turns.next_time()) is not None:
+            until = min(until, due)
+            if (wait := until - time.monotonic_ns()) > 0:
+                # epoll_wait(2) counts in milliseconds, by which requests would be late; select(2) does not.
+                select.select((self._epoll,), (), (), wait / SECOND)
+            return self._epoll.poll(0)
+        return self._epoll.poll(max(0, until - now) / SECOND)
+
+    # What happens for every reply and every request; here each line counts.
+
+    def _serve(self, events: list[tuple[int, int]]) -> None:
+        links, by_fd, clock, latencies = self._links, self._links.by_fd, time.monotonic_ns, self._tally.latencies
+        since, answered, longest, received, chunk = self._since, 0, self._longest, 0, self._chunk
+        pipeline, is_closed = self._pipeline, self._turns is None
+        for fd, what in events:
+            link = by_fd.get(fd)
+            if link is None:  # the leash
+                self._phase = LoadPhase.OVER
+                break
+            if what != ORDINARY and not self._is_to_receive(link, what):
+                continue
+            try:
+                data = link.receive(chunk)
+                now = clock()
+                count = link.count(data)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                links.lose_by(link, error, clock())
+                continue
+            except FramingError:
+                links.lose(link, "wrong", clock())
+                continue
+            if not data:
+                links.lose(link, "cut short", now)
+                continue
+            received += len(data)
+            if len(data) == chunk:
+                chunk = self._chunk = _MUCH
+                link.watch(self._epoll, new=False)  # there may be more, of which no edge would tell
+            if not count:
+                continue
+            self._last = link.quiet_since = now
+            link.served = True
+            starts = link.starts
+            if count > len(starts):
+                links.judge.wrong += count - len(starts)  # nobody had asked
+                count = len(starts)
+            links.in_flight -= count
+            while count:
+                start = starts.popleft()
+                together = 1
+                if count > 1 and starts[count - 2] == start:  # the times in it never fall
+                    together = count
+                    for _ in range(count - 1):
+                        starts.popleft()
+                count -= together
+                if start >= since:
+                    took = now - start
+                    shift = took.bit_length() - 11  # loadtally.bucket, without the call
+                    latencies[(shift << 10) + (took >> shift) if shift > 0 else took] += together
+                    answered += together
+                    if took > longest:
+                        longest = took
+            room = pipeline - len(starts)
+            if is_closed and link.left >= room > 0 and self._to_send >= room and not link.rest:
+                self._send(link, room, now)  # nearly always, and so without the detour
+                if room == 1:
+                    starts.append(now)
+                else:
+                    starts.extend((now,) * room)
+            else:
+                self._go_on(link, now)
+        self._answered += answered
+        self._bytes_in += received
+        self._longest = longest
+
+    def _go_on(self, link: Link, now: int) -> None:
+        """A link that has room: a closed loop's sends, an open one's waits for a request that is due."""
+        room = self._pipeline - len(link.starts)
+        if link.left < room:
+            room = link.left
+        if self._to_send < room:
+            room = self._to_send
+        if room <= 0:
+            if not link.starts:
+                self._links.finish(link, self._to_send, now)
+            return
+        if link.rest:
+            return
+        if self._turns is None:
+            self._send(link, room, now)
+            link.starts.extend((now,) * room)
+        else:
+            self._turns.offer(link)
+
+    def _send(self, link: Link, count: int, now: int) -> None:
+        """Puts the next `count` requests of a link on their way, in one send; the caller notes when they started."""
+        if self._batches:
+            data = self._batches[count]
+        else:
+            data = b"".join(self._wires[link.turn : link.turn + count])
+            link.turn = (link.turn + count) % len(self._plan.bodies)
+        if not link.starts:
+            link.quiet_since = now
+        link.left -= count
+        self._to_send -= count
+        self._links.in_flight += count
+        try:
+            sent = link.transmit(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the next receive tells why, after what had come before
+        self._bytes_out += sent
+        if sent < len(data):
+            link.rest = data[sent:]
+            link.watch(self._epoll, new=False)
+
+    def _send_due(self, turns: Turns, now: int) -> None:
+        for link, due in turns.deal(min(now, self._phase_end - 1), self._to_send):
+            self._send(link, len(due), now)
+            link.starts.extend(due)
+            self._go_on(link, now)
+
+    # What happens now and then.
+
+    def _is_to_receive(self, link: Link, what: int) -> bool:
+        """Does what else an event asks for; whether something is to be received, too."""
+        if link.state is State.CONNECTING:
+            self._links.finish_connecting(link, time.monotonic_ns())
+            return False
+        if what & select.EPOLLRDHUP:
+            # The server's end came with its last reply: a request sent now would be cut short for no fault.
+            link.left = 0
+            link.watch(self._epoll, new=False, again=True)
+        if what & select.EPOLLOUT and link.rest:
+            self._send_rest(link)
+        return link.state is State.OPEN and what != select.EPOLLOUT
+
+    def _send_rest(self, link: Link) -> None:
+        with contextlib.suppress(OSError):  # as in _send
+            sent = link.transmit(link.rest)
+            self._bytes_out += sent
+            link.rest = link.rest[sent:]
+            if not link.rest:
+                link.watch(self._epoll, new=False)
+                self._go_on(link, time.monotonic_ns())
+
+    def _use_opened(self, now: int) -> None:
+        opened, self._links.opened = self._links.opened, []
+        for link in opened:
+            if link.state is State.OPEN:
+                self._go_on(link, now)
+
+    def _is_phase_done(self) -> bool:
+        if self._phase is LoadPhase.GATHERING:
+            return not self._links.connecting
+        return not self._to_send and not self._links.in_flight
+
+    def _tick(self, now: int) -> None:
+        match self._phase:
+            case LoadPhase.GATHERING if now >= self._phase_end or not self._links.connecting:
+                self._start(now)
+            case LoadPhase.WARMING if now >= self._phase_end:
+                self._start_counting(now)
+            case LoadPhase.COUNTING if now >= self._phase_end or self._is_hopeless(now):
+                self._stop_sending(now)
+        if self._phase is not LoadPhase.GATHERING and self._is_phase_done():
+            self._phase = LoadPhase.OVER
+        else:
+            self._links.ending = self._to_send <= 0 and self._phase is not LoadPhase.GATHERING
+            self._links.search(now)
+        self._publish(now)
+        self._next_tick = min(now + _TICK, max(now, self._phase_end))
+
+    def _start(self, now: int) -> None:
+        if self._share.interval is not None:
+            begin, interval = now + int(self._share.first * SECOND), self._share.interval * SECOND
+            at_random = self._plan.poisson
+            schedule = RandomSchedule(begin, interval, random.Random()) if at_random else EvenSchedule(begin, interval)
+            self._turns = Turns(schedule, self._pipeline)
+        self._last = now
+        if self._plan.warmup:
+            self._phase, self._phase_end = LoadPhase.WARMING, now + int(self._plan.warmup * SECOND)
+            self._to_send = UNLIMITED
+        else:
+            self._start_counting(now)
+        self._use_opened(now)
+
+    def _start_counting(self, now: int) -> None:
+        limit = self._plan.limit
+        self._phase, self._phase_end = LoadPhase.COUNTING, UNLIMITED if limit is None else now + int(limit * SECOND)
+        # What was due in the warm-up and has still to leave takes nobody's place.
+        self._to_send = self._share.requests + (self._turns.overdue(now - 1) if self._turns else 0)
+        self._since = now
+        if self._plan.warmup:
+            self._answered = self._bytes_in = self._bytes_out = self._longest = self._links.judge.wrong = 0
+            self._tally.clear_requests()
+
+    def _stop_sending(self, now: int) -> None:
+        if self._turns is not None:
+            self._tally["unsent"] = min(self._to_send, self._turns.overdue(self._phase_end - 1))
+        self._to_send = 0
+        self._links.finish_all(now)
+        self._last = now
+        self._phase, self._phase_end = LoadPhase.DRAINING, UNLIMITED
+
+    def _is_hopeless(self, now: int) -> bool:
+        """Whether a test without an end in time has found nobody for so long that it would have none."""
+        deadline = max(self._links.last_hope, self._last) + 2 * self._plan.connect_timeout * SECOND
+        return self._plan.limit is None and now > deadline and not self._links.is_any_open()
+
+    def _publish(self, now: int) -> None:
+        tally = self._tally
+        tally["answered"], tally["longest"] = self._answered, self._longest
+        tally["bytes_in"], tally["bytes_out"] = self._bytes_in, self._bytes_out
+        tally["wrong"] = self._links.judge.wrong
+        if self._since != UNLIMITED:
+            tally["began"] = self._since
+            # After the last request, the time goes on until its reply only.
+            tally["ended"] = max(self._last, self._since) if self._to_send <= 0 else now

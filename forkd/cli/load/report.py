@@ -1,0 +1,210 @@
+"""The figures of a load test: as a document, as a table, as a line that moves (rich, HdrHistogram).
+
+A document is what `--json` writes: seconds, bytes and counts, and the two histograms in HdrHistogram's
+own encoding, so that other tools can add and draw them. Nothing here opens a socket or a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+from hdrh.histogram import HdrHistogram
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from forkd.cli.load.plan import LoadPlan
+from forkd.cli.load.tally import LONGEST, Tally, durations, total
+from forkd.kernel.address import Address
+
+PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 99.99)
+_DIGITS: Final = 3
+_PIPE_WIDTH: Final = 1000
+
+
+class Moment(NamedTuple):
+    """What had been done after so many seconds."""
+
+    seconds: float
+    requests: int
+    failures: int
+
+
+def document(
+    plan: LoadPlan, address: Address, tally: Tally, timeline: Sequence[Moment], *, interrupted: bool = False
+) -> dict[str, Any]:
+    """Everything about a test that has ended."""
+    latency, connect = histogram(tally.latencies), histogram(tally.connects)
+    seconds = tally.seconds
+    return {
+        "address": str(address),
+        "plan": _plan(plan),
+        "interrupted": interrupted,
+        "seconds": seconds,
+        "requests": tally["answered"],
+        "rate": tally["answered"] / seconds if seconds else 0.0,
+        "unsent": tally["unsent"],
+        "connections": tally["connected"],
+        "bytes": {"in": tally["bytes_in"], "out": tally["bytes_out"]},
+        "failures": {name.replace(" ", "_"): count for name, count in tally.failures.items()},
+        "latency": percentiles(latency, tally["longest"]),
+        "connect": percentiles(connect, tally["longest_connect"]),
+        "timeline": [list(moment) for moment in timeline],
+        "histograms": {"latency": latency.encode().decode(), "connect": connect.encode().decode()},
+    }
+
+
+def histogram(counts: memoryview) -> Any:
+    """The counts of a tally as an HdrHistogram of nanoseconds."""
+    made = HdrHistogram(1, LONGEST, _DIGITS)
+    for nanoseconds, count in durations(counts):
+        made.record_value(nanoseconds, count)
+    return made
+
+
+def percentiles(made: Any, longest: int) -> dict[str, float | None]:
+    """Seconds at each percentile, "p50" to "max"; None where nothing was counted."""
+    found = made.get_percentile_to_value_dict(PERCENTILES) if made.get_total_count() else {}
+    # A bucket's upper end may lie above the longest that was in it.
+    named: dict[str, float | None] = {
+        f"p{each:g}": min(found[each], longest) / 1e9 if each in found else None for each in PERCENTILES
+    }
+    return named | {"max": longest / 1e9 if found else None}
+
+
+def text(document: Mapping[str, Any]) -> str:
+    """The document as JSON."""
+    return json.dumps(document, indent=2) + "\n"
+
+
+def failures(document: Mapping[str, Any]) -> str:
+    """How many failures of which class there were, in words."""
+    told = [f"{count:,} {name.replace('_', ' ')}" for name, count in document["failures"].items() if count]
+    return f"failures: {', '.join(told)}" if told else "no failures"
+
+
+def show(document: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints a document for a person."""
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = _PIPE_WIDTH  # rich would take 80 columns and cut the tables to that
+    plan = document["plan"]
+    console.print(
+        Text(
+            f"{document['address']}: {document['requests']:,} requests in {document['seconds']:.2f} s"
+            f"{', interrupted' if document['interrupted'] else ''}; "
+            f"{_count(plan['connections'], 'connection')}, {plan['pipeline']:,} in flight on each, "
+            f"{_count(plan['workers'], 'process', 'es')}"
+        )
+    )
+    console.print(_totals(document))
+    console.print(_percentiles(document))
+    console.print(Text(failures(document)))
+    if why := document.get("connect_failure"):
+        console.print(Text(f"a connection that failed: {why}"))
+    if document["unsent"]:
+        console.print(
+            Text(f"{document['unsent']:,} requests were due and never sent: the rate of {plan['rate']:g} was not kept")
+        )
+
+
+@contextmanager
+def live(plan: LoadPlan, address: Address) -> Iterator[Callable[[Sequence[Tally]], None]]:
+    """Gives what shows the figures so far in one line of standard error, if that is a terminal."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda tallies: None
+        return
+    # Drawn by the caller's clock and not by a thread of rich's own.
+    with Live(console=console, auto_refresh=False, transient=True) as line:
+        last = Moment(0.0, 0, 0)
+
+        def draw(tallies: Sequence[Tally]) -> None:
+            nonlocal last
+            tally = total(tallies)
+            now = Moment(tally.seconds, tally["answered"], tally.failed)
+            line.update(moving_line(tally, last, now, address, plan), refresh=True)
+            last = now
+
+        yield draw
+
+
+def moving_line(tally: Tally, last: Moment, now: Moment, address: Address, plan: LoadPlan) -> Text:
+    """The figures so far, and the rate since the last time."""
+    if not now.seconds:
+        return Text(f"{address}: {'warming up' if tally['connected'] else 'connecting'}", overflow="ellipsis")
+    passed = now.seconds - last.seconds
+    rate = (now.requests - last.requests) / passed if passed > 0 else 0.0
+    figures = percentiles(histogram(tally.latencies), tally["longest"])
+    of = f" of {plan.limit:g}" if plan.limit else ""
+    shown = "  ".join(f"{name} {duration(figures[name])}" for name in ("p50", "p99", "p99.9", "max"))
+    words = Text(f"{now.seconds:.1f}{of} s  {now.requests:,} requests  {rate:,.0f} a second  {shown}  ")
+    return words.append(f"{now.failures:,} failures", "bold red" if now.failures else "")
+
+
+def duration(seconds: float | None) -> str:
+    """A time as short as a person reads it, with three digits."""
+    if seconds is None:
+        return "-"
+    for unit, size in ("us", 1e-6), ("ms", 1e-3):
+        if seconds < 999.5 * size:
+            return f"{_three(seconds / size)} {unit}"
+    return f"{_three(seconds)} s"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1023.5:
+            return f"{_three(count)} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+def _totals(document: Mapping[str, Any]) -> Table:
+    table = _table("", "total", "a second")
+    seconds = document["seconds"] or 1.0
+    for name, count in (("requests", document["requests"]), ("connections", document["connections"])):
+        table.add_row(name, f"{count:,}", f"{count / seconds:,.1f}")
+    for name in ("in", "out"):
+        count = document["bytes"][name]
+        table.add_row(f"bytes {name}", size(count), size(count / seconds))
+    return table
+
+
+def _percentiles(document: Mapping[str, Any]) -> Table:
+    table = _table("", "latency", "connect")
+    for name, seconds in document["latency"].items():
+        table.add_row(name, duration(seconds), duration(document["connect"][name]))
+    return table
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, min_width=12)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True, min_width=12)
+    return table
+
+
+def _plan(plan: LoadPlan) -> dict[str, Any]:
+    words = ("connections", "workers", "duration", "requests", "rate", "poisson", "pipeline", "per_connection")
+    return {word: getattr(plan, word) for word in (*words, "warmup", "expect", "connect_timeout", "timeout")} | {
+        "duration": plan.limit,
+        "framing": repr(plan.framing),
+        "bodies": len(plan.bodies),
+    }
+
+
+def _three(number: float) -> str:
+    return f"{number:.2f}" if number < 9.995 else f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"

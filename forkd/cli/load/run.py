@@ -1,0 +1,243 @@
+"""`forkd load`: a load test of any TCP service, from the first connection to the verdict.
+
+One process a share of the plan does the work (`loadloop`) and counts in memory that this one shares
+with it; this one watches, shows and, at the end, reports (`loadreport`, `loadplot`). It forks before
+anything starts a thread. Who calls it is `loadcommand`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import resource
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, NoReturn
+
+from forkd.cli.load import chart, report
+from forkd.cli.load.link import Target
+from forkd.cli.load.loop import ClientLoop
+from forkd.cli.load.plan import LoadPlan, Share, shares
+from forkd.cli.load.tally import BYTES, Tally, total
+from forkd.errors import Exit, ForkdError, UsageError
+from forkd.kernel.address import Address
+from forkd.sockets import dial, explain
+
+INTERRUPTED: Final = 128 + signal.SIGINT
+"""The exit status after Ctrl-C, as of a program that SIGINT has ended."""
+
+# Seconds between two looks at the figures, and how many moments are kept of a test whose end is known.
+_STEP: Final = 0.25
+_MOST_MOMENTS: Final = 240
+_SPARE_DESCRIPTORS: Final = 16
+_STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What is to come of a test beside the table: files, and the limits that make it a failure."""
+
+    json: str | None = None  # a file, or "-" for standard output in place of the table
+    plot: str | None = None
+    max_errors: int | None = None
+    max_p99: float | None = None
+
+
+def run(plan: LoadPlan, address: Address, wishes: LoadOptions) -> int:
+    """Does the whole test and tells its figures; gives the exit status, or raises what a person has to know."""
+    if wishes.max_p99 is not None and not wishes.max_p99 > 0:
+        raise UsageError(f"--max-p99 {wishes.max_p99:g}: no number of seconds above 0")
+    if wishes.plot is not None:
+        chart.require()
+    for path in (wishes.json, wishes.plot):
+        if path is not None and path != "-":
+            _write(path, b"", "ab")  # or a long test would end without its file
+    _raise_descriptor_limit(plan)
+    target = _reach(plan, address)
+    with Clients(plan, target) as clients:
+        timeline = _watch(clients, plan, address)
+    tally = total(clients.tallies)
+    connecting = None
+    if tally["errno"]:
+        failure = OSError(tally["errno"], os.strerror(tally["errno"]))
+        connecting = explain.explain(failure, address, timeout=plan.connect_timeout)
+        if not tally["connected"]:
+            raise connecting
+    document = report.document(plan, address, tally, timeline, interrupted=clients.interrupted)
+    document["connect_failure"] = connecting and str(connecting)
+    complaints = verdict(document, wishes)
+    document["passed"] = not complaints
+    _tell(document, wishes)
+    if clients.crashed:
+        complaints.insert(0, f"{clients.crashed} of {plan.workers} client processes crashed, their last figures count")
+    if complaints:
+        raise ForkdError("; ".join(complaints))
+    return INTERRUPTED if clients.interrupted else Exit.DONE
+
+
+def verdict(document: dict[str, Any], wishes: LoadOptions) -> list[str]:
+    """What is wrong with the outcome by the limits that were set."""
+    complaints = []
+    failed = sum(document["failures"].values())
+    p99 = document["latency"]["p99"]
+    if not document["requests"] and failed:
+        complaints.append(f"no request was answered; {report.failures(document)}")
+    if wishes.max_errors is not None and failed > wishes.max_errors:
+        complaints.append(f"{failed} failures are more than --max-errors {wishes.max_errors}")
+    if wishes.max_p99 is not None and p99 is not None and p99 > wishes.max_p99:
+        complaints.append(f"p99 of {p99:g} s is more than --max-p99 {wishes.max_p99:g}")
+    return complaints
+
+
+class Clients:
+    """The processes that do a plan's shares, for the length of a block; all are gone after it."""
+
+    def __init__(self, plan: LoadPlan, target: Target) -> None:
+        self.interrupted = False
+        self.crashed = 0
+        self._plan = plan
+        self._target = target
+        self._pids: list[int] = []
+        memory = memoryview(mmap.mmap(-1, plan.workers * BYTES))
+        self.tallies = [Tally(memory[at : at + BYTES]) for at in range(0, len(memory), BYTES)]
+
+    def __enter__(self) -> Clients:
+        # The clients' end of `held` is the sign that they live, ours of `leash` that we do.
+        self._alive, held = os.pipe()
+        leash, self._leash = os.pipe()
+        self._signals, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            for share, tally in zip(shares(self._plan), self.tallies, strict=True):
+                pid = os.fork()
+                if not pid:
+                    for fd in (self._alive, self._leash, self._signals, told):
+                        os.close(fd)
+                    _be_client(self._plan, share, self._target, tally, leash)
+                self._pids.append(pid)
+            os.close(held)
+            os.close(leash)
+            self._told = told
+            self._before = [(number, signal.signal(number, _note)) for number in _STOPPING]
+            self._wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        return self
+
+    def wait(self, seconds: float) -> bool:
+        """Waits, for at most so long; whether all are done."""
+        ready, _, _ = select.select((self._alive, self._signals), (), (), max(0.0, seconds))
+        if self._signals in ready:
+            os.read(self._signals, 512)
+            self.interrupted = True
+            self.stop()
+        return self._alive in ready
+
+    def stop(self) -> None:
+        """Has all of them end at once."""
+        if self._leash >= 0:
+            os.close(self._leash)
+            self._leash = -1
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.crashed = sum(os.waitpid(pid, 0)[1] != 0 for pid in self._pids)
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        for fd in (self._alive, self._signals, self._told):
+            os.close(fd)
+
+
+def _note(number: int, frame: object) -> None:
+    """Nothing: the byte in the wakeup pipe says it."""
+
+
+def _be_client(plan: LoadPlan, share: Share, target: Target, tally: Tally, leash: int) -> NoReturn:
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it comes to all; the first process decides
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        gc.disable()  # nothing here makes rings, and a collection would show in the figures
+        with contextlib.suppress(OSError):
+            # Timers of this process run 50 us late for the sake of power: prctl(2), PR_SET_TIMERSLACK.
+            Path("/proc/self/timerslack_ns").write_text("1")
+        ClientLoop(plan, share, target, tally, leash).run()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _reach(plan: LoadPlan, address: Address) -> Target:
+    """The one address, of those that a name may have, that answers; or what `forkd call` says."""
+    with dial.connect(address, timeout=plan.connect_timeout) as sock:
+        # A unix socket's own idea of its name may be out of date: it may have been renamed.
+        return Target(sock.family, dial.unix_path(address) if address.kind == "unix" else sock.getpeername())
+
+
+def _watch(clients: Clients, plan: LoadPlan, address: Address) -> list[report.Moment]:
+    """Takes a moment's figures now and then until all is done, and shows them on a terminal."""
+    apart = max(_STEP, (plan.limit or 0) / _MOST_MOMENTS)
+    timeline: list[report.Moment] = []
+    with report.live(plan, address) as show:
+        following = time.monotonic()
+        while not clients.wait(following - time.monotonic()):
+            if (now := time.monotonic()) < following:
+                continue  # a signal
+            following = now + _STEP
+            moment = _moment(clients.tallies)
+            if moment.seconds >= (timeline[-1].seconds if timeline else 0) + apart:
+                timeline.append(moment)
+            show(clients.tallies)
+    return [*timeline, _moment(clients.tallies)]
+
+
+def _moment(tallies: Sequence[Tally]) -> report.Moment:
+    answered, failed = sum(tally["answered"] for tally in tallies), sum(tally.failed for tally in tallies)
+    return report.Moment(max(tally.seconds for tally in tallies), answered, failed)
+
+
+def _tell(document: dict[str, Any], wishes: LoadOptions) -> None:
+    if wishes.json != "-":
+        report.show(document)
+    if wishes.json is not None:
+        text = report.text(document)
+        if wishes.json == "-":
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        else:
+            _write(wishes.json, text.encode(), "wb")
+    if wishes.plot is not None:
+        _write(wishes.plot, chart.drawn(document), "wb")
+
+
+def _write(path: str, content: bytes, mode: Literal["ab", "wb"]) -> None:
+    try:
+        with Path(path).open(mode) as file:
+            file.write(content)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; name another file") from None
+
+
+def _raise_descriptor_limit(plan: LoadPlan) -> None:
+    """Lets each process have a descriptor a connection, as far as getrlimit(2) allows it."""
+    wanted = -(-plan.connections // plan.workers) + _SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise UsageError(
+            f"--connections {plan.connections}: a process may open {hard} files here; "
+            "raise that (ulimit -Hn) or spread them with --workers"
+        )
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,98 @@
+"""A trial import: one application imported by a throw-away fork server."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from contextlib import suppress
+from time import monotonic
+from typing import Final
+
+import forkd
+from forkd.errors import Problem
+from forkd.ipc import channel
+from forkd.ipc.brief import Brief, Retirement
+from forkd.ipc.scoreboard import Board
+from forkd.kernel import process
+from forkd.log import log
+from forkd.master.site import deadlines_of
+from forkd.security.identity import runs_as
+from forkd.settings.schema import Settings
+
+_END_SECONDS: Final = 1.0  # how long a process may take to end after its import
+
+
+class Trial:
+    """One application on its way through an import, in a process of its own."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self.name = name
+        self.left_behind: list[str] = []
+        self._service = settings.services[name]
+        self._deadline = monotonic() + self._service.boot_timeout
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        board = Board.create(name)
+        told = Brief(
+            version=forkd.__version__,
+            service=name,
+            generation=0,
+            app=self._service.app,
+            path=str(self._service.path),
+            limits=deadlines_of(self._service),
+            doors=(),
+            board=board.fd,
+            wake=board.fd,
+            log=log.standard_error(),
+            log_level="error",
+            log_format="text",
+            identity=runs_as(settings, name),
+            exclusive=False,
+            worker=self._service.worker,
+            threads=self._service.threads,
+            leavings=(),
+            stop_timeout=0,
+            retirement=Retirement(),
+            black_box=False,
+            fork_check=self._service.fork_check,
+        )
+        self._pid = process.spawn("workers.fork_server", theirs.fileno(), [told.board, told.log])
+        theirs.close()
+        board.close()
+        with suppress(ConnectionError):  # it may have ended already, which its silence will tell
+            self._sock.send(told.encode())
+
+    def verdict(self) -> list[Problem]:
+        """Waits for the end of the import; gives what is wrong with it."""
+        try:
+            failure = self._answer()
+        finally:
+            self._sock.close()
+            self._end()
+        return [self._settings.problem(f"service.{self.name}.app", failure)] if failure else []
+
+    def _answer(self) -> str:
+        readable, _, _ = select.select([self._sock], [], [], max(0.0, self._deadline - monotonic()))
+        if not readable:
+            os.kill(self._pid, signal.SIGKILL)
+            return f"was not imported within its boot_timeout of {self._service.boot_timeout:g} s"
+        try:
+            received = channel.receive(self._sock)
+        except ConnectionError:
+            received = None
+        if received is None:
+            return "ended its process while it was imported"
+        message, _ = received
+        self.left_behind = list(message.get("left_behind", ()))
+        return str(message.get("failed", ""))
+
+    def _end(self) -> None:
+        """Sees the process off, which an application may keep alive with a thread of its own."""
+        pidfd = os.pidfd_open(self._pid)
+        readable, _, _ = select.select([pidfd], [], [], _END_SECONDS)
+        if not readable:
+            os.kill(self._pid, signal.SIGKILL)
+        os.close(pidfd)
+        os.waitpid(self._pid, 0)

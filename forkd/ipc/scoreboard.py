@@ -1,0 +1,129 @@
+"""Shared rows of numbers, one writer a row: what workers do, seen by the master without a word between them.
+
+A board is a memfd mapped by the master, a fork server and its workers. Row 0 is the header, which
+the master alone writes; every other row belongs to a slot, and the one worker in that slot writes
+it. A cell is a native, aligned 64-bit word, so a reader never sees half a number; there are no
+locks to die with. A row is a page: two workers never share a cache line, and pages of rows that
+nobody used cost nothing. What the numbers mean is for `status` and the master to say; a reader takes
+them as numbers to show or compare, never as a pid, an index, a descriptor or a length.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from contextlib import suppress
+from typing import Final
+
+ROW_BYTES: Final = 4096
+WORDS: Final = ROW_BYTES // 8
+ROWS: Final = 8192
+
+# The header's words.
+PHASE: Final = 0
+SPARE: Final = 1
+HIGHEST: Final = 2
+
+# A worker's words: gauges, which are cleared for the next one in the row, and counts that only grow.
+STATE: Final = 0
+OPEN: Final = 2
+RETIRING: Final = 3
+SHARE: Final = 4  # of an event worker that accepts: its open connections and one; 0 for all others
+ACCEPTED: Final = 8
+ERRORS: Final = 10
+BYTES_IN: Final = 11
+BYTES_OUT: Final = 12
+OVER_LIMIT: Final = 13
+TRUNCATED: Final = 14
+MALFORMED: Final = 15
+TIMED_OUT: Final = 16
+RESET: Final = 17
+ACCEPT_FAILED: Final = 18
+# These two stand between the peer and the request in hand, so that all that changes with a request is written at once.
+BUSY_SINCE: Final = 48
+REQUESTS: Final = 49
+GAUGES: Final = (STATE, BUSY_SINCE, OPEN, RETIRING, SHARE)
+COUNTS: Final = {
+    "accepted": ACCEPTED,
+    "requests": REQUESTS,
+    "errors": ERRORS,
+    "bytes_in": BYTES_IN,
+    "bytes_out": BYTES_OUT,
+    "over_limit": OVER_LIMIT,
+    "truncated": TRUNCATED,
+    "malformed": MALFORMED,
+    "timed_out": TIMED_OUT,
+    "reset": RESET,
+    "accept_failed": ACCEPT_FAILED,
+}
+# The black box: whom the worker serves and what with, in case it dies of it. A length, then bytes.
+PEER: Final = 32
+PEER_BYTES: Final = 120
+REQUEST: Final = 50
+REQUEST_BYTES: Final = 64
+SLOWEST: Final = 255
+HISTOGRAM: Final = 256
+BUCKETS: Final = WORDS - HISTOGRAM
+
+# What a worker says of itself in STATE.
+EMPTY: Final = 0
+BOOTING: Final = 1
+IDLE: Final = 2
+BUSY: Final = 3
+LEFT: Final = 4
+
+# What the master says of the service in PHASE.
+SERVING: Final = 0
+STOPPING: Final = 1
+
+_MOST: Final = 1 << 62
+
+
+class Board:
+    """The rows of one service, mapped from a memfd."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, ROWS * ROW_BYTES)
+        self._words = memoryview(self._map).cast("Q")
+        self.header = self.row(0)
+
+    @classmethod
+    def create(cls, name: str) -> Board:
+        """A new board; its descriptor is closed on exec unless it is handed on."""
+        fd = os.memfd_create(f"forkd-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, ROWS * ROW_BYTES)
+        # Or a worker could cut it short, and the next look would end the master by a SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return cls(fd)
+
+    def row(self, number: int) -> memoryview:
+        """The words of row `number`, 1 to ROWS - 1 for slots, 0 for the header."""
+        return self._words[number * WORDS : (number + 1) * WORDS]
+
+    def heal(self, number: int) -> None:
+        """Clears what can't be a count in row `number`: somebody wrote over it, and no worker could add to it."""
+        row = self.row(number)
+        for place, word in enumerate(row):
+            if word > _MOST:
+                row[place] = 0
+
+    def close(self) -> None:
+        """Lets go of the memory as soon as the last row that somebody still holds has gone."""
+        os.close(self.fd)
+        with suppress(BufferError):
+            self.header.release()
+            self._words.release()
+            self._map.close()
+
+    def idle(self) -> int:
+        """How many workers wait for a connection now."""
+        words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
+        return sum(1 for at in range(WORDS, (last + 1) * WORDS, WORDS) if words[at] == IDLE)
+
+    def mean_share(self) -> float:
+        """How many connections the event workers that accept have open, each."""
+        words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
+        shares = [share for at in range(WORDS, (last + 1) * WORDS, WORDS) if (share := words[at + SHARE])]
+        return sum(shares) / len(shares) - 1 if shares else 0.0

@@ -1,0 +1,33 @@
+"""Files that must not outlive us: socket files and the pid file, told from a successor's by their inode."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import NamedTuple
+
+
+class OwnedFile(NamedTuple):
+    """A file of ours at `path`, with its device and inode."""
+
+    path: str
+    device: int
+    inode: int
+
+    @classmethod
+    def at(cls, path: str) -> OwnedFile:
+        """The mark of what stands at `path` now."""
+        found = os.lstat(path)
+        return cls(path, found.st_dev, found.st_ino)
+
+    def stands(self) -> bool:
+        """Whether the file is still there, and ours."""
+        with suppress(OSError):
+            return OwnedFile.at(self.path) == self
+        return False
+
+    def remove(self) -> None:
+        """Removes the file if it is still ours; a server that came after us keeps its own."""
+        with suppress(OSError):
+            if self.stands():
+                os.unlink(self.path)  # noqa: PTH108

@@ -1,0 +1,105 @@
+"""What proc(5) says about processes: parents, memory, the controlling terminal, and kills for lack of memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+from typing import Final
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal (tty(4)), which sends it signals of its own."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def is_child_of(pidfd: int, pid: int, parents: Set[int]) -> bool:
+    """Whether `pidfd` is of process `pid`, and that a child of one of `parents`; one that has ended by now may be.
+
+    Raises OSError where there is no descriptor left to look it up with.
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:  # noqa: PTH123
+        found = next((int(line.split()[1]) for line in info if line.startswith(b"Pid:")), 0)
+    if found != pid:
+        return found == -1
+    try:
+        return _parent(pid) in parents
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def may_descend(pid: int) -> bool:
+    """Whether process `pid` is a descendant of ours, or may have been, for it has ended."""
+    us, child = os.getpid(), None
+    if pid == us:
+        return False
+    while pid not in (0, us):
+        try:
+            child, pid = pid, _parent(pid)
+        except OSError:
+            # An ancestor that cannot be seen is another user's (hidepid of proc(5)), and so is none of ours; unless it
+            # has just ended, and its children have another parent by now.
+            if child is None or (seen := _parent_or_none(child)) is None:
+                return True
+            if seen == pid:
+                return False
+            pid = seen
+    return pid == us
+
+
+def _parent_or_none(pid: int) -> int | None:
+    try:
+        return _parent(pid)
+    except OSError:
+        return None
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
+        return int(stat.read().rpartition(b")")[2].split()[1])
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that process `pid` has resident (proc(5), statm); 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:  # noqa: PTH123
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def own_memory() -> int:
+    """Bytes of memory that this process has resident."""
+    return resident(os.getpid())
+
+
+_FRESH: Final = 1.0  # seconds between two looks: a death is told at most two of them after the kill
+
+
+class OomWatch:
+    """The kernel's count, one and two looks ago."""
+
+    def __init__(self, now: float) -> None:
+        self._before = self._last = oom_kills()
+        self._looked = now
+
+    def look(self, now: float) -> None:
+        """To be called often; looks when the last look is no longer fresh."""
+        if now >= self._looked + _FRESH:
+            self._before, self._last, self._looked = self._last, oom_kills(), now
+
+    def killed(self) -> bool:
+        """Whether the kernel has killed a process within the last two seconds or so."""
+        return oom_kills() > self._before
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory; 0 where it does not tell."""
+    try:
+        with open("/proc/vmstat", "rb") as vmstat:  # noqa: PTH123
+            return next((int(line.split()[1]) for line in vmstat if line.startswith(b"oom_kill ")), 0)
+    except OSError:
+        return 0

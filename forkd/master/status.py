@@ -1,0 +1,119 @@
+"""A snapshot of the server, as the document of `forkd status --json`.
+
+It reads the scoreboard's rows and what the master knows of its processes; where it is shown, and
+how, is not its affair. Seconds, bytes and counts throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from forkd.ipc.meter import bucket_top
+from forkd.ipc.scoreboard import (
+    BUCKETS,
+    BUSY,
+    BUSY_SINCE,
+    COUNTS,
+    HIGHEST,
+    HISTOGRAM,
+    OPEN,
+    ROWS,
+    SLOWEST,
+    STATE,
+    Board,
+)
+from forkd.kernel import procfs
+from forkd.lifecycle.pool import Pool
+from forkd.master.handles import WorkerHandle
+
+_NANO: Final = 1e-9
+_REFUSALS: Final = ("over_limit", "truncated", "malformed", "timed_out", "reset", "accept_failed")
+_QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+def service(
+    app: str, listen: Iterable[str], pool: Pool, board: Board, workers: Iterable[WorkerHandle]
+) -> dict[str, Any]:
+    """One service's part of the document; its totals outlive its workers."""
+    rows = [board.row(number) for number in range(1, min(board.header[HIGHEST], ROWS - 1) + 1)]
+    totals = {name: sum(row[column] for row in rows) for name, column in COUNTS.items()}
+    alive = [worker for worker in workers if worker.ready]
+    busy = sum(1 for worker in alive if worker.row[STATE] == BUSY)
+    return {
+        "app": app,
+        "generation": pool.serving.number if pool.serving is not None else 0,
+        "listen": list(listen),
+        "workers": {"total": len(alive), "idle": len(alive) - busy, "busy": busy},
+        "connections": {"open": sum(worker.row[OPEN] for worker in alive), "accepted": totals["accepted"]},
+        "requests": totals["requests"],
+        "errors": totals["errors"],
+        "bytes": {"in": totals["bytes_in"], "out": totals["bytes_out"]},
+        "refused": {name: totals[name] for name in _REFUSALS},
+        "exits": dict(pool.exits),
+        "latency": latency(rows),
+    }
+
+
+def worker(handle: WorkerHandle, state: str, now: float) -> dict[str, Any]:
+    """One worker's part of the document; its counts begin with its process."""
+    row = handle.row
+    if state == "serving":
+        state = "busy" if row[STATE] == BUSY else "idle"
+    began = row[BUSY_SINCE]
+    return {
+        "service": handle.service,
+        "slot": handle.slot,
+        "pid": handle.pid,
+        "generation": handle.generation,
+        "state": state,
+        "age": round(now - handle.born, 3),
+        "connections": handle.counted("accepted"),
+        "requests": handle.counted("requests"),
+        "memory": procfs.resident(handle.pid),
+        "request_age": round(max(0.0, now - began * _NANO), 3) if began else None,
+    }
+
+
+def latency(rows: Iterable[memoryview]) -> dict[str, float | None]:
+    """Percentiles of the time that handlers took, in seconds, from the rows' histograms; None before the first.
+
+    A percentile is the top of its bucket, so at most 12.5 % too high, and never over the maximum.
+    """
+    buckets = [0] * BUCKETS
+    slowest = 0
+    for row in rows:
+        slowest = max(slowest, row[SLOWEST])
+        for place, count in enumerate(row[HISTOGRAM : HISTOGRAM + BUCKETS]):
+            if count:
+                buckets[place] += count
+    total = sum(buckets)
+    found: dict[str, float | None] = {
+        name: min(_quantile(buckets, total, share), slowest) * _NANO if total else None
+        for name, share in _QUANTILES.items()
+    }
+    return found | {"max": slowest * _NANO if total else None}
+
+
+def summary(services: Mapping[str, Mapping[str, Any]]) -> str:
+    """The whole in one line, as systemd's STATUS= shows it."""
+    workers = sum(each["workers"]["total"] for each in services.values())
+    busy = sum(each["workers"]["busy"] for each in services.values())
+    requests = sum(each["requests"] for each in services.values())
+    return (
+        f"{_count(len(services), 'service')}, {_count(workers, 'worker')}, {busy} busy, {_count(requests, 'request')}"
+    )
+
+
+def _quantile(buckets: list[int], total: int, share: float) -> int:
+    wanted = share * total
+    seen = 0
+    for place, count in enumerate(buckets):
+        seen += count
+        if seen >= wanted:
+            return bucket_top(place)
+    return bucket_top(BUCKETS - 1)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

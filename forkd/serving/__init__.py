@@ -1,0 +1,16 @@
+"""One connection, from its first byte to its last, and what the author of a service sees of it.
+
+answering         the fast path of an event worker: all clients that are ready, one after the other
+async_connection  a connection as a coroutine sees it
+async_visit       a connection whose handler is a coroutine
+connection        a connection as a handler sees it, and its socket
+conversation      the request loop, whatever happens
+decoder           one framing applied to one stream, with a clock for the request that has begun
+exchange          the fast path of a sync worker
+framing           what a framing is
+framings          the framings that come with forkd
+loading           finding a service by module:name
+outcome           how a connection ended
+service           a handler with its framing and hooks
+visit             a connection in an event worker
+"""

@@ -1,0 +1,389 @@
+"""One connection of a service whose handler is an `async def`: a coroutine that waits where others block.
+
+The handler sees an `AsyncConnection`, the loop of `event` a visit like all others. A reply's way, its errors and its
+accounts are `conversation`'s as ever; the loop of asyncio is `tasks`' affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import traceback
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from types import CoroutineType
+from typing import Any, TypeVar
+
+from forkd.errors import DeadlineError, ForkdError, PeerGone, WorkerLeaves
+from forkd.ipc.deadlines import NEVER, Deadlines
+from forkd.ipc.meter import Pen
+from forkd.serving.async_connection import AT_EASE, AsyncConnection
+from forkd.serving.connection import DONT_WAIT, RECEIVE_BYTES, Connection, Reading
+from forkd.serving.conversation import HELD_NS, Conversation, Failed
+from forkd.serving.decoder import Decoder
+from forkd.serving.framing import Framing
+from forkd.serving.outcome import End
+from forkd.serving.service import Close, Service
+from forkd.serving.visit import IN, OUT, Host
+
+Request = TypeVar("Request")
+
+
+class AsyncVisit:
+    """One connection of such a service: the coroutine that serves it, and what that waits for.
+
+    `interest` is what the loop has to watch for (epoll(7)): input is watched for even while the handler is at work,
+    until some comes that nobody waits for yet.
+    """
+
+    __slots__ = (
+        "_began",
+        "_host",
+        "_limits",
+        "_loop",
+        "_meter",
+        "_name",
+        "_owed_since",
+        "_plain",
+        "_room",
+        "_service",
+        "_task",
+        "_touched",
+        "_verdict",
+        "_waiter",
+        "at_work",
+        "connection",
+        "conversation",
+        "fd",
+        "interest",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        connection: Connection,
+        service: Service[..., Any],
+        meter: Pen,
+        limits: Deadlines,
+        host: Host,
+    ) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.connection = connection
+        connection.stalled = self._await_room
+        self._name = str(connection.peer).encode(errors="backslashreplace")
+        self.conversation = Conversation(connection, service, meter, self._name)
+        self.interest = IN
+        self.at_work = False
+        self._began = 0.0
+        self._plain = AsyncConnection(connection, self)
+        self._service = service
+        self._meter = meter
+        self._limits = limits
+        self._host = host
+        self._touched = host.now
+        self._owed_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[bytes] | None = None  # for input
+        self._room: asyncio.Future[None] | None = None  # for the client to take what is parked
+        self._task: asyncio.Task[None] | None = None
+        self._verdict: ForkdError | None = None
+
+    # What the loop tells.
+
+    def ready(self, event: int) -> None:
+        """The socket is ready, or it is time to begin."""
+        self._touched = self._host.now
+        if self._task is None:
+            self._task = self._loop.create_task(self._converse())
+            self._task.add_done_callback(self._look_how_it_ended)
+        elif self.connection.parked:
+            if event & ~IN:
+                self._unpark()
+        elif self._waiter is None or self._waiter.done():
+            self._want(0)  # nobody asks for it yet
+        else:
+            self._read(self._waiter)
+
+    def _look_how_it_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._host.failed(error)
+
+    def hurry(self) -> None:
+        """The worker leaves, and so does this client soon."""
+        self.connection.hurry()
+        self._host.due_by(self.connection.leave_by)
+
+    def due(self) -> float:
+        """When its time is over, unless something happens before."""
+        connection = self.connection
+        if connection.parked:
+            return self._owed_since + (self._limits.write_timeout or NEVER)
+        if self._waiter is None:
+            return self._began + (self._limits.request_timeout or NEVER) if self.at_work else NEVER
+        if connection.deadline is not None:
+            return connection.deadline
+        if connection.leaving:
+            return connection.leave_by
+        return self._touched + (self._limits.idle_timeout or NEVER)
+
+    def expire(self) -> None:
+        """Its time is over."""
+        connection = self.connection
+        if connection.parked:
+            self._fail(connection.too_slow())
+        elif self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_exception(connection.silence())
+        elif self._task is not None:
+            error = DeadlineError("request", self._limits.request_timeout)
+            error.add_note(f"the handler waited here:\n{self.stack()}")
+            self._fail(error)
+
+    def cut(self) -> None:
+        self.expire()
+
+    def stack(self) -> str:
+        """Where its handler waits, the last call at the end; "" while none is at work."""
+        return _stack(self._task) if self._task is not None and self.at_work else ""
+
+    # What the handler waits for.
+
+    async def recv(self, n: int) -> bytes:
+        if n < 1:
+            raise ValueError(f"recv needs room for at least one byte, not {n}")
+        if held := self.connection.take(n):
+            return held
+        self.connection.flush()
+        try:
+            data = await self._receive()
+        except WorkerLeaves:
+            return b""
+        self.connection.keep(data[n:])
+        return data[:n]
+
+    async def read(self, reading: Reading) -> bytes:
+        """What a reading comes to."""
+        data = None
+        try:
+            while True:
+                reading.send(data)
+                try:
+                    data = await self._receive()
+                except BaseException as error:
+                    reading.throw(error)
+                    raise
+        except StopIteration as done:
+            return bytes(done.value)
+
+    async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
+        connection = self.connection
+        connection.flush()
+        hearing = Decoder(connection, framing)
+        data = connection.take()
+        try:
+            while data := data or await self._receive():
+                requests = hearing.hear(data)
+                for request in requests:
+                    yield request
+                if hearing.broken is not None:
+                    raise hearing.broken
+                hearing.wait()
+                data = b""
+        except WorkerLeaves:
+            return
+        finally:
+            if connection.deadline is not None:
+                connection.stop_clock()
+        for request in hearing.end():
+            yield request
+
+    async def taken(self, all_but: int = 0) -> None:
+        """Waits until no more than so many bytes are left of what the client has to take."""
+        while len(self.connection.parked) > all_but:
+            self._want(OUT)
+            self._room = self._loop.create_future()
+            await self._room
+
+    async def _receive(self) -> bytes:
+        """The next bytes; what recv(2) gives, or the error that a deadline is."""
+        if self.connection.parked:
+            await self.taken()
+        self._waiter = self._loop.create_future()
+        self._want(IN)
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def _read(self, waiter: asyncio.Future[bytes]) -> None:
+        try:
+            data = self.sock.recv(RECEIVE_BYTES, DONT_WAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            waiter.set_exception(PeerGone.by(error))
+        else:
+            waiter.set_result(self.connection.took(data))
+
+    def _unpark(self) -> None:
+        try:
+            done = self.connection.unpark()
+        except PeerGone as error:
+            self._fail(error)
+            return
+        if self._room is not None and not self._room.done() and len(self.connection.parked) <= AT_EASE:
+            self._room.set_result(None)
+        if done:
+            self._want(IN)
+
+    def _await_room(self) -> None:
+        """The client has something to take, whatever the handler does meanwhile."""
+        self._want(OUT)
+
+    def _want(self, interest: int) -> None:
+        if interest != self.interest:
+            if interest == OUT:
+                self._owed_since = self._host.now
+            self.interest = interest
+            self._host.watch(self)
+
+    def _fail(self, error: ForkdError) -> None:
+        """Ends what the handler is at with `error`."""
+        self._verdict = error
+        self.connection.parked.clear()
+        if self._room is not None and not self._room.done():
+            self._room.set_exception(error)
+        elif self._task is not None:
+            self._task.cancel()
+
+    # What it is served by.
+
+    async def _converse(self) -> None:
+        conversation, connection = self.conversation, self.connection
+        try:
+            await self._serve()
+            outcome = conversation.over()
+        except asyncio.CancelledError as error:
+            outcome = conversation.over(self._verdict or error)
+        except BaseException as error:
+            outcome = conversation.over(error)
+        connection.close()
+        try:
+            if outcome.end not in (End.RESET, End.WRITE):
+                await self.taken()
+        except (DeadlineError, PeerGone) as error:
+            outcome = conversation.over(error)
+        except asyncio.CancelledError:
+            pass  # the loop is at its end
+        connection.parked.clear()
+        conversation.close(outcome)
+        if self._service.close_hook is not None:
+            try:
+                await _settled(self._service.close_hook(self._plain))  # type: ignore[arg-type]
+            except BaseException as error:
+                outcome = conversation.failure(error)
+        conversation.account()
+        self.interest = 0
+        connection.stalled = None
+        del self._plain  # which has this, as the other had
+        self._host.ended(self, outcome)
+
+    async def _serve(self) -> None:
+        conversation, connection, service = self.conversation, self.connection, self._service
+        conversation.open()
+        if service.connect_hook is not None:
+            await self._reply(service.connect_hook(self._plain))  # type: ignore[arg-type]
+            conversation.flush()
+        if connection.closed:
+            return
+        if service.framing is None:
+            try:
+                await service.handler(self._plain)
+            finally:
+                self._meter.served()
+            return
+        hearing = conversation.hearing
+        while not connection.closed and (data := await self._receive()):
+            requests = hearing.hear(data)
+            await self._answer_all(requests)
+            hearing.wait()
+        if not connection.closed:
+            await self._answer_all(hearing.end())
+
+    async def _answer_all(self, requests: Sequence[Any]) -> None:
+        connection = self.connection
+        for request in requests:
+            await self._answer(request)
+            if connection.closed:
+                return
+        if requests or self.conversation.hearing.broken is not None:
+            if connection.parked:
+                await self.taken()
+            self.conversation.settle()
+
+    async def _answer(self, request: Any) -> None:
+        connection, meter, service = self.connection, self._meter, self._service
+        meter.meets(self._name)
+        began = meter.began(request if type(request) is bytes else connection.latest)
+        self.at_work, self._began = True, self._host.now
+        try:
+            reply = service.handler(request, self._plain) if service.takes_connection else service.handler(request)
+            if type(reply) is CoroutineType:  # as it mostly is, and a reply of bytes: without the calls
+                reply = await reply
+            if type(reply) is bytes:
+                self.conversation.hold(reply)
+            else:
+                await self._reply(reply)
+        except (Close, DeadlineError, PeerGone, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            await self._recover(error)
+        finally:
+            self.at_work = False
+            now = meter.ended(began)
+        if now - began > HELD_NS and not connection.leaving:
+            self.conversation.flush()
+
+    async def _recover(self, error: BaseException) -> None:
+        """Turns a handler's error into a reply, where the service has a hook for that."""
+        hook = self.conversation.excused(error)
+        try:
+            await self._reply(hook(error, self._plain))  # type: ignore[arg-type]
+        except (Close, DeadlineError, PeerGone, asyncio.CancelledError):
+            raise
+        except BaseException as second:
+            raise Failed(second) from error
+
+    async def _reply(self, reply: Any) -> None:
+        """Takes any reply that a handler or hook may give, at once or by and by."""
+        conversation = self.conversation
+        if inspect.isawaitable(reply):
+            reply = await reply
+        if conversation.hold(reply):
+            return
+        conversation.flush()
+        if isinstance(reply, AsyncIterable):
+            async for one in reply:
+                conversation.send_one(one)
+                await self.taken(AT_EASE)
+        else:
+            for one in reply:
+                conversation.send_one(one)
+                await self.taken(AT_EASE)
+
+
+async def _settled(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+def _stack(task: asyncio.Task[Any]) -> str:
+    """Where a task waits: the frames of the coroutines that await one another (Task.get_stack has the first alone)."""
+    summary = traceback.StackSummary()
+    waits: Any = task.get_coro()
+    while inspect.iscoroutine(waits) and waits.cr_frame is not None:
+        frame = waits.cr_frame
+        summary.append(traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        waits = waits.cr_await
+    return "".join(summary.format())

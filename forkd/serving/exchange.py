@@ -1,0 +1,320 @@
+"""The request loop where every call counts: what it mostly is, without a call more than it needs.
+
+A conversation whose figures nobody else writes puts them into the worker's row itself, as exact as `Meter.began`
+and `ended` do: which request is in hand and since when, how many there were, and how long each took. In an `event`
+worker what is over is counted at the end of the loop's turn. All that happens seldom is `conversation`'s, and goes on
+there.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from operator import sub
+from time import monotonic_ns
+from typing import Any, Final, TypeGuard, TypeVar
+
+from forkd.errors import DeadlineError, FramingError, PeerGone
+from forkd.ipc.meter import (
+    COMMON,
+    COMMON_NS,
+    COMMON_SHIFT,
+    DONE,
+    DONE_AT,
+    IN_HAND,
+    IN_HAND_AT,
+    Meter,
+    Pen,
+    bucket,
+    peer_record,
+)
+from forkd.ipc.scoreboard import HISTOGRAM, SLOWEST
+from forkd.serving.connection import Connection
+from forkd.serving.conversation import HELD_BYTES, HELD_NS, NOTHING, UNCOUNTED, Conversation, Failed
+from forkd.serving.framings import Chunks
+from forkd.serving.outcome import Outcome
+from forkd.serving.service import Close, Service
+
+Owner = TypeVar("Owner")
+
+# Whose it is, the conversation, and what each exchange of it wants: one tuple is nearer than four objects.
+Usual = tuple[
+    Owner,
+    "QuickConversation",
+    Connection,
+    socket.socket,
+    Callable[[bytes], Any],  # of the framing, to feed
+    Callable[[bytes], bytes],  # and to encode
+    Any,  # the framing, which may tell what is `pending`
+    bytes,  # the peer, as it stands in the row
+    int,  # the connection's room
+]
+
+# Stands for a framing that does not tell: after a feed that gave a request, nothing is half received.
+_NEVER_PENDING: Final = Chunks()
+
+_show: Final = IN_HAND.pack_into
+_show_done: Final = DONE.pack_into
+
+
+def converse(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> Outcome:
+    """Serves one connection to its end, waiting for the client; the socket stays open for whoever accepted it.
+
+    Nothing that a peer sends or a handler does passes as an exception.
+    """
+    conversation = conversation_of(connection, service, meter, peer)
+    try:
+        conversation.start()
+        if service.framing is None:
+            conversation.session()
+        else:
+            conversation.run()
+        outcome = conversation.over()
+    except BaseException as error:
+        outcome = conversation.over(error)
+    return conversation.finish(outcome)
+
+
+def conversation_of(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes) -> Conversation:
+    """A conversation of the quickest kind that whoever keeps the accounts allows."""
+    if is_quick(meter, service):
+        return QuickConversation(connection, service, meter, peer)
+    return Conversation(connection, service, meter, peer)
+
+
+def is_quick(meter: Pen, service: Service[..., Any]) -> TypeGuard[Meter]:
+    """Whether the conversations of such a service, counted with that, are of the quick kind."""
+    return type(meter) is Meter and meter.keeps and service.framing is not None
+
+
+class QuickConversation(Conversation):
+    """One that is alone with its worker's row.
+
+    `_alone` is a handler that takes nothing but the request; `_raw` says that the framing's requests are bytes;
+    `_seen` that the application has the connection in hand, and may send or close when it likes.
+    """
+
+    __slots__ = ("_alone", "_dress", "_postponed", "_raw", "_row", "_seen", "_whom")
+    _meter: Meter
+
+    def open(self) -> None:
+        Conversation.open(self)  # super() would cost a call more, at every connection
+        self._row = self._meter.row
+        self._whom = peer_record(self._peer)
+        framing: Any = self.hearing.framing
+        service = self._service
+        self._raw = service.is_quick
+        self._alone = not service.takes_connection
+        self._seen = service.shows_connections
+        # Together, where nobody can tell the difference: who has the connection may send between two replies.
+        self._dress = framing.encode_all if self._raw and not self._seen else None
+
+    def usual(self, owner: Owner) -> Usual[Owner]:
+        """What `answering` wants, once the conversation has begun."""
+        connection, hearing = self.connection, self.hearing
+        framing = hearing.framing if hearing.tells_pending else _NEVER_PENDING
+        return owner, self, connection, connection.sock, self._feed, self._encode, framing, self._whom, connection.room
+
+    def run(self) -> None:
+        connection = self.connection
+        while not (connection.closed or connection.at_end):
+            if connection.deadline is None:
+                self._exchange()
+            elif data := connection.arrived():  # the rest of a request, or more of it
+                self.take(data)
+        self.end_of_stream()
+
+    def _exchange(self) -> None:
+        """The same as `answering`, waiting for one client, until there is anything else."""
+        connection, handler, meter = self.connection, self._handler, self._meter
+        _, _, _, sock, feed, encode, framing, whom, _ = self.usual(self)
+        row, raw, alone, seen = self._row, self._raw, self._alone, self._seen
+        while True:
+            try:
+                data = sock.recv(connection.room)
+            except BlockingIOError:
+                raise connection.silence() from None
+            except OSError as error:
+                raise PeerGone.by(error) from error
+            if not data:
+                connection.took(data)
+                return
+            size = len(data)
+            connection.received += size
+            if size == connection.room:
+                connection.widen()
+            try:
+                requests = feed(data)
+            except FramingError as error:
+                self.take_on(data, self.hearing.breaks(error))
+                return
+            if len(requests) != 1 or framing.pending:
+                self.take_on(data, requests)
+                return
+
+            request = requests[0]
+            shown = request if raw or type(request) is bytes else data
+            reply = dressed = failed = None
+            began = monotonic_ns()
+            _show(row, IN_HAND_AT, whom, began, meter.requests, len(shown) + 1, shown)
+            try:
+                reply = handler(request) if alone else handler(request, connection)
+                if type(reply) is bytes:
+                    dressed = encode(reply)
+            except BaseException as error:
+                failed = error
+            taken = monotonic_ns() - began
+            meter.requests += 1
+            row[COMMON[taken >> COMMON_SHIFT] if taken < COMMON_NS else HISTOGRAM + bucket(taken)] += 1
+            if taken > meter.slowest:
+                row[SLOWEST] = meter.slowest = taken
+            _show_done(row, DONE_AT, 0, meter.requests)
+
+            odd = dressed is None and (reply is not None or failed is not None)
+            if odd or connection.leaving or (seen and (self._unsent or connection.parked or connection.closed)):
+                try:
+                    self.goes_on_with(shown, reply, dressed, failed)
+                finally:
+                    failed = None  # its traceback has this frame, and would keep both
+                return
+            if dressed is not None:
+                try:
+                    sent = sock.send(dressed)
+                except OSError as error:
+                    sent = connection.refuses(error)
+                connection.sent += sent
+                if sent != len(dressed):
+                    connection.falls_short(dressed, sent, (began + taken) / 1e9)
+            if connection.received > UNCOUNTED:
+                self.account()
+
+    def postpone(self, what: Callable[..., object], *arguments: Any) -> None:
+        """Leaves it to `look_after` to call that."""
+        self._postponed = what, arguments
+
+    def look_after(self) -> None:
+        """Does what the last exchange came to, where that is not what it mostly is."""
+        what, arguments = self._postponed
+        del self._postponed
+        try:
+            what(*arguments)
+        finally:
+            del arguments  # an error's traceback has this frame, which would keep the error
+
+    def start(self) -> None:
+        self._leave_the_hook_alone(self._service.connect_hook)
+        super().start()
+
+    def finish(self, outcome: Outcome) -> Outcome:
+        self._leave_the_hook_alone(self._service.close_hook)
+        return super().finish(outcome)
+
+    def _leave_the_hook_alone(self, hook: object) -> None:
+        """A hook is no handler: what was in hand before it, in this turn of the loop, is over."""
+        if hook is not None:
+            self._meter.rests()
+
+    def hears_the_end(self) -> None:
+        """The client has ended its side."""
+        self.connection.took(b"")
+        self.end_of_stream()
+
+    def hears_badly(self, data: bytes, error: BaseException) -> None:
+        """The framing has refused `data`, the next bytes of the stream, or has failed."""
+        if not isinstance(error, FramingError):
+            raise error
+        self.take_on(data, self.hearing.breaks(error))
+
+    def goes_on_with(self, shown: bytes, reply: Any, dressed: bytes | None, failed: BaseException | None) -> None:
+        """Something else than one reply that can leave at once has come of the one request there was."""
+        try:
+            if dressed is not None:
+                self._unsent.append(dressed)
+            elif reply is not None or failed is not None:
+                self._answer_oddly(shown, reply, failed)
+        finally:
+            failed = None  # its traceback has this frame, and would keep both
+        self._queue = NOTHING
+        self.go_on()
+
+    def cannot_send(self, data: bytes, error: BaseException, began: float) -> None:
+        """The client takes nothing of `data` now, since `began` (of the monotonic clock), or it is nothing to send."""
+        if not isinstance(error, OSError):
+            raise error
+        self.connection.falls_short(data, self.connection.refuses(error), began)
+
+    def _answer_some(self) -> bool:
+        """The same for requests that came together: the end of one is the beginning of the next."""
+        connection, handler, encode, dress = self.connection, self._handler, self._encode, self._dress
+        alone, raw, seen, latest = self._alone, self._raw, self._seen, connection.latest
+        row, whom, meter = self._row, self._whom, self._meter
+        replies = self._unsent if dress is None else []
+        count, held = meter.requests, 0
+        reply: Any = None
+        failed: BaseException | None = None
+        shown = latest
+        done = odd = False
+        now = monotonic_ns()
+        late = now + HELD_NS
+        marks = [now]
+        try:
+            for request in self._queue:
+                shown = request if raw or type(request) is bytes else latest
+                _show(row, IN_HAND_AT, whom, now, count, len(shown) + 1, shown)
+                count += 1
+                reply = handler(request) if alone else handler(request, connection)
+                if type(reply) is bytes:
+                    replies.append(encode(reply) if dress is None else reply)
+                    held += len(reply)
+                elif reply is not None:
+                    odd = True
+                    break
+                now = monotonic_ns()
+                marks.append(now)
+                if held > HELD_BYTES or (now > late and not connection.leaving):
+                    break
+                if seen and (connection.closed or connection.parked):
+                    break
+            else:
+                done = True
+        except BaseException as error:
+            reply, failed, odd = None, error, True
+        if odd:
+            marks.append(monotonic_ns())
+        meter.requests = count
+        meter.durations += map(sub, marks[1:], marks)
+        if not connection.parks:
+            meter.rests()
+        if dress is not None and replies:
+            self._unsent.append(dress(replies))
+        if odd:
+            try:
+                self._answer_oddly(shown, reply, failed)
+            finally:
+                failed = None  # its traceback has this frame, and would keep both
+        elif not done:
+            self.flush()
+        return done
+
+    def _say_the_rest(self) -> None:
+        self._meter.met = None  # whom the row tells of, it has not heard
+        super()._say_the_rest()
+
+    def _answer_oddly(self, shown: bytes, reply: Any, failed: BaseException | None) -> None:
+        """A handler has given no bytes but several replies, or has failed: it is at work still."""
+        self.connection.latest = shown
+        self._meter.resumed(shown)
+        try:
+            if isinstance(failed, Close | DeadlineError | PeerGone):
+                raise failed
+            if failed is None:
+                self._reply(reply)
+            else:
+                self._recover(failed)
+        except (Close, DeadlineError, PeerGone, Failed):
+            raise
+        except BaseException as error:
+            self._recover(error)
+        finally:
+            self._meter.paused()
+            failed = None

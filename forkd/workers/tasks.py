@@ -1,0 +1,217 @@
+"""An `event` worker whose handlers are coroutines: its loop inside asyncio's, or uvloop's where that is installed.
+
+epoll(7) descriptors nest: asyncio waits for the worker's own, and the worker's loop then takes its turn. So
+accepting, deadlines and leaving are those of every event worker, and only what a handler awaits is asyncio's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import select
+import signal
+from asyncio import AbstractEventLoop
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic_ns
+from typing import Any, Final
+
+from forkd.ipc.deadlines import NEVER
+from forkd.ipc.meter import Meter
+from forkd.serving.async_visit import AsyncVisit
+from forkd.workers.context import WorkerContext
+from forkd.workers.event import EventLoop
+
+_BEATS: Final = 4  # how often within request_timeout a loop that has handlers at work says that it turns
+
+
+def loop_factory() -> Callable[[], AbstractEventLoop] | None:
+    """uvloop's loop, where that is installed; None for asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    made: Callable[[], AbstractEventLoop] = uvloop.new_event_loop
+    return made
+
+
+def serve(seat: WorkerContext) -> None:
+    """Serves until told to leave; returns when the last connection has ended."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_serve(seat))
+
+
+def tell_of_tasks(loop: EventLoop, stack: int) -> None:
+    """Has SIGUSR2 write into `stack` where each coroutine waits, behind what the thread itself is at.
+
+    faulthandler's own handler is first, for it also works where Python cannot run.
+    """
+
+    def tell(signum: int, frame: object) -> None:
+        for visit in list(loop.visits.values()):
+            if isinstance(visit, AsyncVisit) and (waits := visit.stack()):
+                connection = visit.connection
+                told = f"Connection {connection.number} from {connection.peer} (most recent call last):\n{waits}"
+                os.write(stack, told.encode(errors="backslashreplace"))
+
+    faulthandler.unregister(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, tell)
+    signal.siginterrupt(signal.SIGUSR2, False)
+    faulthandler.register(signal.SIGUSR2, stack, all_threads=True, chain=True)
+
+
+async def _serve(seat: WorkerContext) -> None:
+    async with _alive(seat) as resources:
+        turner = Turner(seat._replace(resources=resources))
+        tell_of_tasks(turner.loop, seat.stack)
+        seat.meter.idle()
+        seat.wake()
+        await turner.run()
+
+
+@asynccontextmanager
+async def _alive(seat: WorkerContext) -> AsyncIterator[Any]:
+    """The service's lifespan, where it is one to await, giving the resources; all others the worker has seen to."""
+    life = seat.service.alive_awaited()
+    if life is None:
+        yield seat.resources
+        return
+    try:
+        resources = await life.__aenter__()
+    except BaseException as error:
+        raise seat.boot_error(error) from None
+    try:
+        yield resources
+    finally:
+        try:
+            await life.__aexit__(None, None, None)
+        except Exception as error:
+            seat.report.lifespan_failed(error)
+
+
+class Turner:
+    """Gives the worker's loop its turns."""
+
+    def __init__(self, seat: WorkerContext) -> None:
+        self.pen = TaskPen(seat.meter)
+        self.loop = EventLoop(seat, AsyncVisit, self.pen)
+        self._aio = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._aio.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = NEVER
+        self._beat = seat.limits.request_timeout / _BEATS
+        # Some loops have the process's signals written elsewhere than into the worker's inbox.
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.loop.epoll.register(self._wake, select.EPOLLIN | select.EPOLLET)
+        seat.orders.notify = self._notify
+
+    async def run(self) -> None:
+        """Serves until the last connection has ended."""
+        self.loop.replan = self.plan
+        self._aio.add_reader(self.loop.epoll.fileno(), self.turn)
+        self.turn()
+        await self._over
+
+    def turn(self) -> None:
+        if self._over.done():
+            return
+        try:
+            self.loop.turn(0)
+            self.plan()
+        except BaseException as error:
+            if not self._over.done():
+                self._over.set_exception(error)
+
+    def plan(self) -> None:
+        """Sets the time of the next turn, should nothing happen before; or the end, when there is none."""
+        if self.loop.failure is not None and not self._over.done():
+            self._over.set_exception(self.loop.failure)
+        if self.loop.over:
+            if not self._over.done():
+                self._over.set_result(None)
+            return
+        timeout = self.loop.timeout()
+        if self.pen.in_hand and self._beat:
+            self.pen.beat()
+            timeout = self._beat if timeout is None else min(timeout, self._beat)
+        due = NEVER if timeout is None else self._aio.time() + timeout
+        if due < self._due:  # else the turn that is planned finds out what is due by then
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = due
+            self._timer = self._aio.call_at(due, self._in_time)
+
+    def _in_time(self) -> None:
+        self._timer, self._due = None, NEVER
+        self.turn()
+
+    def close(self) -> None:
+        """Lets go of what it waits with, where the process goes on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        os.close(self._wake)
+
+    def _notify(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+
+class TaskPen:
+    """A worker's pen for handlers that take turns.
+
+    What the row says of a request in hand is since when the loop has not turned: a handler that only waits is
+    `AsyncVisit`'s affair, one that holds up the loop the master's.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        # By when they began, which no two of them share.
+        self.in_hand: dict[int, tuple[bytes, bytes]] = {}
+        self._meter = meter
+        self._peer = b""
+
+    def meets(self, peer: bytes) -> None:
+        self._peer = peer
+
+    def opened(self) -> None:
+        self._meter.opened()
+
+    def closed(self) -> None:
+        self._meter.closed()
+
+    def began(self, request: bytes = b"") -> int:
+        now = monotonic_ns()
+        while now in self.in_hand:
+            now += 1
+        self.in_hand[now] = (self._peer, request)
+        self._meter.meets(self._peer)
+        self._meter.shows(now, request)
+        return now
+
+    def ended(self, began: int) -> int:
+        now = self._meter.ended(began)
+        del self.in_hand[began]
+        if self.in_hand:
+            self.beat()
+        return now
+
+    def resumed(self, request: bytes) -> None:
+        self._meter.resumed(request)
+
+    def paused(self) -> None:
+        self._meter.paused()
+
+    def served(self) -> None:
+        self._meter.served()
+
+    def counted(self, column: int) -> None:
+        self._meter.counted(column)
+
+    def moved(self, received: int, sent: int) -> None:
+        self._meter.moved(received, sent)
+
+    def beat(self) -> None:
+        """The loop turns; the row tells of the request that has been in hand the longest."""
+        if self.in_hand:
+            peer, request = next(iter(self.in_hand.values()))
+            self._meter.meets(peer)
+            self._meter.shows(monotonic_ns(), request)

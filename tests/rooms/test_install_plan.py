@@ -1,0 +1,107 @@
+"""What an installation does about each file: by what is to be there, what is, and what was put there."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkd.cli.install.plan import InstallStep, Piece, What, decide, undo
+
+OLD, NEW, CHANGED = (Piece("/unit", content, beside=True) for content in (b"old", b"new", b"changed"))
+SETTINGS = Piece("/settings", b"new", settings=True, beside=True)
+PAGE = Piece("/page", b"new")
+
+
+def done(steps: list[InstallStep]) -> dict[str, tuple[What, str | None]]:
+    return {each.path: (each.what, each.now) for each in steps}
+
+
+@pytest.mark.parametrize(
+    ("piece", "there", "record", "expected"),
+    [
+        pytest.param(NEW, {}, {}, {"/unit": (What.PUT, NEW.digest)}, id="nothing there"),
+        pytest.param(NEW, {}, {"/unit": OLD.digest}, {"/unit": (What.PUT, NEW.digest)}, id="a unit was removed"),
+        pytest.param(
+            SETTINGS,
+            {},
+            {"/settings": OLD.digest},
+            {"/settings": (What.NOTHING, OLD.digest)},
+            id="settings were removed",
+        ),
+        pytest.param(
+            NEW, {"/unit": NEW.digest}, {"/unit": NEW.digest}, {"/unit": (What.NOTHING, NEW.digest)}, id="in place"
+        ),
+        pytest.param(
+            NEW, {"/unit": NEW.digest}, {}, {"/unit": (What.NOTHING, None)}, id="the same, but somebody else's"
+        ),
+        pytest.param(
+            NEW, {"/unit": OLD.digest}, {"/unit": OLD.digest}, {"/unit": (What.REPLACE, NEW.digest)}, id="an update"
+        ),
+        pytest.param(
+            NEW,
+            {"/unit": CHANGED.digest},
+            {"/unit": OLD.digest},
+            {"/unit": (What.LEAVE, NEW.digest), "/unit.new": (What.PUT, NEW.digest)},
+            id="an update of what was changed",
+        ),
+        pytest.param(
+            NEW,
+            {"/unit": CHANGED.digest},
+            {"/unit": NEW.digest},
+            {"/unit": (What.NOTHING, NEW.digest)},
+            id="changed, and nothing new",
+        ),
+        pytest.param(
+            NEW,
+            {"/unit": CHANGED.digest, "/unit.new": NEW.digest},
+            {"/unit": NEW.digest, "/unit.new": NEW.digest},
+            {"/unit": (What.NOTHING, NEW.digest), "/unit.new": (What.NOTHING, NEW.digest)},
+            id="changed, and the new one stands beside it already",
+        ),
+        pytest.param(
+            NEW,
+            {"/unit": CHANGED.digest},
+            {},
+            {"/unit": (What.LEAVE, NEW.digest), "/unit.new": (What.PUT, NEW.digest)},
+            id="somebody else's",
+        ),
+        pytest.param(
+            NEW,
+            {"/unit": CHANGED.digest, "/unit.new": CHANGED.digest},
+            {},
+            {"/unit": (What.LEAVE, NEW.digest)},
+            id="somebody else's, and so is the one beside it",
+        ),
+        pytest.param(
+            PAGE, {"/page": CHANGED.digest}, {}, {"/page": (What.LEAVE, PAGE.digest)}, id="nothing stands beside a page"
+        ),
+    ],
+)
+def test_each_file_has_its_step(
+    piece: Piece, there: dict[str, str], record: dict[str, str], expected: dict[str, tuple[What, str | None]]
+) -> None:
+    assert done(decide([piece], there, record)) == expected
+
+
+def test_what_is_wanted_no_longer_goes_unless_it_was_changed() -> None:
+    record = {"/a": "1", "/b": "1", "/c": "1"}
+    steps = decide([], {"/a": "1", "/b": "2"}, record)
+    assert done(steps) == {"/a": (What.REMOVE, None), "/b": (What.LEAVE, None), "/c": (What.NOTHING, None)}
+
+
+def test_a_new_version_beside_goes_when_the_file_has_become_it() -> None:
+    steps = decide(
+        [NEW], {"/unit": NEW.digest, "/unit.new": NEW.digest}, {"/unit": NEW.digest, "/unit.new": NEW.digest}
+    )
+    assert done(steps) == {"/unit": (What.NOTHING, NEW.digest), "/unit.new": (What.REMOVE, None)}
+
+
+def test_undo_takes_away_what_is_as_it_was_put_there() -> None:
+    steps = undo({"/a": "1", "/b": "2"}, {"/a": "1", "/b": "1", "/c": "1"})
+    assert done(steps) == {"/a": (What.REMOVE, None), "/b": (What.LEAVE, None), "/c": (What.NOTHING, None)}
+
+
+def test_a_link_is_told_by_where_it_leads() -> None:
+    link = Piece("/bin/forkd", link="/opt/forkd/bin/forkd")
+    assert done(decide([link], {"/bin/forkd": "link:/elsewhere"}, {"/bin/forkd": "link:/elsewhere"})) == {
+        "/bin/forkd": (What.REPLACE, "link:/opt/forkd/bin/forkd")
+    }
