@@ -77,7 +77,7 @@ class ConfigError(ForkdError):
 
 
 class AddressError(ForkdError, ValueError):
-    """A text that is no address in the sense of `forkd.address`."""
+    """A text that is no address in the sense of `kernel.address`."""
 
     exit_status = Exit.USAGE
 

@@ -22,6 +22,7 @@ from docs.tools.roff import entry, example, heading, page, prose, running, subhe
 from docs.tools.settings_page import RULES, TABLES, default
 from forkd import errors
 from forkd.cli.main import cli
+from forkd.master import commands
 from forkd.settings.schema import Key, keys
 
 DATE: Final = "2026-11-25"  # of the words below; a day of the program's own would make each build another
@@ -189,12 +190,12 @@ def pages() -> dict[str, str]:
 
 
 def _program() -> Iterator[str]:
-    commands = dict(_commands())
+    described = dict(_commands())
     yield from (heading("NAME"), rf"forkd \- {_ABOUT}")
     yield heading("SYNOPSIS")
-    yield "\n.br\n".join(running(_marked(f"`forkd {name}` {usage}")) for name, (_, usage) in commands.items())
+    yield "\n.br\n".join(running(_marked(f"`forkd {name}` {usage}")) for name, (_, usage) in described.items())
     yield from (heading("DESCRIPTION"), prose(_DESCRIPTION), heading("COMMANDS"), prose(_COMMANDS))
-    for name, (command, usage) in commands.items():
+    for name, (command, usage) in described.items():
         yield subheading(f"forkd {name} {usage}")
         yield prose("\n\n".join(filter(None, (_help(command), _MORE.get(name)))))
         yield from (_option(each) for each in command.params if isinstance(each, click.Option))

@@ -19,7 +19,7 @@ from setproctitle import getproctitle, setproctitle
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 
-# What `forkd.process.spawn` gives a fresh interpreter to run. -P keeps the working folder, which
+# What `spawn` gives a fresh interpreter to run. -P keeps the working folder, which
 # anybody may have written to, off the module path; the package's own folder is named instead.
 _BOOT: Final = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.append(root); "

@@ -242,10 +242,10 @@ def test_a_terminal_sees_a_line_that_moves(forkd: Forkd) -> None:
 
 
 def test_the_other_commands_do_without_its_rooms() -> None:
-    code = "import sys, forkd.cli; print(*sys.modules, sep='\\n')"
+    code = "import sys, forkd.cli.main; print(*sys.modules, sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    heavy = r"(?m)^(rich|hdrh|matplotlib|numpy|forkd\.load(?!command)\w*)$"
-    assert "forkd.loadcommand" in loaded.splitlines()
+    heavy = r"(?m)^(rich|hdrh|matplotlib|numpy|forkd\.cli\.load\.(?!command$)\w+)$"
+    assert "forkd.cli.load.command" in loaded.splitlines()
     assert re.search(heavy, loaded) is None
 
 

@@ -190,7 +190,8 @@ def test_whoever_is_root_without_capabilities_is_told_that_it_cannot_become_othe
     if reason := setpriv_missing():
         pytest.skip(reason)
     script = """
-from forkd.privileges import Identity, become, shed
+from forkd.kernel.accounts import Identity
+from forkd.security.privileges import become, shed
 print(shed(for_all=True))
 become(Identity(65534, 65534, ()))
 """

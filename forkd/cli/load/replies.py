@@ -55,7 +55,7 @@ class Judge:
 
 
 class _Cutter(Protocol):
-    """What is needed here of the framings of `forkd.framing`."""
+    """What is needed here of the framings of `serving.framings`."""
 
     @property
     def pending(self) -> int: ...
