@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from forkd.serving.connection import Connection
-from forkd.serving.framings import Chunks
+from forkd.serving.counted import Chunks
 from forkd.serving.service import service, stream
 
 # The seconds from 1900-01-01, where RFC 868 starts to count, to 1970-01-01, where Unix does.

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkd.errors import FramingError, OverLimit, Truncated
+from forkd.serving.counted import BLOCK_LIMIT, Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited import Delimited, Lines
 from forkd.serving.framing import Framing, is_quick
-from forkd.serving.framings import BLOCK_LIMIT, Chunks, Delimited, Fixed, LengthPrefixed, Lines, Netstrings
 
 Outcome = tuple[list[bytes], str]
 
