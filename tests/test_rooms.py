@@ -64,7 +64,6 @@ LATE = {
     "cli.install.command": {"cli.install.installation"},
     "cli.load.command": {"cli.load.run", "cli.load.plan"},
     "cli.start": {"cli.detach", "master.master"},
-    "workers.worker": {"workers.tasks"},
 }
 FEWEST, MOST = 3, 15
 ENTRIES = 20

@@ -19,6 +19,7 @@ from types import CodeType, FunctionType
 from typing import Any, Final, Generic, ParamSpec, TypeGuard, TypeVar
 
 from forkd.errors import BootError
+from forkd.ipc.kinds import KINDS, those_that
 from forkd.serving.connection import Connection
 from forkd.serving.framing import Framing, is_quick
 
@@ -106,12 +107,15 @@ class Service(Generic[P, R]):
 
     def suits(self, worker: str, threads: int) -> None:
         """Whether workers of this kind can run the handler; BootError tells why they can not, and which could."""
-        if self.is_async and (worker == "sync" or threads):
-            raise BootError(f'{self.__name__} is an async def: it runs with worker = "event", without threads')
-        if self.framing is None and not self.is_async and worker == "event" and not threads:
+        kind = KINDS[worker]
+        if self.is_async and not kind.runs_coroutines(threads):
+            able = those_that(lambda each: each.runs_coroutines(0))
+            raise BootError(f"{self.__name__} is an async def: it runs with {able}, without threads")
+        if self.framing is None and not self.is_async and not kind.may_wait(threads):
+            able = those_that(lambda each: each.one_at_a_time)
             raise BootError(
                 f"{self.__name__} has a connection to itself, and would hold up all others of its worker: "
-                'give it worker = "sync", threads, or make it an async def'
+                f"give it {able}, threads, or make it an async def"
             )
 
     def alive(self) -> AbstractContextManager[Any]:

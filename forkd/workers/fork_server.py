@@ -25,6 +25,7 @@ import forkd
 from forkd.errors import BootError, Exit, ForkdError, ListenError
 from forkd.ipc import channel
 from forkd.ipc.brief import Brief
+from forkd.ipc.kinds import KINDS
 from forkd.ipc.scoreboard import Board
 from forkd.kernel import accounts, process, signals
 from forkd.kernel.sockopts import plain
@@ -92,6 +93,8 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
     """The service, loaded as whom it is to run, and what its import left behind."""
     process.set_title(f"forkd: {told.service}: fork server, generation {told.generation}")
     handler = log.set_up(told.log_level, told.log_format, told.log)
+    kind = KINDS[told.worker]
+    importlib.import_module(kind.loop_for(is_async=False))  # before the application has any say
     needed = []
     if told.identity is not None:
         needed = reach.needs(told.app, told.path)
@@ -105,8 +108,7 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
     sys.path.insert(0, told.path)
     service = load(told.app)
     service.suits(told.worker, told.threads)
-    if service.is_async:
-        importlib.import_module("forkd.workers.tasks")  # once, for all workers
+    importlib.import_module(kind.loop_for(service.is_async))  # once, for all workers
     own = {0, 1, 2, master, told.log, *(door.fd for door in told.doors)}
     left_behind = [] if told.fork_check == "off" else fork_check.left_behind(own)
     if left_behind and told.fork_check == "refuse":

@@ -14,11 +14,13 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from time import monotonic
 from typing import Any
 
 from forkd.errors import BootError, Exit, ForkdError
 from forkd.ipc.brief import Brief, Door
+from forkd.ipc.kinds import KINDS
 from forkd.ipc.meter import Meter
 from forkd.ipc.scoreboard import REQUESTS, Board
 from forkd.kernel import process, signals
@@ -27,7 +29,6 @@ from forkd.serving.connection import Connection
 from forkd.serving.loading import application_traceback
 from forkd.serving.outcome import End, Outcome
 from forkd.serving.service import Service
-from forkd.workers import event, sync
 from forkd.workers.account import Account
 from forkd.workers.context import WorkerContext
 from forkd.workers.leash import Leash
@@ -134,13 +135,9 @@ class Reporter:
 
 
 def _loop_for(told: Brief, service: Service[..., Any]) -> Callable[[WorkerContext], None]:
-    if told.worker == "sync":
-        return sync.serve
-    if service.is_async:
-        from forkd.workers import tasks
-
-        return tasks.serve
-    return event.serve
+    """The loop of this kind of worker, which the fork server has imported."""
+    serve: Callable[[WorkerContext], None] = import_module(KINDS[told.worker].loop_for(service.is_async)).serve
+    return serve
 
 
 def _end() -> None:
