@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from time import monotonic
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from forkd.errors import ListenError
 from forkd.ipc.brief import Door
@@ -23,6 +23,7 @@ from forkd.kernel import tap
 from forkd.kernel.address import Address
 from forkd.kernel.sockopts import plain
 from forkd.serving.connection import Connection
+from forkd.workers.reporter import Report
 
 # What happened to one new connection, not to the listener.
 _THIS_CONNECTION: Final = {
@@ -47,12 +48,11 @@ _WORD_SECONDS: Final = 1.0  # how often failures of single connections are told 
 _EVENTS: Final = {False: select.EPOLLIN, True: select.EPOLLIN | select.EPOLLEXCLUSIVE}
 
 
-class Report(Protocol):
-    """Where the facts of accepting go."""
+class Doors(NamedTuple):
+    """A worker's listening sockets. With `exclusive` the kernel wakes one worker for a connection instead of all."""
 
-    def accept_failed(self, error: OSError) -> None: ...
-
-    def accept_goes_on(self, seconds: float) -> None: ...
+    listeners: list[tuple[socket.socket, Door]]
+    exclusive: bool
 
 
 class Guest(NamedTuple):
@@ -78,19 +78,17 @@ class Acceptor:
 
     def __init__(
         self,
-        doors: list[tuple[socket.socket, Door]],
+        doors: Doors,
         epoll: select.epoll,
         meter: Meter,
         report: Report,
-        *,
-        exclusive: bool,
     ) -> None:
         self.resume_at: float | None = None
-        self._doors = {sock.fileno(): (sock, door) for sock, door in doors}
+        self._doors = {sock.fileno(): (sock, door) for sock, door in doors.listeners}
         self._epoll = epoll
         self._meter = meter
         self._report = report
-        self._events = _EVENTS[exclusive]
+        self._events = _EVENTS[doors.exclusive]
         self._pause = _FIRST_PAUSE
         self._starved_since: float | None = None
         self._silent_until = 0.0

@@ -2,63 +2,61 @@
 
 from __future__ import annotations
 
-import socket
+import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
-from forkd.errors import ForkdError
-from forkd.ipc.brief import Door
+from forkd.errors import BootError
 from forkd.ipc.deadlines import Deadlines
 from forkd.ipc.meter import Meter
 from forkd.ipc.scoreboard import PHASE, REQUESTS, SPARE, STOPPING, Board
 from forkd.kernel.procfs import own_memory
 from forkd.kernel.signals import Inbox
-from forkd.serving.connection import Connection
-from forkd.serving.outcome import Outcome
+from forkd.serving.loading import application_traceback
 from forkd.serving.service import Service
-from forkd.workers.account import Account
+from forkd.workers.acceptor import Doors
 from forkd.workers.leash import Leash
+from forkd.workers.reporter import Report
 from forkd.workers.tenure import Tenure
 
+_REASON_BYTES: Final = 16384
 
-class Report(Protocol):
-    """Where the facts of a worker go."""
 
-    def ended(self, connection: Connection, outcome: Outcome, account: Account | None) -> None: ...
+class StackFile:
+    """The file where the master finds a worker's Python stack after SIGUSR2, or the reason why it did not start."""
 
-    def accept_failed(self, error: OSError) -> None: ...
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
-    def accept_goes_on(self, seconds: float) -> None: ...
-
-    def lifespan_failed(self, error: Exception) -> None: ...
+    def boot_error(self, error: BaseException) -> BootError:
+        """Writes down why the lifespan did not begin; returns the error to end the worker with."""
+        text = f"the lifespan failed: {error!r}\n{application_traceback(error)}"
+        os.write(self.fd, text.encode(errors="backslashreplace")[:_REASON_BYTES])
+        return BootError(str(error))
 
 
 class WorkerContext(NamedTuple):
-    """`wake` tells the master to look at the scoreboard; `exclusive` is as in `doors`; `access`: each connection has an
-    account.
+    """`doors` are its listeners, `leash` and `inbox` bring its orders, `board` and `meter` hold its numbers.
 
-    `threads` is how many run the handlers of an `event` worker, 0 for its loop.
-    `stack` is the file that the master finds the Python stack in, when it asks for that by SIGUSR2.
-    `boot_error` leaves word of why a lifespan does not begin, and gives the error to end with.
+    `resources` is what the lifespan yielded. With `access` each connection has an account. `threads` is the number of
+    threads that run handlers, 0 for none. `wake` makes the master look at the scoreboard.
     """
 
     name: str
     service: Service[..., Any]
-    doors: list[tuple[socket.socket, Door]]
+    doors: Doors
     limits: Deadlines
     board: Board
     meter: Meter
-    orders: Leash
+    leash: Leash
     inbox: Inbox
     resources: Any
     tenure: Tenure
-    exclusive: bool
     access: bool
     threads: int
-    stack: int
+    stack: StackFile
     wake: Callable[[], None]
     report: Report
-    boot_error: Callable[[BaseException], ForkdError]
 
     @property
     def stopping(self) -> bool:

@@ -38,11 +38,11 @@ _FINEST: Final = 0.01
 _COARSEST: Final = 1.0
 
 
-def serve(seat: WorkerContext) -> None:
+def serve(context: WorkerContext) -> None:
     """Serves until told to leave; returns when the last connection has ended."""
-    loop = EventLoop(seat)
-    seat.meter.idle()
-    seat.wake()
+    loop = EventLoop(context)
+    context.meter.idle()
+    context.wake()
     loop.run()
 
 
@@ -56,8 +56,8 @@ class EventLoop:
     `replan` is called when somebody else who waits for this loop has to look at `timeout` or `over` again.
     """
 
-    def __init__(self, seat: WorkerContext, visit: Callable[..., Visitor] = Visit, pen: Pen | None = None) -> None:
-        self.seat = seat
+    def __init__(self, context: WorkerContext, visit: Callable[..., Visitor] = Visit, pen: Pen | None = None) -> None:
+        self.context = context
         self.now = monotonic()
         self.visits: dict[int, Visitor] = {}
         self.usual: dict[int, Usual[Visit]] = {}
@@ -65,11 +65,11 @@ class EventLoop:
         self.replan: Callable[[], None] = _nothing
         self.lingering = Lingering()
         self.epoll = select.epoll()
-        self.epoll.register(seat.inbox.fd, select.EPOLLIN)
-        self.doors = Acceptor(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
-        self.crew = ThreadPool(seat, self) if seat.threads else None
-        self.pen = pen or (seat.meter if self.crew is None else self.crew.pen)
-        self.answering: Answering[Visit] | None = None if seat.access else Answering.of(seat.service, self.pen)
+        self.epoll.register(context.inbox.fd, select.EPOLLIN)
+        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report)
+        self.crew = ThreadPool(context, self) if context.threads else None
+        self.pen = pen or (context.meter if self.crew is None else self.crew.pen)
+        self.answering: Answering[Visit] | None = None if context.access else Answering.of(context.service, self.pen)
         self.tallies: dict[int, TallyPen] = {}
         self.number = 0
         self.room = ROOMS[0]
@@ -78,12 +78,12 @@ class EventLoop:
         self.sweep_at: float | None = None
         self.due_at = NEVER
         self.stirred = True
-        self.shortest = min((each for each in seat.limits if each), default=NEVER)
+        self.shortest = min((each for each in context.limits if each), default=NEVER)
         self.coarse = min(_COARSEST, max(_FINEST, self.shortest / 8))
         self.kept_away = 0.0
         self.failure: BaseException | None = None
-        seat.orders.abandon = self.doors.abandon
-        seat.meter.shares(0)
+        context.leash.abandon = self.doors.abandon
+        context.meter.shares(0)
 
     def run(self) -> None:
         while self.open or not self.over:
@@ -96,10 +96,10 @@ class EventLoop:
 
     def turn(self, timeout: float | None) -> None:
         """Waits once, and does all that has come to be done."""
-        orders, visits = self.seat.orders, self.visits
-        orders.at_work = False
+        leash, visits = self.context.leash, self.visits
+        leash.at_work = False
         events = self.epoll.poll(timeout, _EVENTS_AT_ONCE)
-        orders.at_work = True
+        leash.at_work = True
         self.now = monotonic()
         if self.answering is not None:
             events = self.answer(self.answering, events)
@@ -114,15 +114,15 @@ class EventLoop:
             else:
                 self.attend(fd)
             self.stirred = True  # last, for `replan` may have had somebody look at `timeout` before all was done
-        self.seat.meter.rests()
-        if orders.told is not None:
+        self.context.meter.rests()
+        if leash.told is not None:
             self.leave()
             self.stirred = True
         if self.stirred or self.now >= self.due_at:
             self.tidy()
             self.stirred = True
-        elif self.seat.tenure.wears:
-            self.seat.retire_in_time(self.now)
+        elif self.context.tenure.wears:
+            self.context.retire_in_time(self.now)
 
     def answer(self, answering: Answering[Visit], events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Answers those of whom nothing but their next request is waited for; gives the events that remain."""
@@ -155,39 +155,39 @@ class EventLoop:
         if self.now - self.kept_away < 8 * _DEFER and self.kept_away:
             self.kept_away = 0.0
             return True
-        mean = self.seat.board.mean_share()
+        mean = self.context.board.mean_share()
         return len(self.visits) <= mean + mean / _SLACK
 
     def let_in(self, fd: int) -> bool:
         """Welcomes the next connection in the queue; False when there was none."""
-        guest = self.doors.accept(fd, stopping=self.seat.stopping)
+        guest = self.doors.accept(fd, stopping=self.context.stopping)
         if isinstance(guest, bool):
             return guest
         self.welcome(guest)
         return True
 
     def welcome(self, guest: Guest) -> None:
-        seat = self.seat
+        context = self.context
         self.number += 1
         connection = Connection(
             guest.sock,
-            service=seat.name,
+            service=context.name,
             number=self.number,
-            limits=seat.limits,
-            resources=seat.resources,
+            limits=context.limits,
+            resources=context.resources,
             peer=guest.peer,
             parks=True,
             room=self.room,
         )
         guest.prepare(connection)
         pen = self.pen
-        if seat.access:
+        if context.access:
             pen = self.tallies[guest.sock.fileno()] = TallyPen(pen)
-        visit = self.visit(guest.sock, connection, seat.service, pen, seat.limits, self.crew or self)
+        visit = self.visit(guest.sock, connection, context.service, pen, context.limits, self.crew or self)
         self.visits[visit.fd] = visit  # first, or whoever has to plan again may find nothing left to do
         self.due_by(self.now + (self.shortest if self.crew is None else self.coarse))
         self.opened()
-        seat.ask_for_spares()
+        context.ask_for_spares()
         if self.hurried:
             visit.hurry()
         if self.crew is not None:
@@ -206,10 +206,10 @@ class EventLoop:
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
         """The end of a visit; a thread of the crew may be the one to tell."""
         self.stirred = True
-        seat, connection = self.seat, visit.connection
+        context, connection = self.context, visit.connection
         self.room = connection.room_for_the_next
         tally = self.tallies.pop(visit.fd, None)
-        seat.report.ended(connection, outcome, None if tally is None else tally.account())
+        context.report.ended(connection, outcome, None if tally is None else tally.account())
         del self.visits[visit.fd]
         if connection.at_end or outcome.end is End.RESET:
             visit.sock.close()
@@ -221,7 +221,7 @@ class EventLoop:
         self.pen.closed()
         self.share()
         if outcome.end is End.EXIT:
-            seat.orders.leave(Order.FINISH)
+            context.leash.leave(Order.FINISH)
         self.replan()
 
     def failed(self, error: BaseException) -> None:
@@ -239,7 +239,7 @@ class EventLoop:
         A worker that was woken for a connection and left without it would leave its client waiting beside idle
         colleagues, so it has one more look at each listener that was not abandoned.
         """
-        if self.seat.orders.told is Order.FINISH and not self.hurried:
+        if self.context.leash.told is Order.FINISH and not self.hurried:
             self.hurried, self.coarse = True, STRAGGLERS
             for visit in list(self.visits.values()):
                 visit.hurry()
@@ -247,9 +247,9 @@ class EventLoop:
         if self.open:
             self.open = False
             self.doors.unwatch()
-            self.seat.meter.shares(None)
+            self.context.meter.shares(None)
             for fd, door in self.doors:
-                empty_it = self.seat.stopping and not door.passed
+                empty_it = self.context.stopping and not door.passed
                 while self.let_in(fd) and empty_it:
                     pass
                 self.doors.shut(fd)
@@ -294,7 +294,7 @@ class EventLoop:
             self.sweep()
         self.lingering.expire(self.now)
         self.doors.tidy(self.now)
-        self.seat.retire_in_time(self.now)
+        self.context.retire_in_time(self.now)
 
     def timeout(self) -> float | None:
         """Seconds until there is something to do though nothing comes; None for never."""
@@ -302,7 +302,7 @@ class EventLoop:
         if self.stirred:
             self.stirred = False  # before the look: a thread of the crew may stir again meanwhile
             sweep = None if self.sweep_at is None else max(0.0, self.sweep_at - now)
-            wait = self.seat.timeout(now, self.lingering.timeout(now), self.doors.timeout(now), sweep)
+            wait = self.context.timeout(now, self.lingering.timeout(now), self.doors.timeout(now), sweep)
             self.due_at = NEVER if wait is None else now + wait
         return None if self.due_at == NEVER else max(0.0, self.due_at - now)
 
@@ -312,12 +312,12 @@ class EventLoop:
 
     def share(self) -> None:
         if self.open:
-            self.seat.meter.shares(len(self.visits))
+            self.context.meter.shares(len(self.visits))
 
     def attend(self, fd: int) -> None:
         """A signal, or word from a thread of the crew."""
-        if fd == self.seat.inbox.fd:
-            self.seat.inbox.take()
+        if fd == self.context.inbox.fd:
+            self.context.inbox.take()
 
     def close(self) -> None:
         """Lets go of what it waits with, where the process goes on."""

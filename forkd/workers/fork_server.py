@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any, Final, NoReturn
 
 import forkd
-from forkd.errors import BootError, Exit, ForkdError, ListenError
+from forkd.errors import BootError, Exit, ForkdError
 from forkd.ipc import channel
 from forkd.ipc.brief import Brief
 from forkd.ipc.kinds import KINDS
@@ -34,6 +34,7 @@ from forkd.security import privileges, reach
 from forkd.serving.loading import load
 from forkd.serving.service import Service
 from forkd.workers import fork_check, worker
+from forkd.workers.reporter import Reporter
 
 _PRESS_SECONDS: Final = 0.1
 _REASON_CHARACTERS: Final = 12_000
@@ -210,11 +211,9 @@ class _ForkServer:
             worker.live(self.told, self.service, self.doors, self.board, slot, row, leash, stack)
             status = Exit.DONE
         except BootError:
-            pass  # the worker has told why
-        except ListenError as error:
-            log.say("error", f"worker failed: {error}", {"service": self.told.service, "worker": slot})
+            pass  # the stack file says why
         except BaseException as error:
-            log.say("error", "worker failed", {"service": self.told.service, "worker": slot}, error=error)
+            Reporter.of(self.told, slot).worker_failed(error)
         finally:
             _flush()
             os._exit(status)  # no atexit: what was registered before the fork is the fork server's

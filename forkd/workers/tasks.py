@@ -36,10 +36,10 @@ def loop_factory() -> Callable[[], AbstractEventLoop] | None:
     return made
 
 
-def serve(seat: WorkerContext) -> None:
+def serve(context: WorkerContext) -> None:
     """Serves until told to leave; returns when the last connection has ended."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(seat))
+        runner.run(_serve(context))
 
 
 def tell_of_tasks(loop: EventLoop, stack: int) -> None:
@@ -61,50 +61,50 @@ def tell_of_tasks(loop: EventLoop, stack: int) -> None:
     faulthandler.register(signal.SIGUSR2, stack, all_threads=True, chain=True)
 
 
-async def _serve(seat: WorkerContext) -> None:
-    async with _alive(seat) as resources:
-        turner = Turner(seat._replace(resources=resources))
-        tell_of_tasks(turner.loop, seat.stack)
-        seat.meter.idle()
-        seat.wake()
+async def _serve(context: WorkerContext) -> None:
+    async with _alive(context) as resources:
+        turner = Turner(context._replace(resources=resources))
+        tell_of_tasks(turner.loop, context.stack.fd)
+        context.meter.idle()
+        context.wake()
         await turner.run()
 
 
 @asynccontextmanager
-async def _alive(seat: WorkerContext) -> AsyncIterator[Any]:
+async def _alive(context: WorkerContext) -> AsyncIterator[Any]:
     """The service's lifespan, where it is one to await, giving the resources; all others the worker has seen to."""
-    life = seat.service.alive_awaited()
+    life = context.service.alive_awaited()
     if life is None:
-        yield seat.resources
+        yield context.resources
         return
     try:
         resources = await life.__aenter__()
     except BaseException as error:
-        raise seat.boot_error(error) from None
+        raise context.stack.boot_error(error) from None
     try:
         yield resources
     finally:
         try:
             await life.__aexit__(None, None, None)
         except Exception as error:
-            seat.report.lifespan_failed(error)
+            context.report.lifespan_failed(error)
 
 
 class Turner:
     """Gives the worker's loop its turns."""
 
-    def __init__(self, seat: WorkerContext) -> None:
-        self.pen = TaskPen(seat.meter)
-        self.loop = EventLoop(seat, AsyncVisit, self.pen)
+    def __init__(self, context: WorkerContext) -> None:
+        self.pen = TaskPen(context.meter)
+        self.loop = EventLoop(context, AsyncVisit, self.pen)
         self._aio = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._aio.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._due = NEVER
-        self._beat = seat.limits.request_timeout / _BEATS
+        self._beat = context.limits.request_timeout / _BEATS
         # Some loops have the process's signals written elsewhere than into the worker's inbox.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.loop.epoll.register(self._wake, select.EPOLLIN | select.EPOLLET)
-        seat.orders.notify = self._notify
+        context.leash.notify = self._notify
 
     async def run(self) -> None:
         """Serves until the last connection has ended."""

@@ -36,12 +36,12 @@ class WorkerLoop(Protocol):
 
 
 class ThreadPool:
-    """`seat.threads` threads, which serve what they are given to `take`."""
+    """`context.threads` threads, which serve what they are given to `take`."""
 
     usual: Final = None
 
-    def __init__(self, seat: WorkerContext, loop: WorkerLoop) -> None:
-        self.pen = SharedPen(seat.meter)
+    def __init__(self, context: WorkerContext, loop: WorkerLoop) -> None:
+        self.pen = SharedPen(context.meter)
         self._loop = loop
         self._epoll = select.epoll()
         self._parted: deque[Visitor] = deque()
@@ -49,7 +49,7 @@ class ThreadPool:
         loop.epoll.register(self._wake, select.EPOLLIN)
         self._threads = [
             threading.Thread(target=self._work, name=f"handlers {number}", daemon=True)
-            for number in range(seat.threads)
+            for number in range(context.threads)
         ]
         for thread in self._threads:
             thread.start()

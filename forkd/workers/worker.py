@@ -6,7 +6,6 @@ It never decides about the pool. What it is told, `orders` hears; how it serves 
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import os
 import random
@@ -18,32 +17,18 @@ from importlib import import_module
 from time import monotonic
 from typing import Any
 
-from forkd.errors import BootError, Exit, ForkdError
+from forkd.errors import Exit
 from forkd.ipc.brief import Brief, Door
 from forkd.ipc.kinds import KINDS
 from forkd.ipc.meter import Meter
 from forkd.ipc.scoreboard import REQUESTS, Board
 from forkd.kernel import process, signals
-from forkd.log import log
-from forkd.serving.connection import Connection
-from forkd.serving.loading import application_traceback
-from forkd.serving.outcome import End, Outcome
 from forkd.serving.service import Service
-from forkd.workers.account import Account
-from forkd.workers.context import WorkerContext
+from forkd.workers.acceptor import Doors
+from forkd.workers.context import StackFile, WorkerContext
 from forkd.workers.leash import Leash
+from forkd.workers.reporter import Reporter
 from forkd.workers.tenure import Tenure
-
-_LEVELS = {
-    End.CLIENT: "debug",
-    End.CLOSED: "debug",
-    End.LEAVING: "debug",
-    End.IDLE: "debug",
-    End.RESET: "debug",
-    End.ERROR: "error",
-    End.REQUEST: "error",
-    End.EXIT: "error",
-}
 
 
 def live(
@@ -53,7 +38,7 @@ def live(
     board: Board,
     slot: int,
     row: int,
-    leash: socket.socket,
+    master: socket.socket,
     stack: int,
 ) -> None:
     """A worker from its birth to its end, in a process just forked with all signals blocked.
@@ -63,10 +48,10 @@ def live(
     process.set_title(f"forkd: {told.service}: worker {slot}, generation {told.generation}")
     meter = Meter(board.row(row), keeps=told.black_box)
     meter.booting()
-    orders = Leash(leash, told.log, _end)
+    leash = Leash(master, told.log, _end)
     inbox = signals.Inbox([signal.SIGTERM, signal.SIGIO])
     signals.ignore(signals.IGNORED_BELOW_MASTER)
-    orders.listen()
+    leash.listen()
     faulthandler.register(signal.SIGUSR2, stack, all_threads=True)
     process.unblock_signals()
 
@@ -74,64 +59,29 @@ def live(
         with suppress(BlockingIOError):
             os.eventfd_write(told.wake, 1)
 
-    report = Reporter(told.service, slot, told.generation)
-    with _alive(service, stack, report) as resources:
+    report = Reporter.of(told, slot)
+    stack_file = StackFile(stack)
+    with _alive(service, stack_file, report) as resources:
         _loop_for(told, service)(
             WorkerContext(
-                told.service,
-                service,
-                doors,
-                told.limits,
-                board,
-                meter,
-                orders,
-                inbox,
-                resources,
-                Tenure(told.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
-                exclusive=told.exclusive,
+                name=told.service,
+                service=service,
+                doors=Doors(doors, exclusive=told.exclusive),
+                limits=told.limits,
+                board=board,
+                meter=meter,
+                leash=leash,
+                inbox=inbox,
+                resources=resources,
+                tenure=Tenure(told.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
                 access=told.access,
                 threads=told.threads,
-                stack=stack,
+                stack=stack_file,
                 wake=wake,
                 report=report,
-                boot_error=lambda error: _boot_error(error, stack),
             )
         )
     meter.left()
-
-
-class Reporter:
-    """Logs how connections end, each record naming this worker the same way.
-
-    Where each connection is to have a record, `access`, that is one of its own: it looks the same however a
-    connection ended, and what is told of some of them anyhow stands beside it.
-    """
-
-    def __init__(self, service: str, slot: int, generation: int) -> None:
-        self._fields: dict[str, object] = {"service": service, "worker": slot, "gen": generation}
-
-    def ended(self, connection: Connection, outcome: Outcome, account: Account | None) -> None:
-        level = _LEVELS.get(outcome.end, "info")
-        error = outcome.error if level == "error" else None
-        detail = str(outcome.error) if outcome.error is not None and error is None else None
-        peer = ""
-        with suppress(ForkdError, OSError):
-            peer = str(connection.peer)
-        whose = self._fields | {"connection": connection.number, "peer": peer or None}
-        log.say(level, f"connection: {outcome.end.value}", whose | {"detail": detail}, error=error)
-        if account is not None:
-            facts = account._asdict() | {"seconds": round(account.seconds, 6), "end": outcome.end.name.lower()}
-            log.say("info", "access", whose | facts)
-
-    def accept_failed(self, error: OSError) -> None:
-        name = errno.errorcode.get(error.errno or 0, "")
-        log.say("warning", f"accept failed: {error.strerror}", self._fields | {"errno": name})
-
-    def accept_goes_on(self, seconds: float) -> None:
-        log.say("warning", "accept goes on", self._fields | {"after": round(seconds, 3)})
-
-    def lifespan_failed(self, error: Exception) -> None:
-        log.say("error", "the lifespan's clean-up failed", self._fields, error=error)
 
 
 def _loop_for(told: Brief, service: Service[..., Any]) -> Callable[[WorkerContext], None]:
@@ -146,13 +96,13 @@ def _end() -> None:
 
 
 @contextmanager
-def _alive(service: Service[..., Any], stack: int, report: Reporter) -> Iterator[Any]:
+def _alive(service: Service[..., Any], stack: StackFile, report: Reporter) -> Iterator[Any]:
     """The service's lifespan around a worker's: BootError if it does not begin, a record if it does not end well."""
     lifespan = service.alive()
     try:
         resources = lifespan.__enter__()
     except BaseException as error:
-        raise _boot_error(error, stack) from None
+        raise stack.boot_error(error) from None
     try:
         yield resources
     finally:
@@ -160,10 +110,3 @@ def _alive(service: Service[..., Any], stack: int, report: Reporter) -> Iterator
             lifespan.__exit__(None, None, None)
         except Exception as error:
             report.lifespan_failed(error)
-
-
-def _boot_error(error: BaseException, stack: int) -> BootError:
-    """Leaves the reason where the master looks when a worker has gone; gives what to end with."""
-    text = f"the lifespan failed: {error!r}\n{application_traceback(error)}"
-    os.write(stack, text.encode(errors="backslashreplace")[:16384])
-    return BootError(str(error))

@@ -62,7 +62,7 @@ class Room:
         assert loop.answering is not None
         events = [(self.visits[client], select.EPOLLIN) for client in clients]
         assert loop.answer(loop.answering, events) == []
-        self.hall.seat.meter.rests()
+        self.hall.context.meter.rests()
 
     def close(self) -> None:
         for client in self.visits:
