@@ -180,23 +180,23 @@ class AsyncVisit:
     async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
         connection = self.connection
         connection.flush()
-        hearing = Decoder(connection, framing)
+        decoder = Decoder(connection, framing)
         data = connection.take()
         try:
             while data := data or await self._receive():
-                requests = hearing.hear(data)
+                requests = decoder.hear(data)
                 for request in requests:
                     yield request
-                if hearing.broken is not None:
-                    raise hearing.broken
-                hearing.wait()
+                if decoder.broken is not None:
+                    raise decoder.broken
+                decoder.wait()
                 data = b""
         except WorkerLeaves:
             return
         finally:
             if connection.deadline is not None:
                 connection.stop_clock()
-        for request in hearing.end():
+        for request in decoder.end():
             yield request
 
     async def taken(self, all_but: int = 0) -> None:
@@ -304,13 +304,13 @@ class AsyncVisit:
             finally:
                 self._meter.served()
             return
-        hearing = conversation.hearing
+        decoder = conversation.decoder
         while not connection.closed and (data := await self._receive()):
-            requests = hearing.hear(data)
+            requests = decoder.hear(data)
             await self._answer_all(requests)
-            hearing.wait()
+            decoder.wait()
         if not connection.closed:
-            await self._answer_all(hearing.end())
+            await self._answer_all(decoder.end())
 
     async def _answer_all(self, requests: Sequence[Any]) -> None:
         connection = self.connection
@@ -318,7 +318,7 @@ class AsyncVisit:
             await self._answer(request)
             if connection.closed:
                 return
-        if requests or self.conversation.hearing.broken is not None:
+        if requests or self.conversation.decoder.broken is not None:
             if connection.parked:
                 await self.taken()
             self.conversation.settle()

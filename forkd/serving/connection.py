@@ -192,22 +192,22 @@ class Connection:
         """
         if self.unsent:
             self.flush()
-        hearing = Decoder(self, framing.copy())
+        decoder = Decoder(self, framing.copy())
         data = self.take()
         try:
             while data := data or self.receive(RECEIVE_BYTES):
-                requests = hearing.hear(data)
+                requests = decoder.hear(data)
                 yield from requests
-                if hearing.broken is not None:
-                    raise hearing.broken
-                hearing.wait()
+                if decoder.broken is not None:
+                    raise decoder.broken
+                decoder.wait()
                 data = b""
         except WorkerLeaves:
             return
         finally:
             if self.deadline is not None:
                 self.stop_clock()
-        yield from hearing.end()
+        yield from decoder.end()
 
     def close(self) -> None:
         """Ends our side: the client reads what was sent, then the end of the stream.

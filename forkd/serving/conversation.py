@@ -63,7 +63,7 @@ class Conversation:
         "_service",
         "_unsent",
         "connection",
-        "hearing",
+        "decoder",
     )
 
     def __init__(self, connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> None:
@@ -84,7 +84,7 @@ class Conversation:
         self._meter.meets(self._peer)
         if self._service.framing is not None:
             framing = self._service.framing.copy()
-            self.hearing = Decoder(self.connection, framing)
+            self.decoder = Decoder(self.connection, framing)
             self._feed, self._encode = framing.feed, framing.encode
 
     def start(self) -> None:
@@ -113,22 +113,22 @@ class Conversation:
         try:
             requests = self._feed(data)
         except FramingError as error:
-            requests = self.hearing.breaks(error)
+            requests = self.decoder.breaks(error)
         self.take_on(data, requests)
 
     def take_on(self, data: bytes, requests: Sequence[Any]) -> None:
         """Answers `requests`, which `data`, the next bytes of the stream, has completed."""
-        hearing = self.hearing
-        hearing.hears(requests)
-        if requests or hearing.broken is not None:
+        decoder = self.decoder
+        decoder.hears(requests)
+        if requests or decoder.broken is not None:
             self.connection.latest = data
             self._queue = iter(requests)
             self.go_on()
-        hearing.wait()
+        decoder.wait()
 
     def end_of_stream(self) -> None:
         """Answers what the end of the client's side completes."""
-        if not self.connection.closed and (requests := self.hearing.end()):
+        if not self.connection.closed and (requests := self.decoder.end()):
             self._queue = iter(requests)
             self.go_on()
 
@@ -142,7 +142,7 @@ class Conversation:
             done = self._answer_some()
         if connection.parked:
             return  # the iterator remembers its place
-        if connection.leaving or self.hearing.broken is not None:
+        if connection.leaving or self.decoder.broken is not None:
             self.settle()
         elif unsent:
             connection.flush()
@@ -182,15 +182,15 @@ class Conversation:
     def settle(self) -> None:
         """All that has come is answered: sends the replies, or holds the last ones back a moment."""
         connection = self.connection
-        if connection.leaving and not self.hearing.pending:
+        if connection.leaving and not self.decoder.pending:
             self._leave_at = self._leave_at or monotonic() + _LEAVE_SECONDS
             if monotonic() > self._leave_at:
                 raise WorkerLeaves("the worker leaves")
             connection.last_call()
         elif self._unsent:
             self.flush()
-        if self.hearing.broken is not None and not connection.parked:
-            raise self.hearing.broken
+        if self.decoder.broken is not None and not connection.parked:
+            raise self.decoder.broken
 
     def over(self, error: BaseException | None = None) -> Outcome:
         """What it means that the conversation is over, by what was raised or else because all is said."""

@@ -101,7 +101,7 @@ class QuickConversation(Conversation):
         Conversation.open(self)  # super() would cost a call more, at every connection
         self._row = self._meter.row
         self._whom = peer_record(self._peer)
-        framing: Any = self.hearing.framing
+        framing: Any = self.decoder.framing
         service = self._service
         self._raw = service.is_quick
         self._alone = not service.takes_connection
@@ -111,8 +111,8 @@ class QuickConversation(Conversation):
 
     def usual(self, owner: Owner) -> Usual[Owner]:
         """What `answering` wants, once the conversation has begun."""
-        connection, hearing = self.connection, self.hearing
-        framing = hearing.framing if hearing.tells_pending else _NEVER_PENDING
+        connection, decoder = self.connection, self.decoder
+        framing = decoder.framing if decoder.tells_pending else _NEVER_PENDING
         return owner, self, connection, connection.sock, self._feed, self._encode, framing, self._whom, connection.room
 
     def run(self) -> None:
@@ -146,7 +146,7 @@ class QuickConversation(Conversation):
             try:
                 requests = feed(data)
             except FramingError as error:
-                self.take_on(data, self.hearing.breaks(error))
+                self.take_on(data, self.decoder.breaks(error))
                 return
             if len(requests) != 1 or framing.pending:
                 self.take_on(data, requests)
@@ -223,7 +223,7 @@ class QuickConversation(Conversation):
         """The framing has refused `data`, the next bytes of the stream, or has failed."""
         if not isinstance(error, FramingError):
             raise error
-        self.take_on(data, self.hearing.breaks(error))
+        self.take_on(data, self.decoder.breaks(error))
 
     def goes_on_with(self, shown: bytes, reply: Any, dressed: bytes | None, failed: BaseException | None) -> None:
         """Something else than one reply that can leave at once has come of the one request there was."""

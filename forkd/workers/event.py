@@ -67,8 +67,8 @@ class EventLoop:
         self.epoll = select.epoll()
         self.epoll.register(context.inbox.fd, select.EPOLLIN)
         self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report)
-        self.crew = ThreadPool(context, self) if context.threads else None
-        self.pen = pen or (context.meter if self.crew is None else self.crew.pen)
+        self.threads = ThreadPool(context, self) if context.threads else None
+        self.pen = pen or (context.meter if self.threads is None else self.threads.pen)
         self.answering: Answering[Visit] | None = None if context.access else Answering.of(context.service, self.pen)
         self.tallies: dict[int, TallyPen] = {}
         self.number = 0
@@ -183,15 +183,15 @@ class EventLoop:
         pen = self.pen
         if context.access:
             pen = self.tallies[guest.sock.fileno()] = TallyPen(pen)
-        visit = self.visit(guest.sock, connection, context.service, pen, context.limits, self.crew or self)
+        visit = self.visit(guest.sock, connection, context.service, pen, context.limits, self.threads or self)
         self.visits[visit.fd] = visit  # first, or whoever has to plan again may find nothing left to do
-        self.due_by(self.now + (self.shortest if self.crew is None else self.coarse))
+        self.due_by(self.now + (self.shortest if self.threads is None else self.coarse))
         self.opened()
         context.ask_for_spares()
         if self.hurried:
             visit.hurry()
-        if self.crew is not None:
-            self.crew.take(visit)
+        if self.threads is not None:
+            self.threads.take(visit)
         else:
             guest.sock.setblocking(False)
             self.epoll.register(visit.fd, visit.interest)
@@ -213,11 +213,11 @@ class EventLoop:
         del self.visits[visit.fd]
         if connection.at_end or outcome.end is End.RESET:
             visit.sock.close()
-        elif self.crew is None:
+        elif self.threads is None:
             self.epoll.modify(visit.fd, select.EPOLLIN)
             self.linger(visit)
         else:
-            self.crew.part(visit)
+            self.threads.part(visit)
         self.pen.closed()
         self.share()
         if outcome.end is End.EXIT:
@@ -275,11 +275,11 @@ class EventLoop:
             due = visit.due()
             if due > now:
                 next_due = min(next_due, due)
-            elif self.crew is None:
+            elif self.threads is None:
                 visit.expire()
             else:
                 visit.cut()
-        if self.crew is not None and self.visits:
+        if self.threads is not None and self.visits:
             next_due = now  # a thread may have set a nearer one meanwhile
         if self.hurried:
             next_due = now
@@ -288,8 +288,8 @@ class EventLoop:
     def tidy(self) -> None:
         if self.failure is not None:
             raise self.failure
-        if self.crew is not None:
-            self.crew.see_off()
+        if self.threads is not None:
+            self.threads.see_off()
         if self.sweep_at is not None and self.now >= self.sweep_at:
             self.sweep()
         self.lingering.expire(self.now)
@@ -321,8 +321,8 @@ class EventLoop:
 
     def close(self) -> None:
         """Lets go of what it waits with, where the process goes on."""
-        if self.crew is not None:
-            self.crew.close()
+        if self.threads is not None:
+            self.threads.close()
         self.epoll.close()
 
 
