@@ -1,4 +1,4 @@
-"""Framings that know a request's size before it has all come: `LengthPrefixed`, `Netstrings`, `Fixed`; and `Chunks`."""
+"""Framings that know a request's size before it is complete: `LengthPrefixed`, `Netstrings`, `Fixed`; also `Chunks`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ _COLON, _COMMA, _ZERO, _NINE = b":,09"
 
 
 class LengthPrefixed(Holding):
-    """A request is a length in `size` bytes (1, 2, 4 or 8), then that many bytes; replies likewise.
+    """A request is a length in `size` bytes (1, 2, 4 or 8), then that many bytes. A reply is sent the same way.
 
-    The length is unsigned, does not count itself, and has its highest byte first (`order` "big") or
-    last ("little"). DNS over TCP is one of them (RFC 1035, section 4.2.2: `size` 2). OverLimit: a
-    length of more than `limit` bytes, noticed before any of those. A reply whose length has no room
-    in `size` bytes is a ValueError.
+    The length is unsigned, does not count itself, and is sent with its highest byte first (`order="big"`) or last
+    (`order="little"`). DNS over TCP uses this framing with `size=2` (RFC 1035, section 4.2.2). Requests come without
+    the length.
+
+    `limit` is the largest length in bytes. A greater one raises OverLimit before any of the request's bytes are read.
+    If the stream ends inside a request, the framing raises Truncated. A reply too long for a length of `size` bytes
+    raises ValueError.
+
+        @forkd.service(forkd.LengthPrefixed(size=2))
+        def resolve(query: bytes) -> bytes:
+            return answer_of(query)
     """
 
     __slots__ = ("_length", "limit", "order", "size")
@@ -71,11 +78,14 @@ class LengthPrefixed(Holding):
 
 
 class Netstrings(Holding):
-    """A request is a netstring: its length in decimal, a colon, so many bytes, a comma, as in `5:hello,`.
+    """A request is a netstring: its length in decimal, a colon, that many bytes, and a comma, as in `5:hello,`.
 
-    After https://cr.yp.to/proto/netstrings.txt, strictly: FramingError if the length is not digits
-    alone, has a leading zero (`0:,` is the empty one) or the comma is not there. OverLimit: a length
-    of more than `limit` bytes, noticed at the digit that makes it so.
+    A reply is sent the same way. The format is that of https://cr.yp.to/proto/netstrings.txt, strictly: a length that
+    is not made of digits alone or has a leading zero (`0:,` is the empty netstring), or a missing comma, raises
+    FramingError.
+
+    `limit` is the largest length in bytes. A greater one raises OverLimit at the digit that exceeds it. If the stream
+    ends inside a request, the framing raises Truncated.
     """
 
     __slots__ = ("_most_digits", "limit")
@@ -124,9 +134,9 @@ class Netstrings(Holding):
         return type(self)(self.limit)
 
     def _check_head(self, head: bytes, requests: list[bytes]) -> None:
-        """Raise at the first byte with which no netstring within the limit can go on."""
-        # Byte by byte, so that the verdict is the same however they were split. They are few: one
-        # digit more than the limit has either stands after a leading zero or is over it.
+        """Raises at the first byte after which no netstring within the limit is possible."""
+        # Byte by byte, so that the verdict does not depend on how the bytes were split. There are few of them:
+        # with one digit more than the limit has, a number has a leading zero or is over the limit.
         length = 0
         for place, byte in enumerate(head):
             if byte == _COLON and place:
@@ -139,7 +149,10 @@ class Netstrings(Holding):
 
 
 class Fixed(Holding):
-    """A request is `size` bytes, and so is the next. A reply goes as it is, of any length."""
+    """Every request is `size` bytes long. A reply is sent as it is and may have any length.
+
+    If the stream ends inside a request, the framing raises Truncated.
+    """
 
     __slots__ = ("size",)
 
@@ -172,9 +185,9 @@ class Fixed(Holding):
 
 
 class Chunks:
-    """A request is whatever has arrived, however the network cut it. A reply goes as it is.
+    """A request is whatever bytes have arrived, however the network cut them. A reply is sent as it is.
 
-    For services to which the cuts mean nothing: echo (RFC 862), discard (RFC 863).
+    For services to which these cuts mean nothing, such as echo (RFC 862) and discard (RFC 863).
     """
 
     __slots__ = ()

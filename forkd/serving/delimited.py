@@ -14,11 +14,18 @@ _CARRIAGE_RETURN: Final = ord("\r")
 
 
 class Delimited(Holding):
-    """A request is what stands before `mark`, one or more bytes; a reply gets the mark.
+    r"""A request ends at `mark`, which is one or more bytes. A reply is sent with the mark behind it.
 
-    For messages that end in a NUL, say, or in an empty line (`b"\\r\\n\\r\\n"`). A request may be
-    empty. A mark inside a reply is not looked for. OverLimit: more than `limit` bytes before the
-    mark, noticed as soon as they have come, mark or no mark.
+    For messages that end in a NUL byte, for example, or in an empty line (`b"\r\n\r\n"`). Requests come without the
+    mark and may be empty. A mark inside a reply is not noticed.
+
+    `limit` is the most bytes that a request may have before its mark. Beyond it the framing raises OverLimit as soon as
+    that many bytes have arrived, with or without the mark. If the stream ends inside a request, it raises Truncated. A
+    wrong `mark` or `limit` raises TypeError or ValueError.
+
+        @forkd.service(forkd.Delimited(b"\0"))
+        def shout(request: bytes) -> bytes:
+            return request.upper()
     """
 
     __slots__ = ("_crlf", "_longest_mark", "_size", "limit", "mark")
@@ -28,7 +35,7 @@ class Delimited(Holding):
         self.mark: Final = _checked_mark(mark)
         self._size: Final = len(mark)
         self.limit: Final = checked_count("limit", limit)
-        # What tells Lines from this: the mark may have a carriage return before it.
+        # Set by Lines: a carriage return may come before the mark.
         self._crlf = False
         self._longest_mark = mark
 
@@ -39,7 +46,7 @@ class Delimited(Holding):
         if self.pending:
             return self._feed_held(data)
         at = data.find(self.mark)
-        # Nearly always: exactly one request. (With `at` 0, data[-1] is the newline itself.)
+        # The usual case: exactly one request. (If `at` is 0, data[-1] is the newline itself.)
         if at == len(data) - self._size and 0 <= at <= self.limit:
             return [data[: at - 1]] if self._crlf and data[at - 1] == _CARRIAGE_RETURN else [data[:at]]
         return self._feed_many(data, [])
@@ -72,7 +79,7 @@ class Delimited(Holding):
         return self._feed_many(rest, [self._release()])
 
     def _feed_many(self, data: bytes, requests: list[bytes]) -> list[bytes]:
-        """`requests` and those in `data`, which starts where a request starts."""
+        """Returns `requests` and those in `data`, which starts where a request starts."""
         found = data.split(self.mark)
         rest = found.pop()
         if self._crlf and b"\r" in data:
@@ -88,25 +95,32 @@ class Delimited(Holding):
         return requests + found
 
     def _first_unsearched(self, start: bytes | bytearray) -> int:
-        # The last bytes may be the beginning of a mark that the next feed completes.
+        # The last bytes may begin a mark that the next feed completes.
         return max(0, len(start) - len(self.mark) + 1)
 
     def _is_over(self, start: bytes | bytearray) -> bool:
         """Whether a request that starts like this, with no mark yet, is too long wherever its mark comes."""
         if len(start) <= self.limit:
             return False
-        # A mark that has begun does not count.
+        # The beginning of a mark does not count.
         mark = self._longest_mark
         begun = next((size for size in range(len(mark) - 1, 0, -1) if start.endswith(mark[:size])), 0)
         return len(start) - begun > self.limit
 
 
 class Lines(Delimited):
-    """A request is a line without its end; a reply gets `end`.
+    r"""A request is a line without its end. A reply is sent with `end` behind it.
 
-    Where `end` is a newline, a carriage return before it belongs to it, so that telnet(1) and the
-    protocols whose lines end in both (RFC 5321, section 2.3.8) are understood. OverLimit: more than
-    `limit` bytes without the end, noticed as soon as they have come, end or no end.
+    If `end` is a newline, a carriage return before it belongs to the end, so that clients of both habits are
+    understood: those that send a bare newline, and those that send both (telnet(1), and protocols such as SMTP, RFC
+    5321, section 2.3.8). For replies that end in both, give `end=b"\r\n"`.
+
+    `limit` is the most bytes that a line may have before its end. Beyond it the framing raises OverLimit as soon as
+    that many bytes have arrived, with or without the end. If the stream ends inside a line, it raises Truncated.
+
+        @forkd.service(forkd.Lines(limit=1000))
+        def reverse(line: bytes) -> bytes:
+            return line[::-1]
     """
 
     __slots__ = ()

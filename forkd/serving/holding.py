@@ -1,4 +1,4 @@
-"""What the framings that come with forkd share: the bytes of a request that is not whole yet, and their checks."""
+"""What the framings that come with forkd share: the bytes of an incomplete request, and checks of their parameters."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from forkd.errors import OverLimit, Truncated
 
 
 class Holding:
-    """What the framings with a memory share: the bytes of a request that is not whole yet."""
+    """Keeps the bytes of an incomplete request between two feeds."""
 
     __slots__ = ("_held", "_next", "pending")
 
     def __init__(self) -> None:
-        # Beside the bytes because every feed reads it, here and in the connection.
+        # Kept as a number because every feed reads it, here and in the connection.
         self.pending = 0
-        # Not a list of pieces: a peer that sends two bytes at a time would make each cost forty.
+        # Not a list of pieces: if a client sent two bytes at a time, each piece would cost forty.
         self._held = bytearray()
-        # No byte held before this place has to be looked at again: without it, a request of 16 MB
-        # in small pieces would cost the square of its length.
+        # The held bytes before this place need not be searched again. Otherwise a request of 16 MB in small
+        # pieces would cost the square of its length.
         self._next = 0
 
     def end(self) -> Sequence[bytes]:
@@ -38,7 +38,7 @@ class Holding:
         return released
 
     def _resume(self, data: bytes) -> bytes:
-        """What was held and `data`; nothing, and all of it held, while it is too little to tell."""
+        """Returns the held bytes and `data`; or holds both and returns nothing while they are too few to decide."""
         self._hold(data, self._next)
         return self._release() if self.pending >= self._next else b""
 
