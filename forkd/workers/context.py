@@ -1,4 +1,4 @@
-"""What a worker has to serve with, whichever kind it is: `worker` fills it, `sync` and `event` serve from it."""
+"""What a worker serves with, whichever its kind: `worker` makes it, the loops use it."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ class WorkerContext(NamedTuple):
 
     @property
     def stopping(self) -> bool:
-        """Whether the whole service stops, so that the accept queues are to be emptied."""
+        """Whether the whole service stops, so that the accept queues must be emptied."""
         return self.board.header[PHASE] == STOPPING
 
     def ask_for_spares(self) -> None:
-        """Has the master look when fewer workers are idle than are to be kept ready."""
+        """Makes the master look if fewer workers are idle than it should keep ready."""
         spare = self.board.header[SPARE]
         if spare and self.board.idle() < spare:
             self.wake()
 
     def timeout(self, now: float, *others: float | None) -> float | None:
-        """Seconds until this worker has served long enough, or until the first of `others`; None for never."""
+        """Returns the seconds until this worker has served long enough, or the least of `others`; None for never."""
         soonest = self.tenure.timeout(now)
         for wait in others:
             if wait is not None and (soonest is None or wait < soonest):
@@ -78,7 +78,7 @@ class WorkerContext(NamedTuple):
         return soonest
 
     def retire_in_time(self, now: float) -> None:
-        """A worker that has served long enough says so, and goes on until it is told to leave."""
+        """Reports it if this worker has served long enough; it then serves until it is ordered to leave."""
         if self.tenure.over(now, self.meter.row[REQUESTS], own_memory):
             self.meter.retires()
             self.wake()

@@ -1,8 +1,15 @@
-"""The `event` worker's loop: many connections, one wait for all of them, each request run to completion.
+"""The loop of an `event` worker: many connections, one wait for all of them, each request run to completion.
 
-A connection that is ready is read once and what has come is answered; it is never waited for. Deadlines
-cost nothing a request: a coarse `sweep` finds those whose time is over. With threads, `crew` has the connections,
-and the loop keeps the listeners, the deadlines and the orders.
+A connection that is ready is read once, and what has arrived is answered; it is never waited for. Deadlines cost a
+request nothing: a coarse `sweep` finds the connections whose time is over. With threads, `threads` has the connections,
+and this loop keeps the listeners, the deadlines and the orders.
+
+States. `open`: the listeners are watched, or kept away from for a moment. `hurried`: each visit has been asked to end
+soon. `over`: nothing is open, visited or lingering. A visit is in `visits` from accept to `ended`, and in `usual` as
+well while it waits for nothing but its next request; only the visit itself puts it there and takes it out. With
+threads, `ended` and `failed` run in the thread that has the visit in hand. They change only what one operation changes
+safely, such as a dictionary or a word of the row, and leave the rest to `tidy`. `stirred` is set after the change that
+it reports, and cleared before the look at what is due, so that no change is missed.
 """
 
 from __future__ import annotations
@@ -26,20 +33,20 @@ from forkd.workers.context import WorkerContext
 from forkd.workers.linger import Lingering
 from forkd.workers.threads import ThreadPool
 
-# So few that the first bytes read are still in the processor's first cache when the last have come.
+# Few enough that the first bytes read are still in the processor's first cache when the last are.
 _EVENTS_AT_ONCE: Final = 32
 _ACCEPTS_AT_ONCE: Final = 16
-# A worker that has its share keeps away from the listeners for a moment, so that a colleague with less lets the
-# next connection in; when that has not happened by then, it does so itself: a connection waits no longer than this.
+# A worker that has its share keeps away from the listeners for this long, so that a worker with fewer connections
+# accepts the next one. If none has by then, it accepts it itself: no connection waits longer than this.
 _DEFER: Final = 0.002
-_SLACK: Final = 32  # a worker may have 1/32 more than the mean, and one
-# How coarse the sweep is: an eighth of the shortest deadline, but no finer and no coarser than this.
+_SLACK: Final = 32  # a worker may have 1/32 more than the mean, and one connection more
+# The sweep is as coarse as an eighth of the shortest deadline, within these limits.
 _FINEST: Final = 0.01
 _COARSEST: Final = 1.0
 
 
 def serve(context: WorkerContext) -> None:
-    """Serves until told to leave; returns when the last connection has ended."""
+    """Serves until ordered to leave; returns when the last connection has ended."""
     loop = EventLoop(context)
     context.meter.idle()
     context.wake()
@@ -49,11 +56,9 @@ def serve(context: WorkerContext) -> None:
 class EventLoop:
     """The connections of one worker, `visits` by descriptor, and when to look at their deadlines again.
 
-    Of those that are in `usual`, too, nothing but the next request is waited for.
-
-    A turn that has only had visits served leaves all else as it was: `due_at` is when there is something else to do,
-    unless something has `stirred` since it was reckoned.
-    `replan` is called when somebody else who waits for this loop has to look at `timeout` or `over` again.
+    A turn that has only served visits leaves everything else as it was: `due_at` is when something else must be done,
+    unless something has `stirred` since it was calculated. `replan` is called when the loop around this one, if there
+    is one, must look at `timeout` or `over` again.
     """
 
     def __init__(self, context: WorkerContext, visit: Callable[..., Visitor] = Visit, pen: Pen | None = None) -> None:
@@ -91,11 +96,11 @@ class EventLoop:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do, ever."""
+        """Whether nothing is left to do."""
         return not (self.open or self.visits or self.lingering)
 
     def turn(self, timeout: float | None) -> None:
-        """Waits once, and does all that has come to be done."""
+        """Waits once, and does everything that this brings."""
         leash, visits = self.context.leash, self.visits
         leash.at_work = False
         events = self.epoll.poll(timeout, _EVENTS_AT_ONCE)
@@ -113,7 +118,7 @@ class EventLoop:
                 self.lingering.readable(fd)
             else:
                 self.attend(fd)
-            self.stirred = True  # last, for `replan` may have had somebody look at `timeout` before all was done
+            self.stirred = True  # last, because `replan` may have looked at `timeout` before everything was done
         self.context.meter.rests()
         if leash.told is not None:
             self.leave()
@@ -125,7 +130,7 @@ class EventLoop:
             self.context.retire_in_time(self.now)
 
     def answer(self, answering: Answering[Visit], events: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Answers those of whom nothing but their next request is waited for; gives the events that remain."""
+        """Answers the clients of whom nothing but their next request is awaited; returns the events that remain."""
         usual, others = [], []
         for fd, event in events:
             its = self.usual.get(fd)
@@ -138,10 +143,10 @@ class EventLoop:
                 visit.does(conversation.look_after)
         return others
 
-    # Who comes.
+    # Connections that come.
 
     def accept(self, fd: int) -> None:
-        """Lets in who waits, as far as it is this worker's share."""
+        """Lets in the clients that wait, up to this worker's share."""
         for _ in range(_ACCEPTS_AT_ONCE):
             if not self.may_accept():
                 self.kept_away = self.now
@@ -159,7 +164,7 @@ class EventLoop:
         return len(self.visits) <= mean + mean / _SLACK
 
     def let_in(self, fd: int) -> bool:
-        """Welcomes the next connection in the queue; False when there was none."""
+        """Accepts the next connection in the queue; False if there was none."""
         guest = self.doors.accept(fd, stopping=self.context.stopping)
         if isinstance(guest, bool):
             return guest
@@ -184,7 +189,7 @@ class EventLoop:
         if context.access:
             pen = self.tallies[guest.sock.fileno()] = TallyPen(pen)
         visit = self.visit(guest.sock, connection, context.service, pen, context.limits, self.threads or self)
-        self.visits[visit.fd] = visit  # first, or whoever has to plan again may find nothing left to do
+        self.visits[visit.fd] = visit  # first, or a `replan` may find nothing left to do
         self.due_by(self.now + (self.shortest if self.threads is None else self.coarse))
         self.opened()
         context.ask_for_spares()
@@ -198,13 +203,13 @@ class EventLoop:
             visit.ready(0)
 
     def watch(self, visit: Visitor) -> None:
-        """The visit waits for something else now."""
+        """The visit now waits for something else."""
         self.epoll.modify(visit.fd, visit.interest)
 
-    # Who goes.
+    # Connections that go.
 
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
-        """The end of a visit; a thread of the crew may be the one to tell."""
+        """A visit has ended; with threads, one of them makes this call."""
         self.stirred = True
         context, connection = self.context, visit.connection
         self.room = connection.room_for_the_next
@@ -225,7 +230,7 @@ class EventLoop:
         self.replan()
 
     def failed(self, error: BaseException) -> None:
-        """A thread or a task has met what it cannot deal with: the next turn ends with that."""
+        """A thread or task has met an error that it cannot handle; the next turn raises it."""
         self.failure = error
         self.stirred = True
         self.replan()
@@ -234,10 +239,11 @@ class EventLoop:
         self.lingering.add(visit.sock, self.now)
 
     def leave(self) -> None:
-        """Off the listeners; at a stop their queues are emptied, unless whoever passed us a socket keeps it.
+        """Leaves the listeners; at a stop it empties their queues first, except those of sockets passed to forkd, whose
+        owner keeps them.
 
-        A worker that was woken for a connection and left without it would leave its client waiting beside idle
-        colleagues, so it has one more look at each listener that was not abandoned.
+        If a worker that was woken for a connection left without it, the client would wait although other workers are
+        idle. So it looks at each listener once more that was not abandoned.
         """
         if self.context.leash.told is Order.FINISH and not self.hurried:
             self.hurried, self.coarse = True, STRAGGLERS
@@ -258,7 +264,7 @@ class EventLoop:
     # What is due.
 
     def due_by(self, when: float) -> None:
-        """Some visit's time may be over by then."""
+        """Some visit's time may be over at `when`."""
         if self.sweep_at is None or when < self.sweep_at:
             self.sweep_at = when
             self.stirred = True
@@ -267,7 +273,8 @@ class EventLoop:
     def sweep(self) -> None:
         """Ends the visits whose time is over.
 
-        The next look comes no later than the shortest of all deadlines, so that nobody has to say that one is set.
+        The next sweep comes no later than after the shortest of all deadlines, so nothing has to report that one is
+        set.
         """
         now = self.now
         next_due = now + self.shortest
@@ -280,7 +287,7 @@ class EventLoop:
             else:
                 visit.cut()
         if self.threads is not None and self.visits:
-            next_due = now  # a thread may have set a nearer one meanwhile
+            next_due = now  # a thread may have set a nearer one
         if self.hurried:
             next_due = now
         self.sweep_at = max(next_due, now + self.coarse) if self.visits and next_due < NEVER else None
@@ -297,10 +304,10 @@ class EventLoop:
         self.context.retire_in_time(self.now)
 
     def timeout(self) -> float | None:
-        """Seconds until there is something to do though nothing comes; None for never."""
+        """Returns the seconds until something must be done even if nothing happens; None for never."""
         now = monotonic()
         if self.stirred:
-            self.stirred = False  # before the look: a thread of the crew may stir again meanwhile
+            self.stirred = False  # before the look, because a thread may stir again during it
             sweep = None if self.sweep_at is None else max(0.0, self.sweep_at - now)
             wait = self.context.timeout(now, self.lingering.timeout(now), self.doors.timeout(now), sweep)
             self.due_at = NEVER if wait is None else now + wait
@@ -315,16 +322,16 @@ class EventLoop:
             self.context.meter.shares(len(self.visits))
 
     def attend(self, fd: int) -> None:
-        """A signal, or word from a thread of the crew."""
+        """Takes a signal, or the wake-up of a thread."""
         if fd == self.context.inbox.fd:
             self.context.inbox.take()
 
     def close(self) -> None:
-        """Lets go of what it waits with, where the process goes on."""
+        """Releases what it waits with, in a process that continues."""
         if self.threads is not None:
             self.threads.close()
         self.epoll.close()
 
 
 def _nothing() -> None:
-    """Nobody else waits."""
+    """There is no other loop."""

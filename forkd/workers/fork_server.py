@@ -1,8 +1,8 @@
-"""The fork server: drops privileges, imports the application once, forks workers on the master's order.
+"""The fork server: drops privileges, imports the application once, forks workers when the master orders it.
 
-Started by the master as a fresh interpreter, so that a reload always gets new code and nothing of
-the master's is inherited but what the brief names. It decides nothing: it forks when told, tells
-who ended, and goes when the master does. A worker's life goes on in `worker`.
+The master starts it as a fresh interpreter, so that a reload always runs new code and inherits nothing but what the
+brief names. It decides nothing: it forks on order, reports which workers ended, and leaves when the master does. A
+worker's life continues in `worker`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _REASON_CHARACTERS: Final = 12_000
 
 
 class _Life(Enum):
-    """Why the fork server goes on, or not."""
+    """Whether the fork server continues, or why it ends."""
 
     GOES_ON = "goes on"
     LET_GO = "let go by the master"
@@ -49,7 +49,7 @@ class _Life(Enum):
 
 
 def main(fd: int) -> int:
-    """Runs a fork server whose master is at the other end of socket `fd`; gives the exit status."""
+    """Runs a fork server whose master is at the other end of socket `fd`; returns the exit status."""
     master = socket.socket(fileno=fd)
     inbox = signals.Inbox([signal.SIGCHLD, signal.SIGTERM])
     signals.ignore(signals.IGNORED_BELOW_MASTER)
@@ -57,8 +57,8 @@ def main(fd: int) -> int:
     if not data:
         return Exit.FAILED  # the master has died
     version = Brief.version_of(data)
-    if version != forkd.__version__:  # a brief of another version may mean anything
-        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed by now: run forkd upgrade"
+    if version != forkd.__version__:  # another version's brief may mean anything
+        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed now: run forkd upgrade"
         channel.send(master, {"failed": reason, "status": int(Exit.FAILED)})
         return Exit.FAILED
     told = Brief.decode(data)
@@ -69,7 +69,7 @@ def main(fd: int) -> int:
     try:
         service, left_behind = _boot(told, fd)
     except ForkdError as error:
-        # A wrong application is a wrong setting; any other failure is the machine's.
+        # A wrong application is a wrong setting; for any other failure the machine is to blame.
         status = Exit.CONFIG if isinstance(error, BootError) else error.exit_status
         channel.send(master, {"failed": str(error)[:_REASON_CHARACTERS], "status": int(status)})
         return int(status)
@@ -79,9 +79,9 @@ def main(fd: int) -> int:
 
 
 def _die_with(master: socket.socket) -> None:
-    """Has the kernel end this process when the master dies, also in an import that never returns.
+    """Makes the kernel end this process when the master dies, even during an import that never returns.
 
-    The end of a socket that is O_ASYNC raises SIGIO (fcntl(2)), which kills where nobody handles it.
+    The end of a socket that is O_ASYNC raises SIGIO (fcntl(2)), which kills a process that does not handle it.
     """
     fcntl.fcntl(master, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(master, fcntl.F_SETFL, fcntl.fcntl(master, fcntl.F_GETFL) | os.O_ASYNC)
@@ -91,7 +91,7 @@ def _die_with(master: socket.socket) -> None:
 
 
 def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
-    """The service, loaded as whom it is to run, and what its import left behind."""
+    """Loads the service, as the user it is to run as; returns it and warnings about what its import left behind."""
     process.set_title(f"forkd: {told.service}: fork server, generation {told.generation}")
     handler = log.set_up(told.log_level, told.log_format, told.log)
     kind = KINDS[told.worker]
@@ -104,7 +104,7 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
         log.say("debug", what, {"service": told.service})
     if why := reach.obstacle(needed):
         raise BootError(why)
-    if told.doors:  # else it is a trial, which a person looks at
+    if told.doors:  # otherwise this is a trial, whose output a person reads
         stdio.lead_to_log(told.service, handler)
     sys.path.insert(0, told.path)
     service = load(told.app)
@@ -115,15 +115,15 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
     if left_behind and told.fork_check == "refuse":
         raise BootError(f"{told.app}: after its import {', '.join(left_behind)}; {fork_check.REMEDY}")
     warnings = [f"after the import {each}; {fork_check.REMEDY}" for each in left_behind]
-    # What the import left behind is garbage now or shared for good: a collection in a worker must
-    # not touch, and so copy, the pages of every object that it was born with.
+    # What the import left in memory is either garbage now or shared for good. A collection in a worker must not touch,
+    # and so copy, the pages of all these objects.
     gc.collect()
     gc.freeze()
     return service, warnings
 
 
 class _ForkServer:
-    """The workers by pid, and the wait for orders and deaths."""
+    """The workers by PID, and the wait for orders and deaths."""
 
     def __init__(self, told: Brief, service: Service[..., Any], master: socket.socket, inbox: signals.Inbox) -> None:
         self.told = told
@@ -133,7 +133,7 @@ class _ForkServer:
         self.board = Board(told.board)
         self.doors = [(socket.socket(fileno=door.fd), door) for door in told.doors]
         for listener, _ in self.doors:
-            listener.setblocking(False)  # as it is, but Python's default timeout is the application's by now
+            listener.setblocking(False)  # it already is; but for Python, the application's default timeout would count
         self.slots: dict[int, int] = {}
 
     def run(self) -> int:
@@ -153,7 +153,7 @@ class _ForkServer:
         return Exit.DONE
 
     def obey(self) -> _Life:
-        """Does what the master says."""
+        """Obeys one message of the master."""
         try:
             received = channel.receive(self.master, 1)
         except ConnectionError:
@@ -174,12 +174,12 @@ class _ForkServer:
         return _Life.GOES_ON
 
     def tell(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """Tells the master; when it has just died, the next wait will show it."""
+        """Sends a message to the master; if that has just died, the next wait will notice."""
         with suppress(ConnectionError):
             channel.send(self.master, message, fds)
 
     def fork(self, slot: int, row: int) -> None:
-        """A new worker, with its own leash to the master and its own place for its stack."""
+        """Forks a worker, with its own leash to the master and its own stack file."""
         _flush()
         with ExitStack() as opened:
             try:
@@ -200,7 +200,7 @@ class _ForkServer:
                 self.tell({"not_forked": slot, "reason": f"fork: {error.strerror}"})
 
     def become_worker(self, slot: int, row: int, ours: socket.socket, leash: socket.socket, stack: int) -> NoReturn:
-        """The child's side of the fork: never returns into the fork server's code."""
+        """The child's side of the fork; never returns into the fork server's code."""
         status: int = Exit.FAILED
         try:
             signals.forget_inbox()
@@ -225,17 +225,17 @@ class _ForkServer:
                 self.tell({"gone": slot, "pid": pid, "status": status})
 
     def close_doors(self) -> None:
-        """No more workers are to be forked, and the addresses may be wanted by somebody else."""
+        """Closes the listeners: no more workers follow, and another process may need the addresses."""
         for sock, _ in self.doors:
             sock.close()
 
     def outlive_master(self) -> None:
-        """The master has died: free its addresses, remove what it left behind, see the workers off."""
+        """The master has died: frees its addresses, removes the files it left behind, sees the workers off."""
         for leaving in self.told.leavings:
             leaving.remove()
         self.close_doors()
-        # Their leashes have told the workers, but one may have missed it in the moment before a
-        # recv(2): so they are told until they have gone.
+        # The workers have learned it from their leashes, but one may have missed it in the moment before a recv(2).
+        # So the signal is repeated until they have gone.
         poll = select.poll()
         poll.register(self.inbox.fd, select.POLLIN)
         next_press = 0.0
@@ -252,7 +252,7 @@ class _ForkServer:
 
 
 def _flush() -> None:
-    """Writes out what an application printed, before a fork would copy it and before an exit would lose it."""
+    """Writes out what an application printed, which a fork would copy and an exit would lose."""
     log.own_up()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):

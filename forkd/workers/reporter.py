@@ -70,7 +70,7 @@ class Reporter:
         log.say("warning", f"accept failed: {error.strerror}", self._fields | {"errno": name})
 
     def accept_goes_on(self, seconds: float) -> None:
-        log.say("warning", "accept goes on", self._fields | {"after": round(seconds, 3)})
+        log.say("warning", "accepting again", self._fields | {"after": round(seconds, 3)})
 
     def lifespan_failed(self, error: Exception) -> None:
         log.say("error", "the lifespan's clean-up failed", self._fields, error=error)

@@ -1,8 +1,8 @@
-"""The `sync` worker's loop: wait, accept, one connection at a time to its end, wait again.
+"""The loop of a `sync` worker: wait, accept, serve one connection to its end, wait again.
 
-It waits on the listeners, its signals and the lingering sockets at once and accepts without
-blocking, for a blocking accept(2) cannot be left safely. A busy worker does not wait, so nobody
-has to share out connections.
+It waits for the listeners, its signals and the lingering sockets at once, and accepts without blocking, because a
+blocking accept(2) cannot be left safely. A busy worker does not wait, so connections go to idle workers without any
+sharing out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forkd.workers.linger import Lingering
 
 
 def serve(context: WorkerContext) -> None:
-    """Serves until told to leave; returns when the last connection has ended."""
+    """Serves until ordered to leave; returns when the last connection has ended."""
     loop = _SyncLoop(context)
     context.meter.idle()
     context.wake()
@@ -40,7 +40,7 @@ class _SyncLoop:
         context.leash.abandon = self.doors.abandon
 
     def run(self) -> bool:
-        """Serves until told to leave; True when that was heard while waiting, not in the course of a connection."""
+        """Serves until ordered to leave; True if the order came while waiting, not during a connection."""
         leash, epoll = self.context.leash, self.epoll
         waited = True
         while leash.told is None:
@@ -56,12 +56,12 @@ class _SyncLoop:
         return waited
 
     def leave(self, waited: bool) -> None:
-        """Off the listeners, then what lingers: whoever was let in is served.
+        """Leaves the listeners, then waits for the sockets that linger. Every connection that was let in is served.
 
-        A worker that was woken for a connection and left without it would leave its client
-        waiting beside idle colleagues, so one that was waiting has one more look at each listener;
-        one that was busy accepts no more, which may be long after a reload. At a stop the queue is
-        emptied, for nobody else will, unless whoever passed us the socket keeps it.
+        If a worker that was woken for a connection left without it, the client would wait although other workers are
+        idle. So a worker that was waiting looks at each listener once more; one that was busy accepts nothing more,
+        because that may be long after a reload. At a stop the queue is emptied, because no other worker will do it,
+        unless the socket was passed to forkd: then its owner keeps the queue.
         """
         self.doors.unwatch()
         for fd, door in self.doors:
@@ -76,7 +76,7 @@ class _SyncLoop:
             self.tidy()
 
     def accept(self, fd: int) -> bool:
-        """Serves the next connection in the queue; False when there was none to serve."""
+        """Serves the next connection in the queue; False if there was none to serve."""
         guest = self.doors.accept(fd, stopping=self.context.stopping)
         if isinstance(guest, bool):
             return guest
@@ -117,7 +117,7 @@ class _SyncLoop:
             context.leash.leave(Order.FINISH)
 
     def attend(self, fd: int) -> None:
-        """Something else than a listener: a signal, or a lingering socket."""
+        """Takes anything but a listener: a signal, or a lingering socket."""
         if fd == self.context.inbox.fd:
             self.context.inbox.take()
         else:

@@ -1,7 +1,7 @@
-"""A worker's life: become, serve, leave.
+"""A worker's life: set up, serve, leave.
 
-It never decides about the pool. What it is told, `orders` hears; how it serves is its kind's affair:
-`sync`, for now. It is handed bound sockets and writes one row of the scoreboard.
+It decides nothing about the pool. Its orders come through `leash`; how it serves is up to the loop of its kind. It is
+given bound sockets and writes one row of the scoreboard.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def live(
     master: socket.socket,
     stack: int,
 ) -> None:
-    """A worker from its birth to its end, in a process just forked with all signals blocked.
+    """Runs a worker from birth to end, in a process just forked with all signals blocked.
 
-    Raises BootError when the application's lifespan does not come up.
+    Raises BootError if the application's lifespan does not begin.
     """
     process.set_title(f"forkd: {told.service}: worker {slot}, generation {told.generation}")
     meter = Meter(board.row(row), keeps=told.black_box)
@@ -85,19 +85,19 @@ def live(
 
 
 def _loop_for(told: Brief, service: Service[..., Any]) -> Callable[[WorkerContext], None]:
-    """The loop of this kind of worker, which the fork server has imported."""
+    """Returns the loop for this kind of worker; the fork server has already imported it."""
     serve: Callable[[WorkerContext], None] = import_module(KINDS[told.worker].loop_for(service.is_async)).serve
     return serve
 
 
 def _end() -> None:
-    """A worker that has not begun to serve ends at once when the master dies: its lifespan may never return."""
+    """Ends at once when the master dies before this worker serves, because its lifespan may never return."""
     os._exit(Exit.FAILED)
 
 
 @contextmanager
 def _alive(service: Service[..., Any], stack: StackFile, report: Reporter) -> Iterator[Any]:
-    """The service's lifespan around a worker's: BootError if it does not begin, a record if it does not end well."""
+    """Wraps a worker in the service's lifespan: BootError if it does not begin, a log record if it ends badly."""
     lifespan = service.alive()
     try:
         resources = lifespan.__enter__()
