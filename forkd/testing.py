@@ -78,7 +78,7 @@ class Client:
         while not self._replies:
             data = self._socket.recv(65536)
             if not data:
-                raise EOFError("the service ended the connection instead of a reply")
+                raise EOFError("the service ended the connection instead of replying")
             self._replies.extend(self._framing.feed(data))
         return self._replies.pop(0)
 
@@ -162,7 +162,7 @@ class _Session:
     def wait(self) -> None:
         self._thread.join(self._timeout)
         if self._thread.is_alive():
-            raise TimeoutError(f"the service still runs after {self._timeout:g} seconds")
+            raise TimeoutError(f"the service is still running after {self._timeout:g} seconds")
 
     def finish(self) -> None:
         """Waits for the thread; raises the application's error if there was one."""

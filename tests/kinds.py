@@ -51,7 +51,7 @@ class Kept:
     def accept_failed(self, error: OSError) -> None:
         raise AssertionError("there is nobody to accept")
 
-    def accept_goes_on(self, seconds: float) -> None:
+    def accept_recovered(self, seconds: float) -> None:
         raise AssertionError("there is nobody to accept")
 
     def lifespan_failed(self, error: Exception) -> None:

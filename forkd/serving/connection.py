@@ -553,5 +553,7 @@ class EndOfStream(Truncated, EOFError):
 
 def _end_of_stream(held: int) -> EOFError:
     return (
-        EndOfStream(f"the stream ended after {held} bytes of what was asked for") if held else EOFError("end of stream")
+        EndOfStream(f"the stream ended after {held} bytes, inside what was being read")
+        if held
+        else EOFError("end of stream")
     )

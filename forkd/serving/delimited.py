@@ -140,7 +140,7 @@ class Lines(Delimited):
 
 def _checked_mark(value: bytes) -> bytes:
     if not isinstance(value, bytes):
-        raise TypeError(f"what ends a request must be bytes, not {value!r}")
+        raise TypeError(f"the end of a request must be bytes, not {value!r}")
     if not value:
-        raise ValueError("what ends a request must be at least 1 byte, not none")
+        raise ValueError("the end of a request must be at least 1 byte, not none")
     return value

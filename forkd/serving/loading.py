@@ -25,9 +25,9 @@ def load(app: str) -> Service[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise BootError(f"there is no module {error.name!r} (looked for in {_search_path()})") from None
-        raise BootError(_told("cannot be imported", error)) from None
+        raise BootError(_failure("cannot be imported", error)) from None
     except (Exception, SystemExit) as error:
-        raise BootError(_told("cannot be imported", error)) from None
+        raise BootError(_failure("cannot be imported", error)) from None
     if not name:
         raise BootError(f"{app!r} names no service: write {module_name}:NAME{_services_of(target)}")
     for part in name.split("."):
@@ -56,7 +56,7 @@ def _own_frames(tb: TracebackType | None) -> TracebackType | None:
     return tb
 
 
-def _told(what: str, error: BaseException) -> str:
+def _failure(what: str, error: BaseException) -> str:
     summary = traceback.format_exception_only(type(error), error)[-1].strip()
     return f"{what}: {summary}\n{application_traceback(error)}"
 

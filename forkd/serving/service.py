@@ -151,8 +151,8 @@ class Service(Generic[P, R]):
         if self.framing is None and not self.is_async and not kind.may_wait(threads):
             able = those_that(lambda each: each.one_at_a_time)
             raise BootError(
-                f"{self.__name__} has a connection to itself, and would hold up all others of its worker: "
-                f"give it {able}, threads, or make it an async def"
+                f"{self.__name__} has a connection to itself and would hold up all others of its worker: "
+                f"use {able} or threads, or make it an async def"
             )
 
     def alive(self) -> AbstractContextManager[Any]:
@@ -246,7 +246,7 @@ def takes_connection(handler: Callable[..., object]) -> bool:
     if takes_all:
         return True
     if not names or required > 2:
-        raise TypeError(f"a handler takes (request) or (request, connection), unlike {handler!r}")
+        raise TypeError(f"a handler takes (request) or (request, connection); {handler!r} does not")
     return required == 2 or (len(names) >= 2 and names[1] == "connection")
 
 

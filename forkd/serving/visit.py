@@ -1,6 +1,6 @@
 """One connection in an `event` worker: its conversation, and what it waits for.
 
-It never waits itself. It is told that its socket is ready, and says what to wait for next (`interest`, of epoll(7)).
+It never waits itself. It learns that its socket is ready, and says what to wait for next (`interest`, of epoll(7)).
 Now and then the loop asks when its time is over (`due`). Whose turn it is, `event` and `threads` decide.
 
 States. *New*: `ready` has not run yet. *Usual*: nothing but the next request is awaited; only then is the visit in the

@@ -156,7 +156,7 @@ class Acceptor:
         except OSError as error:
             return listener.fileno() >= 0 and self._failed(error)
         if self._starved_since is not None:
-            self._goes_on(self._starved_since)
+            self._recovered(self._starved_since)
         if stopping:
             tap.admit(sock)
         elif self._left_over:
@@ -192,6 +192,6 @@ class Acceptor:
             self._pause = min(_LAST_PAUSE, 2 * self._pause)
         return False
 
-    def _goes_on(self, since: float) -> None:
+    def _recovered(self, since: float) -> None:
         self._starved_since, self._pause = None, _FIRST_PAUSE
-        self._report.accept_goes_on(monotonic() - since)
+        self._report.accept_recovered(monotonic() - since)

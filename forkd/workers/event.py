@@ -120,7 +120,7 @@ class EventLoop:
                 self.attend(fd)
             self.stirred = True  # last, because `replan` may have looked at `timeout` before everything was done
         self.context.meter.rests()
-        if leash.told is not None:
+        if leash.order is not None:
             self.leave()
             self.stirred = True
         if self.stirred or self.now >= self.due_at:
@@ -245,7 +245,7 @@ class EventLoop:
         If a worker that was woken for a connection left without it, the client would wait although other workers are
         idle. So it looks at each listener once more that was not abandoned.
         """
-        if self.context.leash.told is Order.FINISH and not self.hurried:
+        if self.context.leash.order is Order.FINISH and not self.hurried:
             self.hurried, self.coarse = True, STRAGGLERS
             for visit in list(self.visits.values()):
                 visit.hurry()

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from forkd.kernel.address import from_sockaddr
 
-REMEDY = "start and open such things in the service's lifespan, which begins in each worker after the fork"
+REMEDY = "start threads and open sockets in the service's lifespan, which begins in each worker after the fork"
 
 
 def left_behind(own: Set[int]) -> list[str]:

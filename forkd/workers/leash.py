@@ -18,7 +18,7 @@ from forkd.serving.connection import Connection
 
 
 class Leash:
-    """The worker's latest order (`told`), and the connection that must hear of it.
+    """The worker's `order`, None until it has one, and the connection that must hear of it.
 
     `abandon` is called, in a signal handler, as soon as this worker will accept nothing more, however long its
     connection or handler takes: when it is ordered to drain while it is `at_work`, and when the master has died.
@@ -26,7 +26,7 @@ class Leash:
     """
 
     def __init__(self, leash: socket.socket, log_fd: int, abandon: Callable[[], None]) -> None:
-        self.told: Order | None = None
+        self.order: Order | None = None
         self.connection: Connection | None = None
         self.at_work = False
         self.abandon = abandon
@@ -49,14 +49,14 @@ class Leash:
         """Sets the connection that is being served; at a stop it gets no more time than the others."""
         self.connection = connection
         self.at_work = connection is not None
-        if connection is not None and self.told is Order.FINISH:
+        if connection is not None and self.order is Order.FINISH:
             connection.hurry()
 
     def leave(self, order: Order) -> None:
         """Notes an order to leave; FINISH overrides DRAIN. Called in a signal handler: neither waits nor raises."""
-        if self.told is not Order.FINISH:
-            self.told = order
-        if self.told is Order.FINISH and self.connection is not None:
+        if self.order is not Order.FINISH:
+            self.order = order
+        if self.order is Order.FINISH and self.connection is not None:
             self.connection.hurry()
         if self.notify is not None:
             self.notify()

@@ -33,7 +33,7 @@ class Report(Protocol):
 
     def accept_failed(self, error: OSError) -> None: ...
 
-    def accept_goes_on(self, seconds: float) -> None: ...
+    def accept_recovered(self, seconds: float) -> None: ...
 
     def lifespan_failed(self, error: Exception) -> None: ...
 
@@ -49,8 +49,8 @@ class Reporter:
         self._fields: dict[str, object] = {"service": service, "worker": slot, "gen": generation}
 
     @classmethod
-    def of(cls, told: Brief, slot: int) -> Self:
-        return cls(told.service, slot, told.generation)
+    def of(cls, brief: Brief, slot: int) -> Self:
+        return cls(brief.service, slot, brief.generation)
 
     def ended(self, connection: Connection, outcome: Outcome, account: Account | None) -> None:
         level = _LEVELS.get(outcome.end, "info")
@@ -69,7 +69,7 @@ class Reporter:
         name = errno.errorcode.get(error.errno or 0, "")
         log.say("warning", f"accept failed: {error.strerror}", self._fields | {"errno": name})
 
-    def accept_goes_on(self, seconds: float) -> None:
+    def accept_recovered(self, seconds: float) -> None:
         log.say("warning", "accepting again", self._fields | {"after": round(seconds, 3)})
 
     def lifespan_failed(self, error: Exception) -> None:

@@ -43,7 +43,7 @@ class _SyncLoop:
         """Serves until ordered to leave; True if the order came while waiting, not during a connection."""
         leash, epoll = self.context.leash, self.epoll
         waited = True
-        while leash.told is None:
+        while leash.order is None:
             waited = True
             for fd, _ in epoll.poll(self.timeout(), 1):
                 if fd in self.doors:

@@ -42,21 +42,21 @@ def serve(context: WorkerContext) -> None:
         runner.run(_serve(context))
 
 
-def tell_of_tasks(loop: EventLoop, stack: int) -> None:
+def show_tasks(loop: EventLoop, stack: int) -> None:
     """Makes SIGUSR2 write into `stack` where each coroutine waits, after the stack of the thread itself.
 
     faulthandler's own handler comes first, because it works even where Python cannot run.
     """
 
-    def tell(signum: int, frame: object) -> None:
+    def show(signum: int, frame: object) -> None:
         for visit in list(loop.visits.values()):
             if isinstance(visit, AsyncVisit) and (waits := visit.stack()):
                 connection = visit.connection
-                told = f"Connection {connection.number} from {connection.peer} (most recent call last):\n{waits}"
-                os.write(stack, told.encode(errors="backslashreplace"))
+                text = f"Connection {connection.number} from {connection.peer} (most recent call last):\n{waits}"
+                os.write(stack, text.encode(errors="backslashreplace"))
 
     faulthandler.unregister(signal.SIGUSR2)
-    signal.signal(signal.SIGUSR2, tell)
+    signal.signal(signal.SIGUSR2, show)
     signal.siginterrupt(signal.SIGUSR2, False)
     faulthandler.register(signal.SIGUSR2, stack, all_threads=True, chain=True)
 
@@ -64,7 +64,7 @@ def tell_of_tasks(loop: EventLoop, stack: int) -> None:
 async def _serve(context: WorkerContext) -> None:
     async with _alive(context) as resources:
         turner = Turner(context._replace(resources=resources))
-        tell_of_tasks(turner.loop, context.stack.fd)
+        show_tasks(turner.loop, context.stack.fd)
         context.meter.idle()
         context.wake()
         await turner.run()

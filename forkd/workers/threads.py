@@ -145,7 +145,7 @@ class SharedPen:
         with self._lock:
             self._in_hand[threading.get_ident()] = (now, request)
             if len(self._in_hand) == 1:
-                self._tell()
+                self._show()
         return now
 
     def ended(self, began: int) -> int:
@@ -177,9 +177,9 @@ class SharedPen:
     def _gone(self) -> None:
         del self._in_hand[threading.get_ident()]
         if self._in_hand:
-            self._tell()
+            self._show()
 
-    def _tell(self) -> None:
+    def _show(self) -> None:
         """Shows the oldest request in the row; a dictionary keeps the order in which they began."""
         thread, (began, request) = next(iter(self._in_hand.items()))
         self._meter.meets(self._peers[thread])

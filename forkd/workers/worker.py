@@ -32,7 +32,7 @@ from forkd.workers.tenure import Tenure
 
 
 def live(
-    told: Brief,
+    brief: Brief,
     service: Service[..., Any],
     doors: list[tuple[socket.socket, Door]],
     board: Board,
@@ -45,10 +45,10 @@ def live(
 
     Raises BootError if the application's lifespan does not begin.
     """
-    process.set_title(f"forkd: {told.service}: worker {slot}, generation {told.generation}")
-    meter = Meter(board.row(row), keeps=told.black_box)
+    process.set_title(f"forkd: {brief.service}: worker {slot}, generation {brief.generation}")
+    meter = Meter(board.row(row), keeps=brief.black_box)
     meter.booting()
-    leash = Leash(master, told.log, _end)
+    leash = Leash(master, brief.log, _end)
     inbox = signals.Inbox([signal.SIGTERM, signal.SIGIO])
     signals.ignore(signals.IGNORED_BELOW_MASTER)
     leash.listen()
@@ -57,25 +57,25 @@ def live(
 
     def wake() -> None:
         with suppress(BlockingIOError):
-            os.eventfd_write(told.wake, 1)
+            os.eventfd_write(brief.wake, 1)
 
-    report = Reporter.of(told, slot)
+    report = Reporter.of(brief, slot)
     stack_file = StackFile(stack)
     with _alive(service, stack_file, report) as resources:
-        _loop_for(told, service)(
+        _loop_for(brief, service)(
             WorkerContext(
-                name=told.service,
+                name=brief.service,
                 service=service,
-                doors=Doors(doors, exclusive=told.exclusive),
-                limits=told.limits,
+                doors=Doors(doors, exclusive=brief.exclusive),
+                limits=brief.limits,
                 board=board,
                 meter=meter,
                 leash=leash,
                 inbox=inbox,
                 resources=resources,
-                tenure=Tenure(told.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
-                access=told.access,
-                threads=told.threads,
+                tenure=Tenure(brief.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
+                access=brief.access,
+                threads=brief.threads,
                 stack=stack_file,
                 wake=wake,
                 report=report,
@@ -84,9 +84,9 @@ def live(
     meter.left()
 
 
-def _loop_for(told: Brief, service: Service[..., Any]) -> Callable[[WorkerContext], None]:
+def _loop_for(brief: Brief, service: Service[..., Any]) -> Callable[[WorkerContext], None]:
     """Returns the loop for this kind of worker; the fork server has already imported it."""
-    serve: Callable[[WorkerContext], None] = import_module(KINDS[told.worker].loop_for(service.is_async)).serve
+    serve: Callable[[WorkerContext], None] = import_module(KINDS[brief.worker].loop_for(service.is_async)).serve
     return serve
 
 
