@@ -107,7 +107,7 @@ class Hall:
             self.loop.turn(self.loop.timeout())
 
     def check_account(self) -> None:
-        """The account of the one connection there was, if one was asked for, has what the row has counted."""
+        """Checks that the only connection's account, if it has one, agrees with the row."""
         account, row = self.report.accounts[0], self.row
         assert (account is not None) == self.context.access
         assert account is None or account[1:] == (row[REQUESTS], row[BYTES_IN], row[BYTES_OUT])
@@ -120,7 +120,7 @@ class Hall:
         os.close(self.inbox.fd)
         self.leash.close()
         self.master.close()
-        self.board.close()  # what `row` shows stays
+        self.board.close()  # `row` keeps its numbers
 
 
 def serve_by_event(

@@ -34,8 +34,8 @@ class AsyncConnection:
     """One client, from accept to close, for an `async def` handler. The names are those of `Connection`.
 
     The methods that may wait (`recv`, `read_exactly`, `read_until`, `send`, `requests`) are awaited, and raise what
-    their namesakes raise. The coroutine is cancelled if its `request_timeout` passes, or if the client does not take
-    its replies within `write_timeout`.
+    their namesakes raise. The coroutine is cancelled if its request takes longer than `request_timeout`, or if the
+    client does not take its replies within `write_timeout` while the coroutine waits for something else.
 
         @forkd.stream
         async def echo(connection: forkd.AsyncConnection) -> None:

@@ -113,7 +113,7 @@ quickly = settings(max_examples=25, deadline=None, database=None)
 
 
 def outcome(framing: Framing[bytes], pieces: Iterable[bytes]) -> Outcome:
-    """What a fresh copy of `framing` makes of a stream that comes in these pieces and then ends."""
+    """Feeds these pieces of a stream, and its end, to a fresh copy of `framing`; returns what comes out."""
     framing = framing.copy()
     requests: list[bytes] = []
     try:

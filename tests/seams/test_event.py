@@ -1,4 +1,4 @@
-"""The cases of the API as `event` workers run them, with and without threads."""
+"""The cases of the API as each kind of `event` worker runs them: plain, with threads, with coroutines."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_what_a_coroutine_has_sent_leaves_while_it_waits_for_something_else() ->
         with ours:
             try:
                 assert begun.wait(PATIENCE)
-                ours.sendall(b"two\n")  # nobody asks for it yet
+                ours.sendall(b"two\n")  # nothing waits for it yet
                 while received < sent[0]:
                     received += len(ours.recv(65536))
             finally:
