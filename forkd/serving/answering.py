@@ -98,7 +98,7 @@ class Answering(Generic[Owner]):
             odd = dressed is None and (reply is not None or failed is not None)
             if odd or (seen and (connection.unsent or connection.parked or connection.closed)):
                 conversation.postpone(conversation.goes_on_with, shown, reply, dressed, failed)
-                failed = None  # its traceback has this frame, and would keep both
+                failed = None  # its traceback refers to this frame: the cycle would keep both
                 yield owner, conversation
                 continue
             if dressed is not None:

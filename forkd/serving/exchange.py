@@ -183,7 +183,7 @@ class QuickConversation(Conversation):
                 try:
                     self.goes_on_with(shown, reply, dressed, failed)
                 finally:
-                    failed = None  # its traceback has this frame, and would keep both
+                    failed = None  # its traceback refers to this frame: the cycle would keep both
                 return
             if dressed is not None:
                 try:
@@ -207,7 +207,7 @@ class QuickConversation(Conversation):
         try:
             what(*arguments)
         finally:
-            del arguments  # an error's traceback has this frame, which would keep the error
+            del arguments  # an error's traceback refers to this frame, which would keep the error
 
     def start(self) -> None:
         self._leave_the_hook_alone(self._service.connect_hook)
@@ -241,7 +241,7 @@ class QuickConversation(Conversation):
             elif reply is not None or failed is not None:
                 self._answer_oddly(shown, reply, failed)
         finally:
-            failed = None  # its traceback has this frame, and would keep both
+            failed = None  # its traceback refers to this frame: the cycle would keep both
         self._queue = NOTHING
         self.go_on()
 
@@ -299,7 +299,7 @@ class QuickConversation(Conversation):
             try:
                 self._answer_oddly(shown, reply, failed)
             finally:
-                failed = None  # its traceback has this frame, and would keep both
+                failed = None  # its traceback refers to this frame: the cycle would keep both
         elif not done:
             self.flush()
         return done
