@@ -49,7 +49,11 @@ _EVENTS: Final = {False: select.EPOLLIN, True: select.EPOLLIN | select.EPOLLEXCL
 
 
 class Doors(NamedTuple):
-    """A worker's listening sockets. With `exclusive` the kernel wakes one worker for a connection instead of all."""
+    """A worker's listening sockets.
+
+    With `exclusive` the kernel wakes one worker for a connection instead of all: in a large pool, waking all costs more
+    than the uneven shares do.
+    """
 
     listeners: list[tuple[socket.socket, Door]]
     exclusive: bool
