@@ -1,4 +1,4 @@
-"""The small standard services, true to their RFCs over TCP; also the shortest examples of the API."""
+"""The small standard services over TCP, as their RFCs define them; also the shortest examples of the API."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from forkd.serving.connection import Connection
-from forkd.serving.framings import Chunks
+from forkd.serving.counted import Chunks
 from forkd.serving.service import service, stream
 
-# The seconds from 1900-01-01, where RFC 868 starts to count, to 1970-01-01, where Unix does.
+# Seconds between the epochs of RFC 868 (1900-01-01) and Unix (1970-01-01).
 _EPOCH_1900: Final = 2_208_988_800
 
 _PRINTABLE: Final = bytes(range(32, 127))
@@ -27,20 +27,20 @@ _QUOTES: Final = (
 
 @service(Chunks())
 def echo(data: bytes) -> bytes:
-    """Echo Protocol (RFC 862): what was received is sent back."""
+    """Echo Protocol (RFC 862): sends back what it receives."""
     return data
 
 
 @service(Chunks())
 def discard(data: bytes) -> None:
-    """Discard Protocol (RFC 863): what was received is thrown away."""
+    """Discard Protocol (RFC 863): throws away what it receives."""
 
 
 @stream
 def chargen(connection: Connection) -> None:
-    """Character Generator Protocol (RFC 864): lines of 72 characters until the client or the worker ends it.
+    """Character Generator Protocol (RFC 864): sends lines of 72 characters until the client or the worker ends it.
 
-    A client's input is of no meaning here and is left unread.
+    The client's input has no meaning here and stays unread.
     """
     block = b"".join(_chargen_lines())
     while not connection.leaving:
@@ -49,15 +49,15 @@ def chargen(connection: Connection) -> None:
 
 @stream
 def qotd(connection: Connection) -> None:
-    """Quote of the Day Protocol (RFC 865): one quotation a day, under 512 characters, then the end."""
+    """Quote of the Day Protocol (RFC 865): sends one quotation a day of under 512 characters, then ends."""
     connection.send(_QUOTES[int(clock.time() // 86400) % len(_QUOTES)] + b"\r\n")
 
 
 @stream
 def daytime(connection: Connection) -> None:
-    """Daytime Protocol (RFC 867): the date and time as a line for people, then the end.
+    """Daytime Protocol (RFC 867): sends the date and time as a readable line, then ends the connection.
 
-    The RFC leaves the form open and suggests this one: weekday, month day, year time-zone.
+    The RFC leaves the format open and suggests this one: weekday, month day, year time-zone.
     """
     # Not strftime: its names follow the locale, and the line is ASCII.
     now = clock.localtime(clock.time())  # localtime() alone asks a coarser clock, up to a tick behind
@@ -70,15 +70,15 @@ def daytime(connection: Connection) -> None:
 
 @stream
 def time(connection: Connection) -> None:
-    """Time Protocol (RFC 868): the seconds since 1900-01-01 UTC in 32 bits, big-endian, then the end.
+    """Time Protocol (RFC 868): sends the seconds since 1900-01-01 UTC in 32 bits, big-endian, then ends the connection.
 
-    The number wraps round in 2036, as every client of the protocol has to know.
+    The number wraps around in 2036; clients of the protocol must allow for that.
     """
     connection.send(struct.pack(">I", (int(clock.time()) + _EPOCH_1900) & 0xFFFFFFFF))
 
 
 def _chargen_lines() -> Iterator[bytes]:
-    """The pattern that RFC 864 recommends: the 95 printable characters, shifted by one a line."""
+    """Yields the pattern that RFC 864 recommends: the 95 printable characters, shifted by one from line to line."""
     ring = _PRINTABLE + _PRINTABLE
     for start in range(len(_PRINTABLE)):
         yield ring[start : start + _LINE_LENGTH] + b"\r\n"

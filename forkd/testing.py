@@ -1,7 +1,13 @@
-"""A service in a test's own process: no daemon, no port, no waiting.
+"""Runs a service in a test's own process, without a daemon, a port or a wait.
 
-`connect` runs the real conversation over a socket pair in a thread of the test, so that a test of a
-handler sees framing, hooks and deadlines as a client would, in microseconds.
+`connect` runs a real conversation over a socket pair, in a thread of the test. The handler sees framing, hooks and
+deadlines as with a real client, and a request takes microseconds.
+
+    from forkd.testing import connect
+
+    def test_shout() -> None:
+        with connect(shout) as client:
+            assert client.call(b"hello") == b"HELLO"
 """
 
 from __future__ import annotations
@@ -28,10 +34,10 @@ from forkd.serving.visit import IN, OUT, Visitor
 
 
 class Client:
-    """The client's end of a conversation with a service under test.
+    """The client's end of a conversation with a service under test; `connect` makes it.
 
-    Requests are dressed and replies cut by the service's own framing. What does not come within
-    `timeout` seconds raises TimeoutError.
+    The service's own framing encodes requests and cuts replies. A read that does not finish within the client's
+    `timeout` raises TimeoutError.
     """
 
     def __init__(self, sock: socket.socket, framing: Framing[Any] | None, session: _Session, timeout: float) -> None:
@@ -43,42 +49,49 @@ class Client:
 
     @property
     def outcome(self) -> Outcome:
-        """How the conversation ended; waits until it has."""
+        """How the conversation ended: `outcome.end`, and `outcome.error` or None. Waits until it has ended.
+
+        Raises TimeoutError if the service is still running after `timeout` seconds, and EOFError if the lifespan
+        failed, so that there was no conversation.
+        """
         self._session.wait()
         if self._session.outcome is None:
             raise EOFError("the lifespan failed: there was no conversation")
         return self._session.outcome
 
     def call(self, request: bytes) -> Any:
-        """Sends one request and gives its reply."""
+        """Sends one request and returns its reply. Raises what `request` and `reply` raise."""
         self.request(request)
         return self.reply()
 
     def request(self, request: bytes) -> None:
-        """Sends one request, dressed by the framing."""
+        """Sends one request, encoded by the framing; for a stream, the bytes as they are."""
         self.send(request if self._framing is None else self._framing.encode(request))
 
     def reply(self) -> Any:
-        """The next reply, cut by the framing; EOFError when the service ended its side instead."""
+        """Returns the next reply, cut by the framing.
+
+        Raises EOFError if the service ended the connection instead, TimeoutError, and TypeError for a stream.
+        """
         if self._framing is None:
             raise TypeError("a stream has no framing: use recv(), read_exactly() or read_all()")
         while not self._replies:
             data = self._socket.recv(65536)
             if not data:
-                raise EOFError("the service ended the connection instead of a reply")
+                raise EOFError("the service ended the connection instead of replying")
             self._replies.extend(self._framing.feed(data))
         return self._replies.pop(0)
 
     def send(self, data: bytes) -> None:
-        """Sends bytes as they are."""
+        """Sends bytes as they are, without framing."""
         self._socket.sendall(data)
 
     def recv(self, n: int) -> bytes:
-        """At most `n` bytes of what the service sends; b"" at its end."""
+        """Returns at most `n` bytes of what the service sends; `b""` at the end."""
         return self._socket.recv(n)
 
     def read_exactly(self, n: int) -> bytes:
-        """Just `n` bytes; EOFError where the service ends before."""
+        """Returns exactly `n` bytes. Raises EOFError if the service ends before, and TimeoutError."""
         data = bytearray()
         while len(data) < n:
             piece = self._socket.recv(n - len(data))
@@ -88,11 +101,11 @@ class Client:
         return bytes(data)
 
     def end(self) -> None:
-        """Ends the client's side, as a client does that has no more requests."""
+        """Ends the client's side, like a client that has no more requests. Replies can still be read."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def read_all(self) -> bytes:
-        """Ends the client's side and gives all that the service still sends."""
+        """Ends the client's side and returns everything that the service still sends."""
         self.end()
         data = bytearray()
         while piece := self._socket.recv(65536):
@@ -108,11 +121,14 @@ def connect(
     name: str = "test",
     timeout: float = 5.0,
 ) -> Iterator[Client]:
-    """A client connected to `service`, which runs its lifespan and one conversation in a thread.
+    """Context manager: a `Client` connected to `service`, whose lifespan and conversation run in a thread.
 
-    `limits` are the deadlines, in seconds; `timeout` is the client's patience. An exception of the
-    handler that no `on_error` turned into a reply is raised at the end of the `with` block, also
-    when the block fails over its consequences (their EOFError is its context).
+    `limits` are the deadlines in seconds (`idle_timeout`, `read_timeout`, `write_timeout`, `request_timeout`; 0 is for
+    ever), `name` is what `connection.service` says, `timeout` is how many seconds the client waits for anything.
+
+    An exception of the handler that no `on_error` turned into a reply is raised at the end of the `with` block. If the
+    block itself fails because of it, as with an EOFError from `reply`, that error becomes its context. TimeoutError is
+    raised if the service is still running `timeout` seconds after the client has gone.
     """
     ours, theirs = socket.socketpair()
     with plain(theirs):
@@ -128,7 +144,7 @@ def connect(
 
 
 class _Session:
-    """The service's side: a thread, and what came of it."""
+    """The service's side: a thread, and how its conversation ended."""
 
     def __init__(
         self, service: Service[..., Any], sock: socket.socket, limits: Deadlines, name: str, timeout: float
@@ -146,10 +162,10 @@ class _Session:
     def wait(self) -> None:
         self._thread.join(self._timeout)
         if self._thread.is_alive():
-            raise TimeoutError(f"the service still runs after {self._timeout:g} seconds")
+            raise TimeoutError(f"the service is still running after {self._timeout:g} seconds")
 
     def finish(self) -> None:
-        """Raises what the application did wrong, when the thread has ended."""
+        """Waits for the thread; raises the application's error if there was one."""
         self._thread.join(self._timeout)
         if self._error is not None:
             raise self._error
@@ -173,12 +189,12 @@ class _Session:
         except BaseException as error:
             self._error = error
         finally:
-            # Not closed here: unread input would reset the client, from which a worker's lingering keeps it.
+            # Not closed here: unread input would reset the client. In a worker, lingering prevents that.
             connection.close()
 
 
 class _Alone:
-    """The host of one visit, for a handler that is a coroutine."""
+    """The host of a single visit, for an `async def` handler."""
 
     def __init__(self, limits: Deadlines) -> None:
         self._limits = limits
@@ -222,7 +238,7 @@ class _Alone:
         self._outcome.set_exception(error)
 
     def _look(self) -> None:
-        """Ends the visit when its time is over; looks again before any deadline can be that is set meanwhile."""
+        """Ends the visit if its time is over; looks again no later than any deadline set until then can pass."""
         if self._visit is None or self._outcome.done():
             return
         if self._visit.due() <= self.now:

@@ -128,7 +128,7 @@ def replies_too_late(request: bytes, connection: forkd.Connection) -> bytes:
 
 
 class Sums:
-    """A user's own framing: requests are pairs of numbers, and it tells nothing of what is pending."""
+    """A user's own framing: requests are pairs of numbers, and it has no `pending`."""
 
     def __init__(self) -> None:
         self._text = b""
@@ -207,7 +207,7 @@ def until_end(connection: forkd.Connection) -> None:
 
 
 CASES = [
-    # What a handler takes and gives.
+    # What a handler takes and returns.
     Case("one reply", service(upper), b"hi\n", b"HI\n", requests=1),
     Case("no request", service(upper), b"", b"", requests=0),
     Case("pipelined", service(upper), b"a\nb\r\nc\n", b"A\nB\nC\n", requests=3),
@@ -316,7 +316,7 @@ CASES = [
     Case(
         "on_close sends", service(upper, on_close=lambda c: c.send(b"x")), b"a\n", b"A\n", End.ERROR, 1, 1, ValueError
     ),
-    # What a client does wrong.
+    # Mistakes of clients.
     Case("over limit", service(upper, forkd.Lines(3)), b"a\nbcd\nefgh\ni\n", b"A\nBCD\n", End.OVER_LIMIT, 2),
     Case("truncated", service(upper), b"a\nb\nc", b"A\nB\n", End.TRUNCATED, 2),
     Case("malformed", service(upper, forkd.Netstrings()), b"1:a,1:b,1:c;1:d,", b"1:A,1:B,", End.MALFORMED, 2),
@@ -339,7 +339,7 @@ CASES = [
 
 @contextmanager
 def pair(kind: int = socket.SOCK_STREAM) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The client's end and ours. With SOCK_SEQPACKET each recv gives what one send was."""
+    """The client's end and ours. With SOCK_SEQPACKET each recv returns the bytes of one send."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     with ours, theirs:
         ours.settimeout(PATIENCE)
@@ -360,7 +360,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 Serve = Callable[[socket.socket, Service[..., Any]], tuple[Outcome, memoryview]]
-"""Serves one connection to its end; gives how it ended, and the row that was written meanwhile."""
+"""Serves one connection to its end; returns how it ended, and the row that was written."""
 
 
 def check(case: Case, serve: Serve, ours: socket.socket, theirs: socket.socket, pieces: Iterable[bytes]) -> None:

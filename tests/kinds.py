@@ -10,7 +10,6 @@ from time import monotonic
 from typing import Any
 
 import forkd
-from forkd.errors import BootError
 from forkd.ipc.brief import Retirement
 from forkd.ipc.deadlines import NEVER, Deadlines
 from forkd.ipc.meter import Meter
@@ -19,9 +18,9 @@ from forkd.kernel.address import from_sockaddr
 from forkd.serving.connection import Connection
 from forkd.serving.outcome import Outcome
 from forkd.serving.service import Service
-from forkd.workers.acceptor import Guest
+from forkd.workers.acceptor import Doors, Guest
 from forkd.workers.account import Account
-from forkd.workers.context import WorkerContext
+from forkd.workers.context import StackFile, WorkerContext
 from forkd.workers.event import EventLoop
 from forkd.workers.leash import Leash
 from forkd.workers.tasks import Turner
@@ -52,7 +51,7 @@ class Kept:
     def accept_failed(self, error: OSError) -> None:
         raise AssertionError("there is nobody to accept")
 
-    def accept_goes_on(self, seconds: float) -> None:
+    def accept_recovered(self, seconds: float) -> None:
         raise AssertionError("there is nobody to accept")
 
     def lifespan_failed(self, error: Exception) -> None:
@@ -76,27 +75,24 @@ class Hall:
         self.report = Kept()
         self.inbox = NoSignals()
         self.leash, self.master = socket.socketpair()
-        self.orders = Leash(self.leash, -1, lambda: None)
-        self.seat = WorkerContext(
-            "test",
-            service,
-            [],
-            limits,
-            self.board,
-            meter(self.row),
-            self.orders,
-            self.inbox,  # type: ignore[arg-type]
-            None,
-            Tenure(Retirement(), Random(1), monotonic(), 0),
-            exclusive=False,
+        self.context = WorkerContext(
+            name="test",
+            service=service,
+            doors=Doors([], exclusive=False),
+            limits=limits,
+            board=self.board,
+            meter=meter(self.row),
+            leash=Leash(self.leash, -1, lambda: None),
+            inbox=self.inbox,  # type: ignore[arg-type]
+            resources=None,
+            tenure=Tenure(Retirement(), Random(1), monotonic(), 0),
             access=access,
             threads=threads,
-            stack=-1,
+            stack=StackFile(-1),
             wake=lambda: None,
             report=self.report,
-            boot_error=lambda error: BootError(str(error)),
         )
-        self.loop = EventLoop(self.seat)
+        self.loop = EventLoop(self.context)
         self.loop.open = False
         self.loop.number = 6
 
@@ -111,9 +107,9 @@ class Hall:
             self.loop.turn(self.loop.timeout())
 
     def check_account(self) -> None:
-        """The account of the one connection there was, if one was asked for, has what the row has counted."""
+        """Checks that the only connection's account, if it has one, agrees with the row."""
         account, row = self.report.accounts[0], self.row
-        assert (account is not None) == self.seat.access
+        assert (account is not None) == self.context.access
         assert account is None or account[1:] == (row[REQUESTS], row[BYTES_IN], row[BYTES_OUT])
 
     def close(self) -> None:
@@ -124,7 +120,7 @@ class Hall:
         os.close(self.inbox.fd)
         self.leash.close()
         self.master.close()
-        self.board.close()  # what `row` shows stays
+        self.board.close()  # `row` keeps its numbers
 
 
 def serve_by_event(
@@ -168,7 +164,7 @@ def serve_by_tasks(
     async def serve() -> tuple[Outcome, memoryview]:
         hall = Hall(service, limits, access=access)
         hall.loop.close()
-        turner = Turner(hall.seat)
+        turner = Turner(hall.context)
         hall.loop = turner.loop
         hall.loop.open, hall.loop.number = False, 6
         hall.welcome(sock)

@@ -38,7 +38,9 @@ REFUSED = {
     "lifecycle.events": {"os", "signal", "socket", "time"},
     "lifecycle.clock": {"os", "signal", "socket", "time"},
     "serving.framing": {"socket", "time"},
-    "serving.framings": {"socket", "time"},
+    "serving.holding": {"socket", "time"},
+    "serving.delimited": {"socket", "time"},
+    "serving.counted": {"socket", "time"},
     "log.record": {"os", "select", "socket", "time"},
     "sockets.rpcbind.protocol": {"os", "select", "socket", "time"},
     "systemd.reports": {"os", "signal", "socket", "time"},
@@ -62,7 +64,6 @@ LATE = {
     "cli.install.command": {"cli.install.installation"},
     "cli.load.command": {"cli.load.run", "cli.load.plan"},
     "cli.start": {"cli.detach", "master.master"},
-    "workers.worker": {"workers.tasks"},
 }
 FEWEST, MOST = 3, 15
 ENTRIES = 20

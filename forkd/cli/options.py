@@ -13,6 +13,7 @@ import click
 from forkd.cli import paths
 from forkd.errors import ConfigError, Exit, ForkdError, UsageError
 from forkd.ipc import control_client
+from forkd.ipc.kinds import KINDS
 from forkd.log import log
 from forkd.settings import config
 from forkd.settings.config import Source
@@ -88,8 +89,8 @@ def target_options(command: Any) -> Any:
         click.option(
             "--worker",
             metavar="KIND",
-            shell_complete=one_of("sync", "event"),
-            help="The kind of worker: sync or event.",
+            shell_complete=one_of(*KINDS),
+            help=f"The kind of worker: {' or '.join(KINDS)}.",
         ),
         click.option("--workers", type=int, metavar="N", help="How many workers."),
         click.option("--listen", multiple=True, metavar="ADDRESS", help="Where to listen; may be given again."),

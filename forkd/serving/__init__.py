@@ -4,12 +4,14 @@ answering         the fast path of an event worker: all clients that are ready, 
 async_connection  a connection as a coroutine sees it
 async_visit       a connection whose handler is a coroutine
 connection        a connection as a handler sees it, and its socket
-conversation      the request loop, whatever happens
+conversation      the request loop, for every case
+counted           framings that know a request's size ahead
 decoder           one framing applied to one stream, with a clock for the request that has begun
+delimited         framings whose requests end at a mark
 exchange          the fast path of a sync worker
 framing           what a framing is
-framings          the framings that come with forkd
-loading           finding a service by module:name
+holding           what those framings share
+loading           finds a service by module:name
 outcome           how a connection ended
 service           a handler with its framing and hooks
 visit             a connection in an event worker

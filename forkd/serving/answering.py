@@ -1,7 +1,8 @@
-"""The request loop of an `event` worker where every call counts: all clients who are ready, one after the other.
+"""The fast path of an `event` worker: serves all clients that are ready, one after the other.
 
-What `exchange` does for one client who is waited for, in a function of its own: what one for both would do besides is
-3 % of a request. Each reply leaves before the next handler starts: a worker which dies has one in hand and no more.
+It does what `exchange` does for one client that is waited for, as a function of its own, because a shared one would
+cost 3 % of a request. Each reply leaves before the next handler starts, so a worker that dies has only one request in
+hand.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ _SEVERAL: Final = object()
 
 
 class Answering(Generic[Owner]):
-    """The usual exchanges of an `event` worker, those of several connections at a time."""
+    """The usual exchanges of an `event` worker, for several connections at a time."""
 
     @classmethod
     def of(cls, service: Service[..., Any], pen: Pen) -> Answering[Owner] | None:
-        """For such a service, or None where its conversations are not of the quick kind."""
+        """Returns one for this service, or None if its conversations are not of the fast kind."""
         return cls(service, pen) if is_quick(pen, service) else None
 
     def __init__(self, service: Service[..., Any], meter: Meter) -> None:
-        # Together, for a turn of the loop may have one request only, and should not begin with looking all that up.
+        # In one tuple, because a turn of the loop may have one request only and should not begin with many look-ups.
         self._tools = (
             service.handler,
             service.is_quick,
@@ -40,10 +41,11 @@ class Answering(Generic[Owner]):
         )
 
     def answers(self, usual: Iterable[Usual[Owner]], now: float) -> Iterator[tuple[Owner, QuickConversation]]:
-        """Reads from each what has come, takes it for one request, as it mostly is, and sends the handler's one reply.
+        """Receives from each client, takes what came for one request, as it usually is, and sends the handler's one
+        reply.
 
-        Where it is anything else, gives at once whose it is and the conversation, which has to `look_after` it.
-        `now` is the time.
+        Yields the owner and the conversation at once whenever it is anything else; the conversation then has to
+        `look_after` it. `now` is the time.
         """
         handler, raw, alone, seen, meter, row, count = self._tools
         show = IN_HAND.pack_into
@@ -96,7 +98,7 @@ class Answering(Generic[Owner]):
             odd = dressed is None and (reply is not None or failed is not None)
             if odd or (seen and (connection.unsent or connection.parked or connection.closed)):
                 conversation.postpone(conversation.goes_on_with, shown, reply, dressed, failed)
-                failed = None  # its traceback has this frame, and would keep both
+                failed = None  # its traceback refers to this frame: the cycle would keep both
                 yield owner, conversation
                 continue
             if dressed is not None:
@@ -113,14 +115,14 @@ class Answering(Generic[Owner]):
                     yield owner, conversation
                     continue
             if seen and (connection.received > UNCOUNTED or connection.sent > UNCOUNTED):
-                conversation.account()  # for what the handler has read and sent itself
+                conversation.account()  # what the handler has read and sent itself
         meter.moved(received, all_sent)
 
 
 def _heard(usual: Iterable[Usual[Owner]]) -> list[tuple[Usual[Owner], bytes | None]]:
-    """What has come from each, if anything has; None where the conversation has to `look_after` a broken connection.
+    """Returns what has arrived from each client that sent something; None marks a broken connection to `look_after`.
 
-    Read without a handler's work in between, for the processor's caches.
+    All are read first, without a handler's work in between, for the sake of the processor's caches.
     """
     heard: list[tuple[Usual[Owner], bytes | None]] = []
     for each in usual:
@@ -136,5 +138,5 @@ def _heard(usual: Iterable[Usual[Owner]]) -> list[tuple[Usual[Owner], bytes | No
 
 
 def _is_gone(error: OSError) -> None:
-    """recv(2) has told that the client broke off."""
+    """recv(2) has reported that the client broke off."""
     raise PeerGone.by(error) from error

@@ -1,6 +1,6 @@
-"""What a handler that is an `async def` sees of its connection: `Connection`, with what may take time to be awaited.
+"""A connection as an `async def` handler sees it: `Connection`, whose waiting methods are awaited here.
 
-It is light: asyncio itself is the affair of `asynchronous`, which does the waiting.
+It does not import asyncio: `async_visit` does the waiting.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from forkd.serving.framing import Framing
 Request = TypeVar("Request")
 
 AT_EASE: Final = 65536
-"""Bytes that a handler may leave to a slow client before its `send` waits."""
+"""Bytes that a slow client may still have to take before a handler's `send` waits."""
 
 
 class Waiter(Protocol):
-    """Who waits for the client on the handler's behalf."""
+    """Waits for the client on the handler's behalf."""
 
     async def recv(self, n: int) -> bytes: ...
 
@@ -31,7 +31,17 @@ class Waiter(Protocol):
 
 
 class AsyncConnection:
-    """One client, from accept to close, for an `async def` handler; the names are those of `Connection`."""
+    """One client, from accept to close, for an `async def` handler. The names are those of `Connection`.
+
+    The methods that may wait (`recv`, `read_exactly`, `read_until`, `send`, `requests`) are awaited, and raise what
+    their namesakes raise. The coroutine is cancelled if its request takes longer than `request_timeout`, or if the
+    client does not take its replies within `write_timeout` while the coroutine waits for something else.
+
+        @forkd.stream
+        async def echo(connection: forkd.AsyncConnection) -> None:
+            while data := await connection.recv(4096):
+                await connection.send(data)
+    """
 
     __slots__ = ("_plain", "_visit")
 
@@ -41,53 +51,59 @@ class AsyncConnection:
 
     @property
     def peer(self) -> Address:
-        """The client's address, as it is seen from here."""
+        """The client's address, as seen from here."""
         return self._plain.peer
 
     @property
     def local(self) -> Address:
-        """The address that the client called, also where the listener is a wildcard."""
+        """The address that the client called, even if the listener is a wildcard."""
         return self._plain.local
 
     @property
     def service(self) -> str:
-        """The service's name."""
+        """The name of the service, as in the settings."""
         return self._plain.service
 
     @property
     def number(self) -> int:
-        """This worker's connections, counted from 1."""
+        """The number of this connection in its worker, counted from 1."""
         return self._plain.number
 
     @property
     def data(self) -> dict[Any, Any]:
-        """The handler's own, from the first to the last call for this connection."""
+        """A dictionary for the handler's own use. It lives as long as the connection."""
         return self._plain.data
 
     @property
     def resources(self) -> Any:
-        """What the service's lifespan gave."""
+        """What the service's lifespan yielded; None without one."""
         return self._plain.resources
 
     async def recv(self, n: int) -> bytes:
-        """At most `n` bytes, as soon as there are any; `b""` at the stream's end. See `Connection.recv`."""
+        """Returns at most `n` bytes as soon as there are any, `b""` at the end of the stream. See `Connection.recv`."""
         return await self._visit.recv(n)
 
     async def read_exactly(self, n: int) -> bytes:
-        """Just `n` bytes; raises EOFError where the stream ends before. See `Connection.read_exactly`."""
+        """Returns exactly `n` bytes; raises EOFError if the stream ends before. See `Connection.read_exactly`."""
         return await self._visit.read(self._plain.exactly(n))
 
     async def read_until(self, mark: bytes, limit: int = 65536) -> bytes:
-        """The bytes up to and with `mark`; see `Connection.read_until`."""
+        """Returns the bytes up to and including `mark`. See `Connection.read_until`."""
         return await self._visit.read(self._plain.until(mark, limit))
 
     async def send(self, data: bytes) -> None:
-        """Sends all of `data` as it is; waits while a slow client has much to take still. See `Connection.send`."""
+        """Sends all of `data` as it is, without framing.
+
+        Waits while the client still has more than 64 KiB to take. See `Connection.send`.
+        """
         self._plain.send(data)
         await self._visit.taken(AT_EASE)
 
     async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
-        """The requests that `framing` cuts out of the rest of the stream, to its end. See `Connection.requests`."""
+        """Yields the requests that `framing` cuts out of the rest of the stream, until its end (`async for`).
+
+        See `Connection.requests`.
+        """
         async for request in self._visit.requests(framing.copy()):
             yield request
 

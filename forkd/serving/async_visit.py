@@ -1,7 +1,13 @@
 """One connection of a service whose handler is an `async def`: a coroutine that waits where others block.
 
-The handler sees an `AsyncConnection`, the loop of `event` a visit like all others. A reply's way, its errors and its
-accounts are `conversation`'s as ever; the loop of asyncio is `tasks`' affair.
+The handler sees an `AsyncConnection`; the loop of `event` sees a visit like any other. How a reply leaves, what an
+error means and what is counted is left to `conversation`; `tasks` runs the loop of asyncio.
+
+States. The task waits for input (`_waiter` is set), or for the client to take what is parked (`_room` is pending), or
+for something of the handler's own, which is `at_work` while it has a request in hand. In any of these bytes may be
+parked; `interest` is then OUT. Otherwise it is IN, even while the handler works, until input comes that nothing waits
+for yet: then it is 0 until the task asks for input. `_fail` ends the task where it waits: with an exception in `_room`,
+or by cancelling it with the error in `_verdict`.
 """
 
 from __future__ import annotations
@@ -30,11 +36,7 @@ Request = TypeVar("Request")
 
 
 class AsyncVisit:
-    """One connection of such a service: the coroutine that serves it, and what that waits for.
-
-    `interest` is what the loop has to watch for (epoll(7)): input is watched for even while the handler is at work,
-    until some comes that nobody waits for yet.
-    """
+    """One connection of such a service: the coroutine that serves it, and what that waits for."""
 
     __slots__ = (
         "_began",
@@ -90,7 +92,7 @@ class AsyncVisit:
         self._task: asyncio.Task[None] | None = None
         self._verdict: ForkdError | None = None
 
-    # What the loop tells.
+    # Called by the loop.
 
     def ready(self, event: int) -> None:
         """The socket is ready, or it is time to begin."""
@@ -102,7 +104,7 @@ class AsyncVisit:
             if event & ~IN:
                 self._unpark()
         elif self._waiter is None or self._waiter.done():
-            self._want(0)  # nobody asks for it yet
+            self._want(0)  # nothing waits for it yet
         else:
             self._read(self._waiter)
 
@@ -111,12 +113,12 @@ class AsyncVisit:
             self._host.failed(error)
 
     def hurry(self) -> None:
-        """The worker leaves, and so does this client soon."""
+        """The worker leaves, and so will this client soon."""
         self.connection.hurry()
         self._host.due_by(self.connection.leave_by)
 
     def due(self) -> float:
-        """When its time is over, unless something happens before."""
+        """Returns when its time is over unless something happens before."""
         connection = self.connection
         if connection.parked:
             return self._owed_since + (self._limits.write_timeout or NEVER)
@@ -145,10 +147,10 @@ class AsyncVisit:
         self.expire()
 
     def stack(self) -> str:
-        """Where its handler waits, the last call at the end; "" while none is at work."""
+        """Returns where its handler waits, the last call at the end; "" if none is at work."""
         return _stack(self._task) if self._task is not None and self.at_work else ""
 
-    # What the handler waits for.
+    # Awaited by the handler.
 
     async def recv(self, n: int) -> bytes:
         if n < 1:
@@ -164,7 +166,7 @@ class AsyncVisit:
         return data[:n]
 
     async def read(self, reading: Reading) -> bytes:
-        """What a reading comes to."""
+        """Runs a reading to its end."""
         data = None
         try:
             while True:
@@ -180,34 +182,34 @@ class AsyncVisit:
     async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
         connection = self.connection
         connection.flush()
-        hearing = Decoder(connection, framing)
+        decoder = Decoder(connection, framing)
         data = connection.take()
         try:
             while data := data or await self._receive():
-                requests = hearing.hear(data)
+                requests = decoder.hear(data)
                 for request in requests:
                     yield request
-                if hearing.broken is not None:
-                    raise hearing.broken
-                hearing.wait()
+                if decoder.broken is not None:
+                    raise decoder.broken
+                decoder.wait()
                 data = b""
         except WorkerLeaves:
             return
         finally:
             if connection.deadline is not None:
                 connection.stop_clock()
-        for request in hearing.end():
+        for request in decoder.end():
             yield request
 
     async def taken(self, all_but: int = 0) -> None:
-        """Waits until no more than so many bytes are left of what the client has to take."""
+        """Waits until the client has no more than `all_but` bytes left to take."""
         while len(self.connection.parked) > all_but:
             self._want(OUT)
             self._room = self._loop.create_future()
             await self._room
 
     async def _receive(self) -> bytes:
-        """The next bytes; what recv(2) gives, or the error that a deadline is."""
+        """Returns the next bytes; raises the error of a deadline or of recv(2)."""
         if self.connection.parked:
             await self.taken()
         self._waiter = self._loop.create_future()
@@ -239,7 +241,7 @@ class AsyncVisit:
             self._want(IN)
 
     def _await_room(self) -> None:
-        """The client has something to take, whatever the handler does meanwhile."""
+        """The client has something to take, whatever the handler is doing."""
         self._want(OUT)
 
     def _want(self, interest: int) -> None:
@@ -250,7 +252,7 @@ class AsyncVisit:
             self._host.watch(self)
 
     def _fail(self, error: ForkdError) -> None:
-        """Ends what the handler is at with `error`."""
+        """Ends whatever the handler is doing with `error`."""
         self._verdict = error
         self.connection.parked.clear()
         if self._room is not None and not self._room.done():
@@ -258,7 +260,7 @@ class AsyncVisit:
         elif self._task is not None:
             self._task.cancel()
 
-    # What it is served by.
+    # The coroutine that serves it.
 
     async def _converse(self) -> None:
         conversation, connection = self.conversation, self.connection
@@ -276,7 +278,7 @@ class AsyncVisit:
         except (DeadlineError, PeerGone) as error:
             outcome = conversation.over(error)
         except asyncio.CancelledError:
-            pass  # the loop is at its end
+            pass  # the loop ends
         connection.parked.clear()
         conversation.close(outcome)
         if self._service.close_hook is not None:
@@ -287,7 +289,7 @@ class AsyncVisit:
         conversation.account()
         self.interest = 0
         connection.stalled = None
-        del self._plain  # which has this, as the other had
+        del self._plain  # which refers to this visit, as `stalled` did
         self._host.ended(self, outcome)
 
     async def _serve(self) -> None:
@@ -304,13 +306,13 @@ class AsyncVisit:
             finally:
                 self._meter.served()
             return
-        hearing = conversation.hearing
+        decoder = conversation.decoder
         while not connection.closed and (data := await self._receive()):
-            requests = hearing.hear(data)
+            requests = decoder.hear(data)
             await self._answer_all(requests)
-            hearing.wait()
+            decoder.wait()
         if not connection.closed:
-            await self._answer_all(hearing.end())
+            await self._answer_all(decoder.end())
 
     async def _answer_all(self, requests: Sequence[Any]) -> None:
         connection = self.connection
@@ -318,7 +320,7 @@ class AsyncVisit:
             await self._answer(request)
             if connection.closed:
                 return
-        if requests or self.conversation.hearing.broken is not None:
+        if requests or self.conversation.decoder.broken is not None:
             if connection.parked:
                 await self.taken()
             self.conversation.settle()
@@ -330,7 +332,7 @@ class AsyncVisit:
         self.at_work, self._began = True, self._host.now
         try:
             reply = service.handler(request, self._plain) if service.takes_connection else service.handler(request)
-            if type(reply) is CoroutineType:  # as it mostly is, and a reply of bytes: without the calls
+            if type(reply) is CoroutineType:  # the usual cases, this and a reply of bytes, cost no calls
                 reply = await reply
             if type(reply) is bytes:
                 self.conversation.hold(reply)
@@ -347,7 +349,7 @@ class AsyncVisit:
             self.conversation.flush()
 
     async def _recover(self, error: BaseException) -> None:
-        """Turns a handler's error into a reply, where the service has a hook for that."""
+        """Turns a handler's error into a reply, if the service has a hook for that."""
         hook = self.conversation.excused(error)
         try:
             await self._reply(hook(error, self._plain))  # type: ignore[arg-type]
@@ -357,7 +359,7 @@ class AsyncVisit:
             raise Failed(second) from error
 
     async def _reply(self, reply: Any) -> None:
-        """Takes any reply that a handler or hook may give, at once or by and by."""
+        """Takes any reply that a handler or hook may return, now or in the course of time."""
         conversation = self.conversation
         if inspect.isawaitable(reply):
             reply = await reply
@@ -379,7 +381,7 @@ async def _settled(value: Any) -> Any:
 
 
 def _stack(task: asyncio.Task[Any]) -> str:
-    """Where a task waits: the frames of the coroutines that await one another (Task.get_stack has the first alone)."""
+    """Returns the frames of the coroutines that await one another (Task.get_stack returns only the first)."""
     summary = traceback.StackSummary()
     waits: Any = task.get_coro()
     while inspect.iscoroutine(waits) and waits.cr_frame is not None:

@@ -1,9 +1,15 @@
 """One accepted socket: what a handler sees of it, and its deadlines.
 
-Sockets block, and the kernel keeps the time: SO_RCVTIMEO and SO_SNDTIMEO cost no system call a
-request, where settimeout() costs a poll before each. Their traps (socket(7)) are dealt with here:
-they restart with every byte, so that a request that comes in pieces gets a clock of its own, and
-they report EAGAIN. What is made of the bytes is `conversation`'s affair.
+In a `sync` worker the socket blocks and the kernel keeps the time: SO_RCVTIMEO and SO_SNDTIMEO cost no system call a
+request, where settimeout() costs a poll before each. They have two traps (socket(7)), handled here: they restart with
+every byte, so a request that comes in pieces gets a clock of its own; and they report EAGAIN. In an `event` worker
+nothing waits: the connection `parks` what the client does not take at once. `conversation` decides what the bytes mean.
+
+Invariants. `deadline` is a time only while a request is half received; otherwise silence is measured, by
+`idle_timeout`. `parked` holds bytes only if `parks` is set. While it does, whatever else is sent goes behind them and
+no input is read; a handler that reads for itself first waits until they have gone. `unsent` holds encoded replies that
+are sent together; it is the same list as the conversation's. After `closed` nothing is sent but what is parked, and our
+side ends once that has gone.
 """
 
 from __future__ import annotations
@@ -26,22 +32,32 @@ Request = TypeVar("Request")
 
 RECEIVE_BYTES: Final = 65536
 ROOMS: Final = (448, 4096, RECEIVE_BYTES)
-"""Bytes of room for what comes: wider each time it has been filled, for the allocator is quicker with a smaller one.
-The first is what Python's own allocator has, with the header of the object; all others are the C library's."""
+"""Bytes of room for one recv(2), wider each time it was filled, because a small one is allocated faster.
+With the object's header, the first still comes from Python's own allocator; the others come from the C library's."""
 # As plain numbers: combining the members of an enumeration costs more than sending.
 DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
 _MORE: Final = int(socket.MSG_MORE)
-_SMALL: Final = 2048  # bytes that send(2) hardly ever waits with, so that the clock need not be asked
+_SMALL: Final = 2048  # send(2) hardly ever waits with so few bytes, so the clock is not read before
 
 Reading = Generator[None, bytes | None, bytes]
-"""A wait for bytes, apart from how one waits: it yields for each piece, is sent it, and returns what was wanted."""
+"""Reads from a stream without waiting: it yields for each piece, is sent that piece, and returns the result."""
 
 
 class Connection:
-    """One client, from accept to close.
+    r"""One client, from accept to close, as a handler or hook sees it.
 
-    `service` is the service's name, `number` counts this worker's connections from 1, `data` is
-    the handler's own, `resources` is what the service's lifespan gave.
+    `service` is the name of the service, `number` counts the connections of this worker from 1, `resources` is what the
+    service's lifespan yielded (None without one). `leaving` is True once the worker has been ordered to leave: a stream
+    handler that never stops should look at it now and then.
+
+    Deadlines (`idle_timeout`, `read_timeout`, `write_timeout`) are those of the settings, in seconds. One that passes
+    raises DeadlineError, a TimeoutError. A handler that lets it through ends the connection.
+
+        @forkd.stream
+        def countdown(connection: forkd.Connection) -> None:
+            start = int(connection.read_until(b"\n", limit=20))
+            for number in range(start, 0, -1):
+                connection.send(b"%d\r\n" % number)
     """
 
     __slots__ = (
@@ -94,7 +110,7 @@ class Connection:
         self._data: dict[Any, Any] | None = None
         self._timed = True
         self.deadline: float | None = None
-        self.heard = 0.0  # when `answering` last had something of it, and counted that itself
+        self.heard = 0.0  # when `answering` last received from it, and counted the bytes itself
         self.leave_by = 0.0
         self.service = service
         self.number = number
@@ -108,7 +124,7 @@ class Connection:
         self.parks = parks
         self._flags = DONT_WAIT if parks else 0
         self.parked = bytearray()
-        self.stalled: Callable[[], None] | None = None  # to call when it has something parked, whoever sent it
+        self.stalled: Callable[[], None] | None = None  # called when something is parked, no matter what sent it
         self.room = room
         self.received = 0
         self.sent = 0
@@ -116,14 +132,14 @@ class Connection:
 
     @property
     def data(self) -> dict[Any, Any]:
-        """The handler's own, from the first to the last call for this connection."""
+        """A dictionary for the handler's own use. It lives as long as the connection."""
         if self._data is None:
             self._data = {}
         return self._data
 
     @property
     def peer(self) -> Address:
-        """The client's address, as it is seen from here."""
+        """The client's address, as seen from here."""
         if not isinstance(self._peer, Address):
             sockaddr = self.sock.getpeername() if self._peer is None else self._peer
             self._peer = from_sockaddr(self.sock.family, sockaddr)
@@ -131,7 +147,7 @@ class Connection:
 
     @property
     def local(self) -> Address:
-        """The address that the client called, also where the listener is a wildcard."""
+        """The address that the client called, even if the listener is a wildcard."""
         if self._local is None:
             self._local = from_sockaddr(self.sock.family, self.sock.getsockname())
         return self._local
@@ -141,11 +157,13 @@ class Connection:
         self._local = address
 
     def recv(self, n: int) -> bytes:
-        """At most `n` bytes, as soon as there are any; `b""` at the stream's end.
+        """Returns at most `n` bytes as soon as there are any; `b""` at the end of the stream.
 
-        Raises DeadlineError (a TimeoutError) after `idle_timeout` of silence, PeerGone (a
-        ConnectionError) when the client broke off. When the worker has been told to leave, a
-        silent client's stream ends.
+        The stream also ends once the worker has been ordered to leave and the client is silent. Replies that are still
+        held back are sent first.
+
+        Raises DeadlineError (a TimeoutError) after `idle_timeout` of silence, PeerGone (a ConnectionError) if the
+        client broke off, and ValueError if `n` is less than 1.
         """
         if n < 1:
             raise ValueError(f"recv needs room for at least one byte, not {n}")
@@ -159,60 +177,69 @@ class Connection:
             return b""
 
     def read_exactly(self, n: int) -> bytes:
-        """Just `n` bytes; raises EOFError where the stream ends before.
+        """Returns exactly `n` bytes.
 
-        The first byte may take `idle_timeout`, all of them `read_timeout` from then on. When it
-        raises, what had come stays where the next read finds it.
+        The first byte may take `idle_timeout`; from then on, all of them together may take `read_timeout`. If the call
+        raises, the bytes that had arrived are kept for the next read.
+
+        Raises EOFError if the stream ends before (one that is also Truncated if some of the bytes had arrived),
+        DeadlineError, PeerGone, and ValueError if `n` is negative.
         """
         return self._driven(self.exactly(n))
 
     def read_until(self, mark: bytes, limit: int = 65536) -> bytes:
-        """The bytes up to and with `mark`; raises EOFError at the stream's end, OverLimit beyond `limit` bytes.
+        """Returns the bytes up to and including `mark`.
 
-        The deadlines, and what becomes of the bytes when it raises, are as with `read_exactly`.
+        Raises OverLimit if there is no mark within the first `limit` bytes, and ValueError if the mark is empty.
+        Deadlines, other errors and what happens to the bytes that had arrived are as with `read_exactly`.
         """
         return self._driven(self.until(mark, limit))
 
     def send(self, data: bytes) -> None:
-        """Sends all of `data` as it is, without framing, behind the replies given before.
+        """Sends all of `data` as it is, without framing, after the replies before it.
 
-        Raises DeadlineError (a TimeoutError) when the client has not taken it within
-        `write_timeout`, PeerGone (a ConnectionError) when the client broke off.
+        In a `sync` worker it returns when the kernel has taken all of it. In an `event` worker it returns at once,
+        unless more than 1 MiB is waiting for this client; then it waits until the client has taken that.
+
+        Raises DeadlineError (a TimeoutError) if the client does not take the data within `write_timeout`, PeerGone (a
+        ConnectionError) if the client broke off, and ValueError after `close()`.
         """
         if self.unsent:
             self.flush()
         self.transmit(data, 0)
 
     def requests(self, framing: Framing[Request]) -> Iterator[Request]:
-        """The requests that `framing` cuts out of the rest of the stream, to its end.
+        """Yields the requests that `framing` cuts out of the rest of the stream, until its end.
 
-        For a stream handler that comes to a part which is a request loop. Raises OverLimit,
-        Truncated and the deadlines' errors. Bytes behind the last request taken stay with the
-        framing: `recv` does not see them again.
+        For a stream handler that comes to a part made of requests. The handler sends the replies itself, with
+        `send(framing.encode(reply))`. Bytes after the last request taken stay with the framing: `recv` does not see
+        them.
+
+        Raises FramingError (OverLimit, Truncated), DeadlineError and PeerGone.
         """
         if self.unsent:
             self.flush()
-        hearing = Decoder(self, framing.copy())
+        decoder = Decoder(self, framing.copy())
         data = self.take()
         try:
             while data := data or self.receive(RECEIVE_BYTES):
-                requests = hearing.hear(data)
+                requests = decoder.hear(data)
                 yield from requests
-                if hearing.broken is not None:
-                    raise hearing.broken
-                hearing.wait()
+                if decoder.broken is not None:
+                    raise decoder.broken
+                decoder.wait()
                 data = b""
         except WorkerLeaves:
             return
         finally:
             if self.deadline is not None:
                 self.stop_clock()
-        yield from hearing.end()
+        yield from decoder.end()
 
     def close(self) -> None:
         """Ends our side: the client reads what was sent, then the end of the stream.
 
-        A request loop ends with it, once the handler has returned.
+        A request loop ends once the handler has returned. Calling it again does nothing.
         """
         if self.closed:
             return
@@ -222,21 +249,24 @@ class Connection:
         if not self.parked:
             self._shut()
 
-    # What follows is for forkd's own rooms.
+    # What follows is internal.
 
     def receive(self, size: int) -> bytes:
-        """What recv(2) gives, within the deadline in force; Leaving when the worker leaves and all is quiet."""
+        """Returns what recv(2) returns, within the deadline in force.
+
+        Raises WorkerLeaves if the worker leaves and the client is silent.
+        """
         if self.parked:
             self.drain()
         if self.deadline is not None:
-            # Looked at even when bytes wait in the socket: a peer that drips quickly never lets the kernel's run out.
+            # Checked even if bytes wait in the socket: a client that drips quickly never lets the kernel's run out.
             left = self.deadline - monotonic()
             if left <= 0:
                 raise self.silence()
             self._set_receive_timeout(left)
         sock = self.sock
         patient = sock.gettimeout() is None
-        if not patient:  # an `event` worker's, whose handler reads for itself all the same
+        if not patient:  # an `event` worker's, whose handler reads from the connection itself
             sock.setblocking(True)
         try:
             data = sock.recv(size)
@@ -250,7 +280,10 @@ class Connection:
         return self.took(data)
 
     def arrived(self) -> bytes | None:
-        """The next bytes of the stream, waited for unless the connection `parks`; None when none have come."""
+        """Returns the next bytes of the stream; waits for them unless the connection `parks`.
+
+        Returns None if it does and none have arrived.
+        """
         if not self.parks:
             return self.receive(self.room)
         try:
@@ -261,7 +294,7 @@ class Connection:
             raise PeerGone.by(error) from error
 
     def took(self, data: bytes) -> bytes:
-        """Accounts for what has been received."""
+        """Accounts for what was received."""
         if not data:
             self.at_end = not self.cut
         elif len(data) == self.room:
@@ -276,14 +309,14 @@ class Connection:
 
     @property
     def room_for_the_next(self) -> int:
-        """What a connection like this one begins with, so that what mostly comes is read at once."""
+        """The room that the next connection begins with, so that a usual request is read at once."""
         return min(self.room, ROOMS[1])
 
     def flush(self, *, last: bool = False) -> None:
-        """Sends the replies in `unsent`, in one piece; the `last` ones wait in the kernel for the end of our side.
+        """Sends the replies in `unsent` in one piece.
 
-        They leave in one packet with it (MSG_MORE of send(2)), so that a client which asks again as soon as
-        it has its answer has learnt by then that it cannot.
+        The `last` ones wait in the kernel for the end of our side and leave in one packet with it (MSG_MORE of
+        send(2)). A client that sends its next request as soon as it has the answer then already knows that it cannot.
         """
         unsent = self.unsent
         if unsent:
@@ -292,11 +325,12 @@ class Connection:
             self.transmit(data, _MORE if last else 0)
 
     def hurry(self) -> None:
-        """The worker leaves: between requests, wait a moment (GRACE) and no longer; a request begun is still read.
+        """The worker leaves: between requests, wait a moment (GRACE) and no longer; a request that has begun is still
+        read.
 
-        Called by a signal handler, so it neither raises nor waits. The interrupted recv(2) starts
-        again with the new timeout; had the handler raised instead, bytes already received could be lost.
-        Said again, as orders are that may have been missed, it grants no new time but GRACE.
+        Called in a signal handler, so it neither raises nor waits. The interrupted recv(2) starts again with the new
+        timeout; if the handler raised instead, bytes already received could be lost. An order may be repeated in case
+        it was missed; a repetition grants no new time but GRACE.
         """
         now = monotonic()
         if not self.leaving:
@@ -306,36 +340,36 @@ class Connection:
             self._set_receive_timeout(max(GRACE, self.leave_by - now))
 
     def last_call(self) -> None:
-        """A leaving worker has answered all that has come: what is still on its way gets STRAGGLERS seconds."""
+        """A leaving worker has answered all that has come: bytes still on their way get STRAGGLERS seconds."""
         if self.parks:
             self.leave_by = monotonic() + STRAGGLERS
         else:
             self._set_receive_timeout(STRAGGLERS)
 
     def counted(self) -> tuple[int, int]:
-        """The bytes received and sent since this was last asked."""
+        """Returns the bytes received and sent since the last call."""
         moved = self.received, self.sent
         self.known = self.known or self.received > 0
         self.received = self.sent = 0
         return moved
 
     def start_clock(self) -> None:
-        """A request has begun: it has `read_timeout` to be whole, however many pieces it comes in."""
+        """A request has begun: it must be complete within `read_timeout`, in however many pieces it comes."""
         if self.deadline is None:
             self.deadline = monotonic() + (self._limits.read_timeout or FOR_EVER)
 
     def stop_clock(self) -> None:
-        """The request is whole: silence is measured by `idle_timeout` again."""
+        """The request is complete: silence is measured by `idle_timeout` again."""
         self.deadline = None
         if self.parks and not self._timed:
-            return  # nobody has waited in the kernel for this client
+            return  # nothing has waited in the kernel for this client
         self._set_receive_timeout(self._limits.idle_timeout)
-        if self.leaving:  # asked after the call: `hurry` may have come in between
+        if self.leaving:  # checked after the call: `hurry` may have come in between
             self._set_receive_timeout(GRACE)
         self._timed = False
 
     def unpark(self) -> bool:
-        """Sends what it can of what is parked; True when nothing is left."""
+        """Sends what the client takes of the parked bytes; True if none are left."""
         parked = self.parked
         try:
             while parked:
@@ -362,11 +396,11 @@ class Connection:
             poll.poll(min(left, 86400) * 1000)
 
     def too_slow(self) -> DeadlineError:
-        """The client has not taken its replies in time."""
+        """Returns the error for a client that has not taken its replies in time."""
         return DeadlineError("write", self._limits.write_timeout)
 
     def silence(self) -> ForkdError:
-        """What it means that nothing came within the deadline in force."""
+        """Returns the error that silence within the deadline in force stands for."""
         if self.deadline is not None:
             return DeadlineError("read", self._limits.read_timeout)
         if self.leaving:
@@ -374,28 +408,28 @@ class Connection:
         return DeadlineError("idle", self._limits.idle_timeout)
 
     def prepare(self) -> None:
-        """Sets the socket's timeouts, where the listener did not hand them down."""
+        """Sets the socket's timeouts, if they were not inherited from the listener."""
         self.stop_clock()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._limits.write_timeout))
 
     def take(self, size: int | None = None) -> bytes:
-        """The first of the bytes that were received and not asked for; all of them unless told how many."""
+        """Removes and returns the first `size` of the bytes received in advance; all of them without `size`."""
         taken = bytes(self._held[:size])
         del self._held[:size]
         return taken
 
     def keep(self, data: bytes) -> None:
-        """What was received and not asked for."""
+        """Keeps bytes that were received but not asked for."""
         self._held += data
 
     def exactly(self, n: int) -> Reading:
-        """Reading just `n` bytes, for whoever waits for what it yields for."""
+        """Reads exactly `n` bytes; the caller does the waiting."""
         if n < 0:
             raise ValueError(f"read_exactly cannot read {n} bytes")
         return self._reading(lambda held: n if len(held) >= n else None)
 
     def until(self, mark: bytes, limit: int) -> Reading:
-        """Reading up to and with `mark`, likewise."""
+        """Reads up to and including `mark`; the caller does the waiting."""
         if not mark:
             raise ValueError("read_until needs a mark of at least one byte")
 
@@ -408,7 +442,7 @@ class Connection:
         return self._reading(found)
 
     def _driven(self, reading: Reading) -> bytes:
-        """What a reading comes to, waiting in recv(2) for what it wants."""
+        """Runs a reading to its end, waiting in recv(2) for what it needs."""
         data = None
         try:
             while True:
@@ -422,7 +456,7 @@ class Connection:
             return bytes(done.value)
 
     def _reading(self, measure: Callable[[bytearray], int | None]) -> Reading:
-        """Yields for each next piece of the stream, until `measure` tells how many of the bytes held are wanted."""
+        """Yields for each next piece of the stream, until `measure` returns how many of the held bytes are due."""
         if self.unsent:
             self.flush()
         held = self._held
@@ -442,7 +476,7 @@ class Connection:
         return self.take(size)
 
     def transmit(self, data: bytes, flags: int = 0) -> None:
-        """Sends all of `data`, or what the client takes now where the rest may be parked."""
+        """Sends all of `data`; if the rest may be parked, only what the client takes now."""
         if self.parked or self.closed:
             self._send_late(data)
             return
@@ -456,7 +490,7 @@ class Connection:
             self.falls_short(data, sent, began or monotonic())
 
     def refuses(self, error: OSError) -> int:
-        """The client takes nothing: raises what that means, or gives 0 where it may wait."""
+        """The client takes nothing: raises what that means, or returns 0 if it may wait."""
         if not isinstance(error, BlockingIOError):
             raise PeerGone.by(error) from error
         if not self.parks:
@@ -464,14 +498,14 @@ class Connection:
         return 0
 
     def falls_short(self, data: bytes, sent: int, began: float) -> None:
-        """The client has taken only so many bytes of `data`, since `began` (of the monotonic clock)."""
+        """The client has taken only `sent` bytes of `data`, since `began` (of the monotonic clock)."""
         if self.parks:
             self._park(data[sent:])
         else:
             self._send_rest(memoryview(data)[sent:], began)
 
     def _send_late(self, data: bytes) -> None:
-        """Behind what the client has still to take, if that may be."""
+        """Sends `data` behind what the client still has to take, if that is possible."""
         if self.closed:
             raise ValueError("nothing can be sent after close()")
         self._park(data)
@@ -489,7 +523,7 @@ class Connection:
             self.sock.shutdown(socket.SHUT_WR)
 
     def _send_rest(self, rest: memoryview, began: float) -> None:
-        """Goes on after a short send(2): the deadline passed, or a signal came in between."""
+        """Continues after a short send(2): either the deadline passed, or a signal came in between."""
         allowed = self._limits.write_timeout or FOR_EVER
         try:
             while rest:
@@ -519,5 +553,7 @@ class EndOfStream(Truncated, EOFError):
 
 def _end_of_stream(held: int) -> EOFError:
     return (
-        EndOfStream(f"the stream ended after {held} bytes of what was asked for") if held else EOFError("end of stream")
+        EndOfStream(f"the stream ended after {held} bytes, inside what was being read")
+        if held
+        else EOFError("end of stream")
     )

@@ -1,8 +1,15 @@
 """One connection from its banner to its end: the request loop.
 
-Bytes become requests, requests go to the handler, replies go out, until somebody ends it. What that means
-is an `Outcome`, a fact for the worker to log and count. It knows no processes, listeners or signals.
-`exchange` has the same where every call counts.
+Bytes become requests, requests go to the handler, replies go out, until one side ends it. How it ended is an `Outcome`,
+a fact for the worker to log and count. It knows no processes, listeners or signals. `exchange` is the fast path for the
+usual case; everything unusual comes back here.
+
+States. *Reading*: `_queue` is exhausted, `_rest` is None, `parked` is empty; the next bytes may be taken. *Answering*:
+`_queue` holds requests that have arrived; one handler runs at a time. *Paused*: the client does not take its replies,
+so the connection has bytes `parked` (only where it `parks`, in an `event` worker); `_queue` and `_rest` keep their
+places until `go_on`, and no more input is taken. *Broken*: `decoder.broken` holds the framing's error, which `settle`
+raises once the requests before it are answered. *Over*: an exception ended the loop, or the stream or the connection
+has ended; `over` and `finish` run once. Only the thread that has the connection in hand may touch any of this.
 """
 
 from __future__ import annotations
@@ -19,16 +26,16 @@ from forkd.serving.decoder import Decoder
 from forkd.serving.outcome import COLUMNS, End, Outcome, end_of
 from forkd.serving.service import Close, ErrorHook, Service
 
-# Replies to requests that arrived together leave together, unless they grow beyond this or their
-# handlers take longer than this: then what is ready leaves before the next handler starts.
+# Replies to requests that arrived together leave together, unless they exceed this size or their handlers take
+# longer than this. In that case, what is ready leaves before the next handler starts.
 HELD_BYTES: Final = 65536
 HELD_NS: Final = 2_000_000
 
-# Bytes that may have come on an open connection before the scoreboard tells of them.
+# Bytes received on an open connection before the scoreboard counts them.
 UNCOUNTED: Final = 65536
 
-# A client that never stops sending cannot keep a leaving worker: after so many seconds what has been
-# answered by then is the end. All others end with the reply after which they fall silent.
+# A client that never stops sending cannot keep a leaving worker: after this many seconds its connection ends with
+# the replies sent so far. Any other connection ends with the reply after which the client is silent.
 _LEAVE_SECONDS: Final = 0.5
 
 
@@ -37,18 +44,18 @@ _BYTES: Final = (bytes, bytearray, memoryview)
 
 
 class Failed(Exception):
-    """A handler raised `error` and nothing made a reply of it."""
+    """A handler raised `error`, and no hook made a reply of it."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 class Conversation:
-    """What has been said on one connection: requests not yet answered, replies on their way, and what makes them.
+    """The state of a conversation: requests not yet answered, replies on their way, and the code that makes them.
 
-    It is pushed: whoever has the socket hands over what has arrived. What ends it is raised, and `over` says what
-    that means. A client that does not take its replies `pauses` it, where the connection parks them; `go_on`
-    takes it up again. `peer` is how the client is called in the scoreboard.
+    It is driven from outside: the owner of the socket hands over what has arrived. What ends the conversation is
+    raised, and `over` turns it into an outcome. A client that does not take its replies pauses it, and `go_on` resumes
+    it. `peer` is the client's name in the scoreboard.
     """
 
     __slots__ = (
@@ -63,7 +70,7 @@ class Conversation:
         "_service",
         "_unsent",
         "connection",
-        "hearing",
+        "decoder",
     )
 
     def __init__(self, connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> None:
@@ -73,29 +80,29 @@ class Conversation:
         self._handler = service.handler
         self._meter = meter
         self._encode = _as_it_is
-        # The connection's own list, so that what a handler sends itself comes behind the replies before it.
+        # The connection's own list, so that what a handler sends itself goes behind the replies before it.
         self._unsent = connection.unsent
         self._queue: Iterator[Any] = NOTHING
         self._rest: Iterator[Any] | None = None
         self._leave_at = 0.0
 
     def open(self) -> None:
-        """Has a framing of its own from now on."""
+        """Gives the conversation a framing of its own."""
         self._meter.meets(self._peer)
         if self._service.framing is not None:
             framing = self._service.framing.copy()
-            self.hearing = Decoder(self.connection, framing)
+            self.decoder = Decoder(self.connection, framing)
             self._feed, self._encode = framing.feed, framing.encode
 
     def start(self) -> None:
-        """The service speaks first, where it has a hook for that."""
+        """Lets the service speak first, if it has a hook for that."""
         self.open()
         if self._service.connect_hook is not None:
             self._reply(self._service.connect_hook(self.connection))
             self.flush()
 
     def session(self) -> None:
-        """A stream handler's whole conversation."""
+        """Runs a stream handler's whole conversation."""
         if not self.connection.closed:
             try:
                 self._handler(self.connection)
@@ -103,7 +110,7 @@ class Conversation:
                 self._meter.served()
 
     def run(self) -> None:
-        """The request loop, waiting for the client, to the end of the stream or of the connection."""
+        """Runs the request loop, waiting for the client, to the end of the stream or of the connection."""
         while not self.connection.closed and (data := self.connection.arrived()):
             self.take(data)
         self.end_of_stream()
@@ -113,27 +120,27 @@ class Conversation:
         try:
             requests = self._feed(data)
         except FramingError as error:
-            requests = self.hearing.breaks(error)
+            requests = self.decoder.breaks(error)
         self.take_on(data, requests)
 
     def take_on(self, data: bytes, requests: Sequence[Any]) -> None:
         """Answers `requests`, which `data`, the next bytes of the stream, has completed."""
-        hearing = self.hearing
-        hearing.hears(requests)
-        if requests or hearing.broken is not None:
+        decoder = self.decoder
+        decoder.hears(requests)
+        if requests or decoder.broken is not None:
             self.connection.latest = data
             self._queue = iter(requests)
             self.go_on()
-        hearing.wait()
+        decoder.wait()
 
     def end_of_stream(self) -> None:
-        """Answers what the end of the client's side completes."""
-        if not self.connection.closed and (requests := self.hearing.end()):
+        """Answers the requests that the end of the client's side completes."""
+        if not self.connection.closed and (requests := self.decoder.end()):
             self._queue = iter(requests)
             self.go_on()
 
     def go_on(self) -> None:
-        """Answers what is left of the requests that have come."""
+        """Answers the remaining requests that have arrived."""
         connection, unsent = self.connection, self._unsent
         if self._rest is not None:
             self._say_the_rest()
@@ -141,8 +148,8 @@ class Conversation:
         while not (done or connection.parked or connection.closed):
             done = self._answer_some()
         if connection.parked:
-            return  # the iterator remembers its place
-        if connection.leaving or self.hearing.broken is not None:
+            return  # the iterator keeps its place
+        if connection.leaving or self.decoder.broken is not None:
             self.settle()
         elif unsent:
             connection.flush()
@@ -150,12 +157,12 @@ class Conversation:
             self.account()
 
     def _answer_some(self) -> bool:
-        """Answers requests until something has to be done before the next one; True when none is left."""
+        """Answers requests until something must be done before the next one; True if none are left."""
         connection, meter, unsent, handler = self.connection, self._meter, self._unsent, self._handler
         held = since = 0
         meter.meets(self._peer)
         for request in self._queue:
-            # A framing's own kind of request is told of by what came last.
+            # For a request that is not bytes, the row shows the bytes that arrived last.
             began = meter.began(request if type(request) is bytes else connection.latest)
             try:
                 reply = handler(request, connection) if self._service.takes_connection else handler(request)
@@ -180,20 +187,20 @@ class Conversation:
         return True
 
     def settle(self) -> None:
-        """All that has come is answered: sends the replies, or holds the last ones back a moment."""
+        """Everything that has arrived is answered: sends the replies, or holds back the last ones for a moment."""
         connection = self.connection
-        if connection.leaving and not self.hearing.pending:
+        if connection.leaving and not self.decoder.pending:
             self._leave_at = self._leave_at or monotonic() + _LEAVE_SECONDS
             if monotonic() > self._leave_at:
                 raise WorkerLeaves("the worker leaves")
             connection.last_call()
         elif self._unsent:
             self.flush()
-        if self.hearing.broken is not None and not connection.parked:
-            raise self.hearing.broken
+        if self.decoder.broken is not None and not connection.parked:
+            raise self.decoder.broken
 
     def over(self, error: BaseException | None = None) -> Outcome:
-        """What it means that the conversation is over, by what was raised or else because all is said."""
+        """Returns how the conversation ended, from the exception that ended it or else because all has been said."""
         if isinstance(error, Close):
             return self._goodbye(error)
         if isinstance(error, Failed):
@@ -201,13 +208,13 @@ class Conversation:
         if isinstance(error, DeadlineError | FramingError | PeerGone | WorkerLeaves):
             return Outcome(end_of(error), error)
         connection = self.connection
-        # The stream's own end may be let through by a stream handler; all else is a hook's or a framing's own mistake.
+        # A stream handler may let the end of the stream through; anything else is a mistake of a hook or framing.
         if error is not None and not (isinstance(error, EOFError) and (connection.at_end or connection.leaving)):
             return self.failure(error)
         return Outcome(_quiet_end(connection))
 
     def finish(self, outcome: Outcome) -> Outcome:
-        """Ends our side, and lets the service know; what came of it."""
+        """Ends our side and runs the service's closing hook; returns the outcome."""
         self.close(outcome)
         if self._service.close_hook is not None:
             try:
@@ -218,22 +225,22 @@ class Conversation:
         return outcome
 
     def close(self, outcome: Outcome) -> None:
-        """Ends our side, and counts how it ended."""
+        """Ends our side, and counts how the conversation ended."""
         if outcome.end in COLUMNS:
             self._meter.counted(COLUMNS[outcome.end])
         self.connection.close()
 
     def failure(self, error: BaseException) -> Outcome:
-        """What it means that the service's own code has raised `error`."""
+        """Returns the outcome for an exception in the service's own code."""
         self._meter.counted(ERRORS)
         return Outcome(End.EXIT if isinstance(error, SystemExit) else End.ERROR, error)
 
     def account(self) -> None:
-        """Counts the bytes that have gone either way."""
+        """Counts the bytes received and sent."""
         self._meter.moved(*self.connection.counted())
 
     def hold(self, reply: Any) -> bool:
-        """Takes a reply that is one, or none; False for several, which are for `send_one`, one by one."""
+        """Takes a single reply or none; returns False for several, which go to `send_one`, one by one."""
         if type(reply) is bytes or isinstance(reply, _BYTES):
             self._unsent.append(self._encode(bytes(reply)))
             return True
@@ -248,12 +255,12 @@ class Conversation:
         self.connection.send(self._encode(bytes(reply)))
 
     def flush(self) -> None:
-        """Sends what is held and accounts for the bytes."""
+        """Sends what is held, and counts the bytes."""
         self.connection.flush()
         self.account()
 
     def excused(self, error: BaseException) -> ErrorHook:
-        """The hook that may turn a handler's error into a reply; raises the end of the conversation without one."""
+        """Returns the hook that may turn a handler's error into a reply; without one, raises `Failed`."""
         hook = self._service.error_hook
         if hook is None or not isinstance(error, Exception):
             raise Failed(error) from None
@@ -261,7 +268,7 @@ class Conversation:
         return hook
 
     def _recover(self, error: BaseException) -> None:
-        """Turns a handler's error into a reply, where the service has a hook for that."""
+        """Turns a handler's error into a reply, if the service has a hook for that."""
         hook = self.excused(error)
         try:
             self._reply(hook(error, self.connection))  # type: ignore[arg-type]  # no other is excused
@@ -271,7 +278,7 @@ class Conversation:
             raise Failed(second) from error
 
     def _reply(self, reply: Any) -> None:
-        """Takes any reply that a handler or hook may give."""
+        """Takes any reply that a handler or hook may return."""
         if not self.hold(reply):
             self.flush()
             self._rest = iter(reply)
@@ -288,7 +295,7 @@ class Conversation:
                 return
 
     def _say_the_rest(self) -> None:
-        """The same for a handler that was paused amid its replies: it is at work again."""
+        """The same for a handler that was paused between its replies: it is at work again."""
         self._meter.meets(self._peer)
         self._meter.resumed(self.connection.latest)
         try:
@@ -302,7 +309,7 @@ class Conversation:
             self._meter.paused()
 
     def _goodbye(self, close: Close) -> Outcome:
-        """Sends the last words of a handler that ends the connection."""
+        """Sends the last reply of a handler that ends the connection."""
         try:
             self._reply(close.reply)
             while self._rest is not None:
@@ -321,7 +328,7 @@ def _as_it_is(reply: bytes) -> bytes:
 
 
 def _quiet_end(connection: Connection) -> End:
-    """Who ended a conversation in which nothing went wrong."""
+    """Returns which side ended a conversation in which nothing went wrong."""
     if connection.at_end:
         return End.CLIENT
     return End.LEAVING if connection.leaving else End.CLOSED

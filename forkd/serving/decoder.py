@@ -1,6 +1,6 @@
-"""What one framing makes of one stream: pieces in, requests out, and a clock for the request that has begun.
+"""Applies one framing to one stream: pieces in, requests out, and a clock for the request that has begun.
 
-Whoever has the bytes hands them over; nothing is waited for here.
+It never waits: its caller hands it the bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Request = TypeVar("Request")
 
 
 class Clocked(Protocol):
-    """The connection, as far as its clock goes; `deadline` is None while no request is half received."""
+    """A connection, as far as its clock is concerned; `deadline` is None while no request is half received."""
 
     deadline: float | None
 
@@ -25,7 +25,7 @@ class Clocked(Protocol):
 
 
 class Decoder(Generic[Request]):
-    """`pending` tells whether a request is half received; `broken` is the error that ended the stream, if one did."""
+    """`pending`: whether a request is half received. `broken`: the error that ended the stream, if one did."""
 
     __slots__ = ("_connection", "_feed", "broken", "framing", "pending", "tells_pending")
 
@@ -38,7 +38,9 @@ class Decoder(Generic[Request]):
         self.broken: FramingError | None = None
 
     def hear(self, data: bytes) -> Sequence[Request]:
-        """The requests that `data`, the next bytes of the stream, completes; when they are answered, `wait` follows."""
+        """Returns the requests that `data`, the next bytes of the stream, completes. Call `wait` once they are
+        answered.
+        """
         try:
             requests = self._feed(data)
         except FramingError as error:
@@ -47,26 +49,26 @@ class Decoder(Generic[Request]):
         return requests
 
     def breaks(self, error: FramingError) -> Sequence[Request]:
-        """The stream breaks its rules; gives the requests before the break."""
+        """Notes that the stream has broken its rules; returns the requests before the error."""
         self.broken = error
         return error.requests  # type: ignore[return-value]  # the framing's own requests
 
     def hears(self, requests: Sequence[Request]) -> None:
-        """So many requests were completed by what came."""
+        """Notes that the latest bytes completed these requests."""
         self.pending = self.framing.pending if self.tells_pending else not requests  # type: ignore[attr-defined]
-        # Stopped before a handler reads for itself, and so that each request has a clock of its own.
+        # Stop it before a handler reads from the connection, and so that each request gets a clock of its own.
         if requests and self._connection.deadline is not None:
             self._connection.stop_clock()
 
     def wait(self) -> None:
-        """A request that has begun has its time to be whole, from now on."""
+        """Gives a request that has begun its time to be completed, starting now."""
         if self.pending:
             self._connection.start_clock()
         elif self._connection.deadline is not None:
             self._connection.stop_clock()
 
     def end(self) -> Sequence[Request]:
-        """The requests that the end of the stream completes; raises Truncated inside one."""
+        """Returns the requests that the end of the stream completes; raises Truncated inside one."""
         if self._connection.deadline is not None:
             self._connection.stop_clock()
         return self.framing.end()

@@ -1,9 +1,17 @@
-"""The request loop where every call counts: what it mostly is, without a call more than it needs.
+"""The fast path: one request, one reply, and not one call more than that takes.
 
-A conversation whose figures nobody else writes puts them into the worker's row itself, as exact as `Meter.began`
-and `ended` do: which request is in hand and since when, how many there were, and how long each took. In an `event`
-worker what is over is counted at the end of the loop's turn. All that happens seldom is `conversation`'s, and goes on
-there.
+A conversation that alone writes its worker's row writes its numbers there itself, as exactly as `Meter.began` and
+`ended` do: the request in hand and since when, how many there were, and how long each took. In an `event` worker,
+finished requests are counted at the end of the loop's turn. Whatever is rare is left to `conversation`.
+
+States. The fast path serves a connection only while it is *reading* (see `conversation`): no request is half received
+(`deadline` is None), nothing is `parked` or held in `_unsent`, and the worker does not leave. Each exchange checks only
+what its own steps can have changed: after `feed`, whether a request is half received; after the handler, whether
+something is unsent, parked or closed, and that only if `_seen`, because a handler that never gets the connection cannot
+change it. `leaving` is set by a signal handler at any time, so `_exchange` checks it every time; in an `event` worker
+`Visit.hurry` takes the connection off the fast path instead. If a check fails, `conversation` finishes the request in
+hand. With threads, `access` or without the black box there is no fast path (`is_quick`), because the row is then not
+the conversation's alone.
 """
 
 from __future__ import annotations
@@ -31,13 +39,13 @@ from forkd.ipc.meter import (
 from forkd.ipc.scoreboard import HISTOGRAM, SLOWEST
 from forkd.serving.connection import Connection
 from forkd.serving.conversation import HELD_BYTES, HELD_NS, NOTHING, UNCOUNTED, Conversation, Failed
-from forkd.serving.framings import Chunks
+from forkd.serving.counted import Chunks
 from forkd.serving.outcome import Outcome
 from forkd.serving.service import Close, Service
 
 Owner = TypeVar("Owner")
 
-# Whose it is, the conversation, and what each exchange of it wants: one tuple is nearer than four objects.
+# The owner, the conversation, and what each of its exchanges needs: one tuple is closer in memory than four objects.
 Usual = tuple[
     Owner,
     "QuickConversation",
@@ -45,12 +53,12 @@ Usual = tuple[
     socket.socket,
     Callable[[bytes], Any],  # of the framing, to feed
     Callable[[bytes], bytes],  # and to encode
-    Any,  # the framing, which may tell what is `pending`
-    bytes,  # the peer, as it stands in the row
+    Any,  # the framing, which may have `pending`
+    bytes,  # the peer, as in the row
     int,  # the connection's room
 ]
 
-# Stands for a framing that does not tell: after a feed that gave a request, nothing is half received.
+# For a framing without `pending`: after a feed that completed a request, nothing is half received.
 _NEVER_PENDING: Final = Chunks()
 
 _show: Final = IN_HAND.pack_into
@@ -58,9 +66,9 @@ _show_done: Final = DONE.pack_into
 
 
 def converse(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> Outcome:
-    """Serves one connection to its end, waiting for the client; the socket stays open for whoever accepted it.
+    """Serves one connection to its end, waiting for the client; leaves the socket open for its owner.
 
-    Nothing that a peer sends or a handler does passes as an exception.
+    Nothing that a client sends or a handler does leaves it as an exception.
     """
     conversation = conversation_of(connection, service, meter, peer)
     try:
@@ -76,43 +84,43 @@ def converse(connection: Connection, service: Service[..., Any], meter: Pen, pee
 
 
 def conversation_of(connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes) -> Conversation:
-    """A conversation of the quickest kind that whoever keeps the accounts allows."""
+    """Makes a conversation, of the fast kind if the meter and the service allow it."""
     if is_quick(meter, service):
         return QuickConversation(connection, service, meter, peer)
     return Conversation(connection, service, meter, peer)
 
 
 def is_quick(meter: Pen, service: Service[..., Any]) -> TypeGuard[Meter]:
-    """Whether the conversations of such a service, counted with that, are of the quick kind."""
+    """Whether conversations of this service, counted by this meter, are of the fast kind."""
     return type(meter) is Meter and meter.keeps and service.framing is not None
 
 
 class QuickConversation(Conversation):
-    """One that is alone with its worker's row.
+    """A conversation that is alone with its worker's row.
 
-    `_alone` is a handler that takes nothing but the request; `_raw` says that the framing's requests are bytes;
-    `_seen` that the application has the connection in hand, and may send or close when it likes.
+    `_alone`: the handler takes nothing but the request. `_raw`: the framing's requests are bytes. `_seen`: the
+    application can hold the connection, and may send or close at any time.
     """
 
     __slots__ = ("_alone", "_dress", "_postponed", "_raw", "_row", "_seen", "_whom")
     _meter: Meter
 
     def open(self) -> None:
-        Conversation.open(self)  # super() would cost a call more, at every connection
+        Conversation.open(self)  # super() would cost another call per connection
         self._row = self._meter.row
         self._whom = peer_record(self._peer)
-        framing: Any = self.hearing.framing
+        framing: Any = self.decoder.framing
         service = self._service
         self._raw = service.is_quick
         self._alone = not service.takes_connection
         self._seen = service.shows_connections
-        # Together, where nobody can tell the difference: who has the connection may send between two replies.
+        # Together only if the application cannot tell: with the connection it may send between two replies.
         self._dress = framing.encode_all if self._raw and not self._seen else None
 
     def usual(self, owner: Owner) -> Usual[Owner]:
-        """What `answering` wants, once the conversation has begun."""
-        connection, hearing = self.connection, self.hearing
-        framing = hearing.framing if hearing.tells_pending else _NEVER_PENDING
+        """Returns what `answering` needs for an exchange, once the conversation has begun."""
+        connection, decoder = self.connection, self.decoder
+        framing = decoder.framing if decoder.tells_pending else _NEVER_PENDING
         return owner, self, connection, connection.sock, self._feed, self._encode, framing, self._whom, connection.room
 
     def run(self) -> None:
@@ -125,7 +133,7 @@ class QuickConversation(Conversation):
         self.end_of_stream()
 
     def _exchange(self) -> None:
-        """The same as `answering`, waiting for one client, until there is anything else."""
+        """Does what `answering` does, waiting for one client, until something unusual happens."""
         connection, handler, meter = self.connection, self._handler, self._meter
         _, _, _, sock, feed, encode, framing, whom, _ = self.usual(self)
         row, raw, alone, seen = self._row, self._raw, self._alone, self._seen
@@ -146,7 +154,7 @@ class QuickConversation(Conversation):
             try:
                 requests = feed(data)
             except FramingError as error:
-                self.take_on(data, self.hearing.breaks(error))
+                self.take_on(data, self.decoder.breaks(error))
                 return
             if len(requests) != 1 or framing.pending:
                 self.take_on(data, requests)
@@ -175,7 +183,7 @@ class QuickConversation(Conversation):
                 try:
                     self.goes_on_with(shown, reply, dressed, failed)
                 finally:
-                    failed = None  # its traceback has this frame, and would keep both
+                    failed = None  # its traceback refers to this frame: the cycle would keep both
                 return
             if dressed is not None:
                 try:
@@ -189,17 +197,17 @@ class QuickConversation(Conversation):
                 self.account()
 
     def postpone(self, what: Callable[..., object], *arguments: Any) -> None:
-        """Leaves it to `look_after` to call that."""
+        """Leaves a call to `look_after`."""
         self._postponed = what, arguments
 
     def look_after(self) -> None:
-        """Does what the last exchange came to, where that is not what it mostly is."""
+        """Makes the postponed call: the unusual part of the last exchange."""
         what, arguments = self._postponed
         del self._postponed
         try:
             what(*arguments)
         finally:
-            del arguments  # an error's traceback has this frame, which would keep the error
+            del arguments  # an error's traceback refers to this frame, which would keep the error
 
     def start(self) -> None:
         self._leave_the_hook_alone(self._service.connect_hook)
@@ -210,7 +218,7 @@ class QuickConversation(Conversation):
         return super().finish(outcome)
 
     def _leave_the_hook_alone(self, hook: object) -> None:
-        """A hook is no handler: what was in hand before it, in this turn of the loop, is over."""
+        """A hook is no handler: settles what was in hand before it in this turn of the loop."""
         if hook is not None:
             self._meter.rests()
 
@@ -223,28 +231,28 @@ class QuickConversation(Conversation):
         """The framing has refused `data`, the next bytes of the stream, or has failed."""
         if not isinstance(error, FramingError):
             raise error
-        self.take_on(data, self.hearing.breaks(error))
+        self.take_on(data, self.decoder.breaks(error))
 
     def goes_on_with(self, shown: bytes, reply: Any, dressed: bytes | None, failed: BaseException | None) -> None:
-        """Something else than one reply that can leave at once has come of the one request there was."""
+        """Finishes a request whose result is not one reply that can leave at once."""
         try:
             if dressed is not None:
                 self._unsent.append(dressed)
             elif reply is not None or failed is not None:
                 self._answer_oddly(shown, reply, failed)
         finally:
-            failed = None  # its traceback has this frame, and would keep both
+            failed = None  # its traceback refers to this frame: the cycle would keep both
         self._queue = NOTHING
         self.go_on()
 
     def cannot_send(self, data: bytes, error: BaseException, began: float) -> None:
-        """The client takes nothing of `data` now, since `began` (of the monotonic clock), or it is nothing to send."""
+        """The client takes nothing of `data` now, since `began` (of the monotonic clock), or it is not sendable."""
         if not isinstance(error, OSError):
             raise error
         self.connection.falls_short(data, self.connection.refuses(error), began)
 
     def _answer_some(self) -> bool:
-        """The same for requests that came together: the end of one is the beginning of the next."""
+        """The same for requests that arrived together: the end of one is the beginning of the next."""
         connection, handler, encode, dress = self.connection, self._handler, self._encode, self._dress
         alone, raw, seen, latest = self._alone, self._raw, self._seen, connection.latest
         row, whom, meter = self._row, self._whom, self._meter
@@ -291,17 +299,17 @@ class QuickConversation(Conversation):
             try:
                 self._answer_oddly(shown, reply, failed)
             finally:
-                failed = None  # its traceback has this frame, and would keep both
+                failed = None  # its traceback refers to this frame: the cycle would keep both
         elif not done:
             self.flush()
         return done
 
     def _say_the_rest(self) -> None:
-        self._meter.met = None  # whom the row tells of, it has not heard
+        self._meter.met = None  # the row names a peer that the meter does not know of
         super()._say_the_rest()
 
     def _answer_oddly(self, shown: bytes, reply: Any, failed: BaseException | None) -> None:
-        """A handler has given no bytes but several replies, or has failed: it is at work still."""
+        """A handler has returned something other than bytes, or has failed: it is still at work."""
         self.connection.latest = shown
         self._meter.resumed(shown)
         try:

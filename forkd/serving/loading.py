@@ -1,4 +1,4 @@
-"""Finding a service by `module:name`, and an application's traceback without forkd's own frames."""
+"""Finds a service by `module:name`; formats an application's traceback without forkd's own frames."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from forkd.serving.service import Service
 
 
 def load(app: str) -> Service[..., Any]:
-    """The service that `module:name` names; BootError tells what is wrong with it, and where.
+    """Imports the module and returns the service that `module:name` names.
 
-    Everything the application can do wrong while it is imported, SystemExit included, is its own
-    mistake and told as such, with its traceback less forkd's and the import system's frames.
+    Raises BootError, whose text says what is wrong and where. Anything that the application does wrong during its
+    import, even SystemExit, is reported as its mistake, with a traceback that leaves out forkd's frames and the import
+    system's.
     """
     module_name, _, name = app.partition(":")
     try:
@@ -24,9 +25,9 @@ def load(app: str) -> Service[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise BootError(f"there is no module {error.name!r} (looked for in {_search_path()})") from None
-        raise BootError(_told("cannot be imported", error)) from None
+        raise BootError(_failure("cannot be imported", error)) from None
     except (Exception, SystemExit) as error:
-        raise BootError(_told("cannot be imported", error)) from None
+        raise BootError(_failure("cannot be imported", error)) from None
     if not name:
         raise BootError(f"{app!r} names no service: write {module_name}:NAME{_services_of(target)}")
     for part in name.split("."):
@@ -42,7 +43,7 @@ def load(app: str) -> Service[..., Any]:
 
 
 def application_traceback(error: BaseException) -> str:
-    """The traceback of an application's error, without the frames of forkd and of the import system."""
+    """Formats the traceback of an application's error, without the frames of forkd and of the import system."""
     return "".join(traceback.format_exception(type(error), error, _own_frames(error.__traceback__))).rstrip()
 
 
@@ -55,7 +56,7 @@ def _own_frames(tb: TracebackType | None) -> TracebackType | None:
     return tb
 
 
-def _told(what: str, error: BaseException) -> str:
+def _failure(what: str, error: BaseException) -> str:
     summary = traceback.format_exception_only(type(error), error)[-1].strip()
     return f"{what}: {summary}\n{application_traceback(error)}"
 

@@ -10,7 +10,11 @@ from forkd.ipc.scoreboard import MALFORMED, OVER_LIMIT, RESET, TIMED_OUT, TRUNCA
 
 
 class End(Enum):
-    """Why a connection ended."""
+    """Why a connection ended. The values are the words of the log.
+
+    `IDLE`, `READ`, `WRITE` and `REQUEST` are the deadlines that passed. `CLOSED` is `Close` or `close()`, `ERROR` and
+    `EXIT` are the handler's exceptions, `LEAVING` means that the worker left.
+    """
 
     CLIENT = "ended by the client"
     CLOSED = "ended by the handler"
@@ -37,18 +41,18 @@ COLUMNS: Final = {
     End.TRUNCATED: TRUNCATED,
     End.RESET: RESET,
 }
-"""The words of the scoreboard that count the ends which are not as they should be."""
+"""The words of the scoreboard that count the irregular ends."""
 
 
 class Outcome(NamedTuple):
-    """How a connection ended, with the error that ended it, if one did."""
+    """How a connection ended: `end`, and the error that ended it, if one did."""
 
     end: End
     error: BaseException | None = None
 
 
 def end_of(error: BaseException) -> End:
-    """What an error of the connection's means; any other is a reset."""
+    """Returns the end that an error of the connection stands for; any unknown one is a reset."""
     match error:
         case DeadlineError():
             return End(f"{error.what}_timeout")

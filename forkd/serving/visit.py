@@ -1,7 +1,21 @@
 """One connection in an `event` worker: its conversation, and what it waits for.
 
-Never waits itself: it is told that its socket is ready, and says what it wants to hear of next (`interest`,
-of epoll(7)). When its time is over is asked now and then (`due`); whose turn it is, `event` and `crew` know.
+It never waits itself. It learns that its socket is ready, and says what to wait for next (`interest`, of epoll(7)).
+Now and then the loop asks when its time is over (`due`). Whose turn it is, `event` and `threads` decide.
+
+States. *New*: `ready` has not run yet. *Usual*: nothing but the next request is awaited; only then is the visit in the
+host's `usual`, where `answering` serves it without coming here. It enters in `_await_the_usual` and leaves in
+`_await_anything`, before anything that makes it unusual. *Unusual*: a request is half received (`deadline`), the worker
+leaves, or the visit has just come back from *owing*. *Owing*: the client has bytes `parked` to take; `interest` is OUT,
+so nothing is read and no request answered until they have gone. *Ending*: the same, but `_outcome` is known and nothing
+follows. *Ended*: `interest` is 0.
+
+`interest == IN` is checked in addition to `parked`, because parked bytes can go without the visit's doing: a handler
+that reads or sends may wait for them in `Connection.drain`. Then `parked` is empty but epoll(7) still watches for OUT;
+a visit made *usual* in that state would never be read again.
+
+A visit that is `at_work` belongs to the thread that has it in hand. The loop may only `cut` it: that leaves the error
+in `_verdict` and shuts the socket down, and the thread finds both when it uses the socket next.
 """
 
 from __future__ import annotations
@@ -25,7 +39,7 @@ OUT: Final = select.EPOLLOUT
 
 
 class Visitor(Protocol):
-    """A visit, as the loop sees it; `at_work` while somebody has it in hand."""
+    """A visit, as the loop sees it; `at_work` while a thread or a coroutine has it in hand."""
 
     fd: int
     sock: socket.socket
@@ -45,32 +59,32 @@ class Host(Protocol):
 
     @property
     def now(self) -> float:
-        """The time, of late."""
+        """The time at the beginning of this turn."""
 
     def due_by(self, when: float) -> None:
-        """A visit's time may be over by then, sooner than any of its deadlines says."""
+        """A visit's time may be over at `when`, before any of its deadlines."""
 
     def watch(self, visit: Visitor) -> None:
         """The visit's `interest` has changed."""
 
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
-        """The last of it; its socket is the loop's to close."""
+        """The visit has ended; its socket is the loop's to close."""
 
     def failed(self, error: BaseException) -> None:
-        """A visit has met what is neither a client's doing nor a handler's: the worker cannot go on."""
+        """A visit has met an error that is neither the client's nor the handler's: the worker cannot continue."""
 
 
 class AnsweringHost(Host, Protocol):
-    """One that may answer for a visit: `usual` has what that takes while nothing but the next request is waited for.
+    """A host that may answer on behalf of a visit: `usual` has what that takes, for each visit that is *usual*.
 
-    It is None where several threads have connections in hand.
+    It is None if several threads have connections in hand.
     """
 
     usual: dict[int, Usual[Visit]] | None
 
 
 class Visit:
-    """`at_work` while somebody has it in hand; then only that one may touch it, but for `cut`."""
+    """While it is `at_work`, only the thread that has it in hand may touch it; `cut` is the exception."""
 
     __slots__ = (
         "_host",
@@ -120,12 +134,12 @@ class Visit:
         self._verdict: ForkdError | None = None
 
     def ready(self, event: int) -> None:
-        """Does what there is to do; `interest` is then what to wait for, 0 when it has ended."""
+        """Does what there is to do. `interest` then says what to wait for, 0 if the visit has ended."""
         self._touched = self._host.now
         self.does(self._meet, event)
 
     def does(self, what: Callable[..., object], *arguments: int) -> None:
-        """Calls that, and draws the conclusions."""
+        """Makes that call, and draws the conclusions."""
         try:
             what(*arguments)
         except BaseException as error:
@@ -155,25 +169,25 @@ class Visit:
     def _meet(self, event: int) -> None:
         if not self._started:
             self._start()
-        elif self.connection.parked or self.interest == OUT:  # somebody else may have waited for the client to take it
+        elif self.connection.parked or self.interest == OUT:  # a handler may have waited for the client to take it
             self._take_up()
         elif event == IN:
             self._read()
-        elif event != OUT:  # with an error or a hang-up, that the socket has to tell of
+        elif event != OUT:  # with an error or a hang-up, which the socket must report
             while not self.connection.parked and not self.connection.closed and self._read():
                 pass
 
     def hurry(self) -> None:
-        """The worker leaves, and so does this client soon."""
+        """The worker leaves, and so will this client soon."""
         self._await_anything()
         self.connection.hurry()
         self._host.due_by(self.connection.leave_by)
 
     def due(self) -> float:
-        """When its time is over, unless something happens before."""
+        """Returns when its time is over unless something happens before."""
         connection = self.connection
         if connection.parked:
-            # A thread that waits until there is room for more replies has a clock of its own.
+            # A thread that waits for the client to take its replies has a clock of its own.
             return NEVER if self.at_work else self._owed_since + (self._limits.write_timeout or NEVER)
         if self._verdict is not None or (self.at_work and not connection.leaving):
             return NEVER
@@ -188,7 +202,7 @@ class Visit:
         self._conclude(self.conversation.over(self._why()))
 
     def cut(self) -> None:
-        """Its time is over while somebody else may have it in hand: whoever that is learns it by the socket's end."""
+        """Its time is over while a thread may have it in hand; the thread learns it from the end of the socket."""
         self._verdict = self._why()
         self.connection.cut = True
         with suppress(OSError):  # the client was faster
@@ -207,7 +221,7 @@ class Visit:
             self._usual = self.conversation.usual(self)
 
     def _read(self) -> bool:
-        """Answers what has come; False when nothing has, or the end."""
+        """Answers what has arrived; False if nothing has, or the end."""
         data = self.connection.arrived()
         if data:
             self.conversation.take(data)
@@ -218,21 +232,21 @@ class Visit:
         return bool(data)
 
     def _take_up(self) -> None:
-        """The client takes what is parked: when all of it is gone, what it has asked meanwhile is answered."""
+        """The client takes what is parked; once all of it has gone, the requests that arrived before are answered."""
         if self._verdict is not None:
             raise self._verdict
         connection = self.connection
         if not connection.unpark():
             return
         self._owed_since = self._host.now
-        if connection.deadline is not None:  # its time did not run while nobody read
+        if connection.deadline is not None:  # its time did not run while nothing was read
             connection.deadline = None
             connection.start_clock()
         if not connection.closed:
             self.conversation.go_on()
 
     def _wait_for_less(self) -> None:
-        """Something is owed, half received, or hurried: a nearer time than silence may have."""
+        """Something is owed, half received or hurried: its time may be over sooner than after silence."""
         self._await_anything()
         wanted = OUT if self.connection.parked else IN
         if wanted != self.interest:
@@ -241,7 +255,7 @@ class Visit:
             self._host.watch(self)
 
     def _conclude(self, outcome: Outcome) -> None:
-        """All is said: the end, as soon as the client has taken what was said."""
+        """Everything is said: ends the visit as soon as the client has taken it."""
         connection = self.connection
         if outcome.end in (End.RESET, End.WRITE):
             connection.parked.clear()
@@ -251,6 +265,6 @@ class Visit:
             self._wait_for_less()
             return
         self._await_anything()
-        self._usual = connection.stalled = None  # which have this, too
+        self._usual = connection.stalled = None  # which refer to this visit
         self.interest = 0
         self._host.ended(self, self.conversation.finish(outcome))

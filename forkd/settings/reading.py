@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from forkd.errors import AddressError, ConfigError, Problem
+from forkd.ipc.kinds import DEFAULT_KIND, KINDS, those_that
 from forkd.kernel import address
 from forkd.settings.schema import (
     MAX_WORKERS,
@@ -184,8 +185,9 @@ class _Reader:
 
     def _check_together(self, at: str, table: dict[str, Any], found: dict[str, Any]) -> None:
         """What one key alone can not tell."""
-        if found.get("threads") and table.get("worker", "sync") == "sync":
-            self._wrong(f"{at}.threads", 'goes with worker = "event" only')
+        kind = KINDS.get(found.get("worker", "" if "worker" in table else DEFAULT_KIND))
+        if found.get("threads") and kind is not None and not kind.takes_threads:
+            self._wrong(f"{at}.threads", f"goes with {those_that(lambda kind: kind.takes_threads)} only")
         listeners = found.get("listen")
         if listeners and "rpcbind" in found and all(_no_ipv4(listener.address) for listener in listeners):
             self._wrong(f"{at}.rpcbind", "tells of TCP ports for IPv4, and this service listens on none")

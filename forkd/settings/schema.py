@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, structs
 
 from forkd.errors import ConfigError, Problem
+from forkd.ipc.kinds import DEFAULT_KIND, KINDS
 from forkd.kernel.address import Address
 from forkd.settings.toml_lines import line_of
 
@@ -33,6 +34,10 @@ _Limit = Annotated[float, Meta(gt=0, le=MAX_SECONDS, title=_SECONDS)]
 _Account = Annotated[str, Meta(pattern=r"\A[^\s:/\x00]{1,256}\Z", title="the name of a user")]
 _Group = Annotated[str, Meta(pattern=r"\A[^\s:/\x00]{1,256}\Z", title="the name of a group")]
 _Path = Annotated[Path, Meta(title="a path")]
+if TYPE_CHECKING:
+    _Kind = str
+else:  # mypy reads no computed Literal
+    _Kind = Literal[tuple(KINDS)]
 _App = Annotated[
     str,
     Meta(
@@ -90,12 +95,9 @@ class ServiceSettings(Struct, frozen=True, kw_only=True):
     ]
     backlog: Annotated[int, Meta(ge=1, le=65535, title=_COUNT, description="length of the accept queue")] = 1024
     worker: Annotated[
-        Literal["sync", "event"],
-        Meta(
-            description="`sync`: one connection at a time in a worker; "
-            "`event`: many connections in a worker, requests run to completion"
-        ),
-    ] = "sync"
+        _Kind,
+        Meta(description="; ".join(f"`{name}`: {kind.meaning}" for name, kind in KINDS.items())),
+    ] = DEFAULT_KIND
     threads: Annotated[
         int,
         Meta(

@@ -1,8 +1,8 @@
-"""A worker's side of the listeners: waited on, accepted from, let go of.
+"""A worker's side of the listeners: waits on them, accepts from them, lets go of them.
 
-Accepting never blocks, for a blocking accept(2) cannot be left safely. What its errors mean stands here
-(accept(2), "Error handling"), and how long a worker then keeps away from the listeners. Whoever was let in
-is the affair of `sync` or `event`.
+Accepting never blocks, because a blocking accept(2) cannot be left safely. This room knows what its errors mean
+(accept(2), "Error handling"), and how long a worker then keeps away from the listeners. What becomes of an accepted
+connection is up to `sync` or `event`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from time import monotonic
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from forkd.errors import ListenError
 from forkd.ipc.brief import Door
@@ -23,8 +23,9 @@ from forkd.kernel import tap
 from forkd.kernel.address import Address
 from forkd.kernel.sockopts import plain
 from forkd.serving.connection import Connection
+from forkd.workers.reporter import Report
 
-# What happened to one new connection, not to the listener.
+# Errors of one new connection, not of the listener.
 _THIS_CONNECTION: Final = {
     errno.ECONNABORTED,
     errno.EPROTO,
@@ -40,57 +41,56 @@ _THIS_CONNECTION: Final = {
     errno.EINTR,
 }
 _LISTENER_LOST: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT}
-# Seconds without accepting, when descriptors or memory have run out: doubled each time, up to the last.
+# Seconds without accepting after descriptors or memory have run out: doubled each time, up to the last.
 _FIRST_PAUSE: Final = 0.05
 _LAST_PAUSE: Final = 0.5
-_WORD_SECONDS: Final = 1.0  # how often failures of single connections are told of at most
+_WORD_SECONDS: Final = 1.0  # failures of single connections are logged at most this often
 _EVENTS: Final = {False: select.EPOLLIN, True: select.EPOLLIN | select.EPOLLEXCLUSIVE}
 
 
-class Report(Protocol):
-    """Where the facts of accepting go."""
+class Doors(NamedTuple):
+    """A worker's listening sockets.
 
-    def accept_failed(self, error: OSError) -> None: ...
+    With `exclusive` the kernel wakes one worker for a connection instead of all: in a large pool, waking all costs more
+    than the uneven shares do.
+    """
 
-    def accept_goes_on(self, seconds: float) -> None: ...
+    listeners: list[tuple[socket.socket, Door]]
+    exclusive: bool
 
 
 class Guest(NamedTuple):
-    """A connection that was let in: its socket, the client's address as accept(2) gives it, and where it called."""
+    """An accepted connection: its socket, the client's address as accept(2) returned it, and the address it called."""
 
     sock: socket.socket
     peer: object
     address: Address
 
     def prepare(self, connection: Connection) -> None:
-        """Gives a connection what accept(2) hands down to TCP alone, and its name, which getsockname(2) has old."""
+        """Does for a unix connection what accept(2) does only for TCP: hands down the timeouts. Also sets the local
+        address, since getsockname(2) may report an old name.
+        """
         if self.address.kind == "unix":
             connection.local = self.address
             connection.prepare()
 
 
 class Acceptor:
-    """The listeners in a worker's epoll(7).
-
-    `exclusive` has the kernel wake one worker for a connection instead of all (a large pool's herd costs more
-    than its unfairness). While `resume_at` is a time they are not waited on.
-    """
+    """The listeners in a worker's epoll(7). While `resume_at` is a time, they are not waited on."""
 
     def __init__(
         self,
-        doors: list[tuple[socket.socket, Door]],
+        doors: Doors,
         epoll: select.epoll,
         meter: Meter,
         report: Report,
-        *,
-        exclusive: bool,
     ) -> None:
         self.resume_at: float | None = None
-        self._doors = {sock.fileno(): (sock, door) for sock, door in doors}
+        self._doors = {sock.fileno(): (sock, door) for sock, door in doors.listeners}
         self._epoll = epoll
         self._meter = meter
         self._report = report
-        self._events = _EVENTS[exclusive]
+        self._events = _EVENTS[doors.exclusive]
         self._pause = _FIRST_PAUSE
         self._starved_since: float | None = None
         self._silent_until = 0.0
@@ -106,7 +106,7 @@ class Acceptor:
     def watch(self) -> None:
         self.resume_at = None
         for fd, (sock, _) in self._doors.items():
-            if sock.fileno() == fd:  # or else it is abandoned, and somebody else's number by now
+            if sock.fileno() == fd:  # or else it is abandoned, and the number may belong to another file
                 self._epoll.register(fd, self._events)
 
     def unwatch(self) -> None:
@@ -123,7 +123,7 @@ class Acceptor:
             self.resume_at = until
 
     def tidy(self, now: float) -> None:
-        """Waits on the listeners again, when it is time."""
+        """Waits on the listeners again if it is time."""
         if self.resume_at is not None and now >= self.resume_at:
             self.watch()
 
@@ -131,9 +131,9 @@ class Acceptor:
         return None if self.resume_at is None else max(0.0, self.resume_at - now)
 
     def abandon(self) -> None:
-        """Closes the listeners for good, so that somebody else can have their addresses while we are still busy.
+        """Closes the listeners for good, so that their addresses become free while this worker is still busy.
 
-        Called in a signal handler, so at any point of this room's other functions.
+        Called in a signal handler, so possibly in the middle of any other function of this room.
         """
         self.unwatch()
         self.close()
@@ -147,20 +147,20 @@ class Acceptor:
         self._doors[fd][0].close()
 
     def accept(self, fd: int, *, stopping: bool) -> Guest | bool:
-        """The next connection in the queue; False when there is none to let in, True when the next try may be better.
+        """Accepts the next connection; False if there is none to let in, True if the next try may succeed.
 
-        `stopping` says that the tap may be closed, which a connection then inherits. Raises ListenError when
-        the listener is lost.
+        `stopping` says that the tap may be closed, which a connection then inherits. Raises ListenError if the listener
+        is lost.
         """
         listener, door = self._doors[fd]
         try:
             sock, peer = listener.accept()
         except BlockingIOError:
-            return False  # a colleague was faster, or the client has gone
+            return False  # another worker was faster, or the client has gone
         except OSError as error:
             return listener.fileno() >= 0 and self._failed(error)
         if self._starved_since is not None:
-            self._goes_on(self._starved_since)
+            self._recovered(self._starved_since)
         if stopping:
             tap.admit(sock)
         elif self._left_over:
@@ -168,9 +168,9 @@ class Acceptor:
         return Guest(plain(sock), peer, door.address)
 
     def _admit_left_over(self, fd: int, sock: socket.socket) -> None:
-        """Lets packets in for who has waited in the queue since our predecessor closed the tap.
+        """Lets packets in for a connection that has waited in the queue since our predecessor closed the tap.
 
-        The first who has not shows that nobody else has, for a queue keeps its order.
+        A queue keeps its order, so the first connection that has not proves that no later one has.
         """
         if tap.is_closed(sock):
             tap.admit(sock)
@@ -178,10 +178,10 @@ class Acceptor:
             self._left_over.discard(fd)
 
     def _failed(self, error: OSError) -> bool:
-        """What a failed accept(2) means; True when the next one may be tried at once."""
+        """Handles a failed accept(2); True if the next one may be tried at once."""
         now = monotonic()
         if error.errno in _LISTENER_LOST:
-            raise ListenError(f"a listener is lost ({errno.errorcode[error.errno]}): somebody has shut or closed it")
+            raise ListenError(f"a listener is lost ({errno.errorcode[error.errno]}): it was shut down or closed")
         if error.errno in _THIS_CONNECTION:
             self._meter.counted(ACCEPT_FAILED)
             if now >= self._silent_until:
@@ -196,6 +196,6 @@ class Acceptor:
             self._pause = min(_LAST_PAUSE, 2 * self._pause)
         return False
 
-    def _goes_on(self, since: float) -> None:
+    def _recovered(self, since: float) -> None:
         self._starved_since, self._pause = None, _FIRST_PAUSE
-        self._report.accept_goes_on(monotonic() - since)
+        self._report.accept_recovered(monotonic() - since)

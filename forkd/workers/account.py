@@ -1,6 +1,6 @@
-"""What a connection came to, for the record that `access = true` asks for.
+"""What happened on a connection, for the record that `access = true` asks for.
 
-Who does not ask for it pays nothing: nothing here is in the way of a request then.
+Without that setting it costs nothing: nothing here is then called during a request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from forkd.ipc.scoreboard import BYTES_IN, BYTES_OUT, REQUESTS
 
 
 class Account(NamedTuple):
-    """A connection's time from accept to end, in seconds, the requests that were handled, and the bytes either way."""
+    """A connection's seconds from accept to end, the requests that were handled, and the bytes in each direction."""
 
     seconds: float
     requests: int
@@ -22,7 +22,10 @@ class Account(NamedTuple):
 
 
 class Mark:
-    """Where a worker's row stands when a connection begins: with one at a time, what is added until its end is its."""
+    """The numbers of a worker's row when a connection begins.
+
+    With one connection at a time, what is added until its end belongs to it.
+    """
 
     __slots__ = ("_before", "_row", "_since")
 
@@ -37,7 +40,7 @@ class Mark:
 
 
 class TallyPen:
-    """A worker's pen, lent to one connection among many: counts for it what it counts for the worker."""
+    """A worker's pen for one connection among many: it counts for the connection what it counts for the worker."""
 
     __slots__ = ("_bytes_in", "_bytes_out", "_pen", "_requests", "_since")
 

@@ -1,78 +1,76 @@
-"""What a worker has to serve with, whichever kind it is: `worker` fills it, `sync` and `event` serve from it."""
+"""What a worker serves with, whichever its kind: `worker` makes it, the loops use it."""
 
 from __future__ import annotations
 
-import socket
+import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
-from forkd.errors import ForkdError
-from forkd.ipc.brief import Door
+from forkd.errors import BootError
 from forkd.ipc.deadlines import Deadlines
 from forkd.ipc.meter import Meter
 from forkd.ipc.scoreboard import PHASE, REQUESTS, SPARE, STOPPING, Board
 from forkd.kernel.procfs import own_memory
 from forkd.kernel.signals import Inbox
-from forkd.serving.connection import Connection
-from forkd.serving.outcome import Outcome
+from forkd.serving.loading import application_traceback
 from forkd.serving.service import Service
-from forkd.workers.account import Account
+from forkd.workers.acceptor import Doors
 from forkd.workers.leash import Leash
+from forkd.workers.reporter import Report
 from forkd.workers.tenure import Tenure
 
+_REASON_BYTES: Final = 16384
 
-class Report(Protocol):
-    """Where the facts of a worker go."""
 
-    def ended(self, connection: Connection, outcome: Outcome, account: Account | None) -> None: ...
+class StackFile:
+    """The file where the master finds a worker's Python stack after SIGUSR2, or the reason why it did not start."""
 
-    def accept_failed(self, error: OSError) -> None: ...
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
-    def accept_goes_on(self, seconds: float) -> None: ...
-
-    def lifespan_failed(self, error: Exception) -> None: ...
+    def boot_error(self, error: BaseException) -> BootError:
+        """Writes down why the lifespan did not begin; returns the error to end the worker with."""
+        text = f"the lifespan failed: {error!r}\n{application_traceback(error)}"
+        os.write(self.fd, text.encode(errors="backslashreplace")[:_REASON_BYTES])
+        return BootError(str(error))
 
 
 class WorkerContext(NamedTuple):
-    """`wake` tells the master to look at the scoreboard; `exclusive` is as in `doors`; `access`: each connection has an
-    account.
+    """`doors` are its listeners, `leash` and `inbox` bring its orders, `board` and `meter` hold its numbers.
 
-    `threads` is how many run the handlers of an `event` worker, 0 for its loop.
-    `stack` is the file that the master finds the Python stack in, when it asks for that by SIGUSR2.
-    `boot_error` leaves word of why a lifespan does not begin, and gives the error to end with.
+    `resources` is what the lifespan yielded. With `access` each connection has an account. `threads` is the number of
+    threads that run handlers, 0 for none. `wake` makes the master look at the scoreboard.
     """
 
     name: str
     service: Service[..., Any]
-    doors: list[tuple[socket.socket, Door]]
+    doors: Doors
     limits: Deadlines
     board: Board
     meter: Meter
-    orders: Leash
+    leash: Leash
     inbox: Inbox
     resources: Any
     tenure: Tenure
-    exclusive: bool
     access: bool
     threads: int
-    stack: int
+    stack: StackFile
     wake: Callable[[], None]
     report: Report
-    boot_error: Callable[[BaseException], ForkdError]
 
     @property
     def stopping(self) -> bool:
-        """Whether the whole service stops, so that the accept queues are to be emptied."""
+        """Whether the whole service stops, so that the accept queues must be emptied."""
         return self.board.header[PHASE] == STOPPING
 
     def ask_for_spares(self) -> None:
-        """Has the master look when fewer workers are idle than are to be kept ready."""
+        """Makes the master look if fewer workers are idle than it should keep ready."""
         spare = self.board.header[SPARE]
         if spare and self.board.idle() < spare:
             self.wake()
 
     def timeout(self, now: float, *others: float | None) -> float | None:
-        """Seconds until this worker has served long enough, or until the first of `others`; None for never."""
+        """Returns the seconds until this worker has served long enough, or the least of `others`; None for never."""
         soonest = self.tenure.timeout(now)
         for wait in others:
             if wait is not None and (soonest is None or wait < soonest):
@@ -80,7 +78,7 @@ class WorkerContext(NamedTuple):
         return soonest
 
     def retire_in_time(self, now: float) -> None:
-        """A worker that has served long enough says so, and goes on until it is told to leave."""
+        """Reports it if this worker has served long enough; it then serves until it is ordered to leave."""
         if self.tenure.over(now, self.meter.row[REQUESTS], own_memory):
             self.meter.retires()
             self.wake()

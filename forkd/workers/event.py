@@ -1,8 +1,15 @@
-"""The `event` worker's loop: many connections, one wait for all of them, each request run to completion.
+"""The loop of an `event` worker: many connections, one wait for all of them, each request run to completion.
 
-A connection that is ready is read once and what has come is answered; it is never waited for. Deadlines
-cost nothing a request: a coarse `sweep` finds those whose time is over. With threads, `crew` has the connections,
-and the loop keeps the listeners, the deadlines and the orders.
+A connection that is ready is read once, and what has arrived is answered; it is never waited for. Deadlines cost a
+request nothing: a coarse `sweep` finds the connections whose time is over. With threads, `threads` has the connections,
+and this loop keeps the listeners, the deadlines and the orders.
+
+States. `open`: the listeners are watched, or kept away from for a moment. `hurried`: each visit has been asked to end
+soon. `over`: nothing is open, visited or lingering. A visit is in `visits` from accept to `ended`, and in `usual` as
+well while it waits for nothing but its next request; only the visit itself puts it there and takes it out. With
+threads, `ended` and `failed` run in the thread that has the visit in hand. They change only what one operation changes
+safely, such as a dictionary or a word of the row, and leave the rest to `tidy`. `stirred` is set after the change that
+it reports, and cleared before the look at what is due, so that no change is missed.
 """
 
 from __future__ import annotations
@@ -26,38 +33,36 @@ from forkd.workers.context import WorkerContext
 from forkd.workers.linger import Lingering
 from forkd.workers.threads import ThreadPool
 
-# So few that the first bytes read are still in the processor's first cache when the last have come.
+# Few enough that the first bytes read are still in the processor's first cache when the last are.
 _EVENTS_AT_ONCE: Final = 32
 _ACCEPTS_AT_ONCE: Final = 16
-# A worker that has its share keeps away from the listeners for a moment, so that a colleague with less lets the
-# next connection in; when that has not happened by then, it does so itself: a connection waits no longer than this.
+# A worker that has its share keeps away from the listeners for this long, so that a worker with fewer connections
+# accepts the next one. If none has by then, it accepts it itself: no connection waits longer than this.
 _DEFER: Final = 0.002
-_SLACK: Final = 32  # a worker may have 1/32 more than the mean, and one
-# How coarse the sweep is: an eighth of the shortest deadline, but no finer and no coarser than this.
+_SLACK: Final = 32  # a worker may have 1/32 more than the mean, and one connection more
+# The sweep is as coarse as an eighth of the shortest deadline, within these limits.
 _FINEST: Final = 0.01
 _COARSEST: Final = 1.0
 
 
-def serve(seat: WorkerContext) -> None:
-    """Serves until told to leave; returns when the last connection has ended."""
-    loop = EventLoop(seat)
-    seat.meter.idle()
-    seat.wake()
+def serve(context: WorkerContext) -> None:
+    """Serves until ordered to leave; returns when the last connection has ended."""
+    loop = EventLoop(context)
+    context.meter.idle()
+    context.wake()
     loop.run()
 
 
 class EventLoop:
     """The connections of one worker, `visits` by descriptor, and when to look at their deadlines again.
 
-    Of those that are in `usual`, too, nothing but the next request is waited for.
-
-    A turn that has only had visits served leaves all else as it was: `due_at` is when there is something else to do,
-    unless something has `stirred` since it was reckoned.
-    `replan` is called when somebody else who waits for this loop has to look at `timeout` or `over` again.
+    A turn that has only served visits leaves everything else as it was: `due_at` is when something else must be done,
+    unless something has `stirred` since it was calculated. `replan` is called when the loop around this one, if there
+    is one, must look at `timeout` or `over` again.
     """
 
-    def __init__(self, seat: WorkerContext, visit: Callable[..., Visitor] = Visit, pen: Pen | None = None) -> None:
-        self.seat = seat
+    def __init__(self, context: WorkerContext, visit: Callable[..., Visitor] = Visit, pen: Pen | None = None) -> None:
+        self.context = context
         self.now = monotonic()
         self.visits: dict[int, Visitor] = {}
         self.usual: dict[int, Usual[Visit]] = {}
@@ -65,11 +70,11 @@ class EventLoop:
         self.replan: Callable[[], None] = _nothing
         self.lingering = Lingering()
         self.epoll = select.epoll()
-        self.epoll.register(seat.inbox.fd, select.EPOLLIN)
-        self.doors = Acceptor(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
-        self.crew = ThreadPool(seat, self) if seat.threads else None
-        self.pen = pen or (seat.meter if self.crew is None else self.crew.pen)
-        self.answering: Answering[Visit] | None = None if seat.access else Answering.of(seat.service, self.pen)
+        self.epoll.register(context.inbox.fd, select.EPOLLIN)
+        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report)
+        self.threads = ThreadPool(context, self) if context.threads else None
+        self.pen = pen or (context.meter if self.threads is None else self.threads.pen)
+        self.answering: Answering[Visit] | None = None if context.access else Answering.of(context.service, self.pen)
         self.tallies: dict[int, TallyPen] = {}
         self.number = 0
         self.room = ROOMS[0]
@@ -78,12 +83,12 @@ class EventLoop:
         self.sweep_at: float | None = None
         self.due_at = NEVER
         self.stirred = True
-        self.shortest = min((each for each in seat.limits if each), default=NEVER)
+        self.shortest = min((each for each in context.limits if each), default=NEVER)
         self.coarse = min(_COARSEST, max(_FINEST, self.shortest / 8))
         self.kept_away = 0.0
         self.failure: BaseException | None = None
-        seat.orders.abandon = self.doors.abandon
-        seat.meter.shares(0)
+        context.leash.abandon = self.doors.abandon
+        context.meter.shares(0)
 
     def run(self) -> None:
         while self.open or not self.over:
@@ -91,15 +96,15 @@ class EventLoop:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do, ever."""
+        """Whether nothing is left to do."""
         return not (self.open or self.visits or self.lingering)
 
     def turn(self, timeout: float | None) -> None:
-        """Waits once, and does all that has come to be done."""
-        orders, visits = self.seat.orders, self.visits
-        orders.at_work = False
+        """Waits once, and does everything that this brings."""
+        leash, visits = self.context.leash, self.visits
+        leash.at_work = False
         events = self.epoll.poll(timeout, _EVENTS_AT_ONCE)
-        orders.at_work = True
+        leash.at_work = True
         self.now = monotonic()
         if self.answering is not None:
             events = self.answer(self.answering, events)
@@ -113,19 +118,19 @@ class EventLoop:
                 self.lingering.readable(fd)
             else:
                 self.attend(fd)
-            self.stirred = True  # last, for `replan` may have had somebody look at `timeout` before all was done
-        self.seat.meter.rests()
-        if orders.told is not None:
+            self.stirred = True  # last, because `replan` may have looked at `timeout` before everything was done
+        self.context.meter.rests()
+        if leash.order is not None:
             self.leave()
             self.stirred = True
         if self.stirred or self.now >= self.due_at:
             self.tidy()
             self.stirred = True
-        elif self.seat.tenure.wears:
-            self.seat.retire_in_time(self.now)
+        elif self.context.tenure.wears:
+            self.context.retire_in_time(self.now)
 
     def answer(self, answering: Answering[Visit], events: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Answers those of whom nothing but their next request is waited for; gives the events that remain."""
+        """Answers the clients of whom nothing but their next request is awaited; returns the events that remain."""
         usual, others = [], []
         for fd, event in events:
             its = self.usual.get(fd)
@@ -138,10 +143,10 @@ class EventLoop:
                 visit.does(conversation.look_after)
         return others
 
-    # Who comes.
+    # Connections that come.
 
     def accept(self, fd: int) -> None:
-        """Lets in who waits, as far as it is this worker's share."""
+        """Lets in the clients that wait, up to this worker's share."""
         for _ in range(_ACCEPTS_AT_ONCE):
             if not self.may_accept():
                 self.kept_away = self.now
@@ -155,77 +160,77 @@ class EventLoop:
         if self.now - self.kept_away < 8 * _DEFER and self.kept_away:
             self.kept_away = 0.0
             return True
-        mean = self.seat.board.mean_share()
+        mean = self.context.board.mean_share()
         return len(self.visits) <= mean + mean / _SLACK
 
     def let_in(self, fd: int) -> bool:
-        """Welcomes the next connection in the queue; False when there was none."""
-        guest = self.doors.accept(fd, stopping=self.seat.stopping)
+        """Accepts the next connection in the queue; False if there was none."""
+        guest = self.doors.accept(fd, stopping=self.context.stopping)
         if isinstance(guest, bool):
             return guest
         self.welcome(guest)
         return True
 
     def welcome(self, guest: Guest) -> None:
-        seat = self.seat
+        context = self.context
         self.number += 1
         connection = Connection(
             guest.sock,
-            service=seat.name,
+            service=context.name,
             number=self.number,
-            limits=seat.limits,
-            resources=seat.resources,
+            limits=context.limits,
+            resources=context.resources,
             peer=guest.peer,
             parks=True,
             room=self.room,
         )
         guest.prepare(connection)
         pen = self.pen
-        if seat.access:
+        if context.access:
             pen = self.tallies[guest.sock.fileno()] = TallyPen(pen)
-        visit = self.visit(guest.sock, connection, seat.service, pen, seat.limits, self.crew or self)
-        self.visits[visit.fd] = visit  # first, or whoever has to plan again may find nothing left to do
-        self.due_by(self.now + (self.shortest if self.crew is None else self.coarse))
+        visit = self.visit(guest.sock, connection, context.service, pen, context.limits, self.threads or self)
+        self.visits[visit.fd] = visit  # first, or a `replan` may find nothing left to do
+        self.due_by(self.now + (self.shortest if self.threads is None else self.coarse))
         self.opened()
-        seat.ask_for_spares()
+        context.ask_for_spares()
         if self.hurried:
             visit.hurry()
-        if self.crew is not None:
-            self.crew.take(visit)
+        if self.threads is not None:
+            self.threads.take(visit)
         else:
             guest.sock.setblocking(False)
             self.epoll.register(visit.fd, visit.interest)
             visit.ready(0)
 
     def watch(self, visit: Visitor) -> None:
-        """The visit waits for something else now."""
+        """The visit now waits for something else."""
         self.epoll.modify(visit.fd, visit.interest)
 
-    # Who goes.
+    # Connections that go.
 
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
-        """The end of a visit; a thread of the crew may be the one to tell."""
+        """A visit has ended; with threads, one of them makes this call."""
         self.stirred = True
-        seat, connection = self.seat, visit.connection
+        context, connection = self.context, visit.connection
         self.room = connection.room_for_the_next
         tally = self.tallies.pop(visit.fd, None)
-        seat.report.ended(connection, outcome, None if tally is None else tally.account())
+        context.report.ended(connection, outcome, None if tally is None else tally.account())
         del self.visits[visit.fd]
         if connection.at_end or outcome.end is End.RESET:
             visit.sock.close()
-        elif self.crew is None:
+        elif self.threads is None:
             self.epoll.modify(visit.fd, select.EPOLLIN)
             self.linger(visit)
         else:
-            self.crew.part(visit)
+            self.threads.part(visit)
         self.pen.closed()
         self.share()
         if outcome.end is End.EXIT:
-            seat.orders.leave(Order.FINISH)
+            context.leash.leave(Order.FINISH)
         self.replan()
 
     def failed(self, error: BaseException) -> None:
-        """A thread or a task has met what it cannot deal with: the next turn ends with that."""
+        """A thread or task has met an error that it cannot handle; the next turn raises it."""
         self.failure = error
         self.stirred = True
         self.replan()
@@ -234,12 +239,13 @@ class EventLoop:
         self.lingering.add(visit.sock, self.now)
 
     def leave(self) -> None:
-        """Off the listeners; at a stop their queues are emptied, unless whoever passed us a socket keeps it.
+        """Leaves the listeners; at a stop it empties their queues first, except those of sockets passed to forkd, whose
+        owner keeps them.
 
-        A worker that was woken for a connection and left without it would leave its client waiting beside idle
-        colleagues, so it has one more look at each listener that was not abandoned.
+        If a worker that was woken for a connection left without it, the client would wait although other workers are
+        idle. So it looks at each listener once more that was not abandoned.
         """
-        if self.seat.orders.told is Order.FINISH and not self.hurried:
+        if self.context.leash.order is Order.FINISH and not self.hurried:
             self.hurried, self.coarse = True, STRAGGLERS
             for visit in list(self.visits.values()):
                 visit.hurry()
@@ -247,9 +253,9 @@ class EventLoop:
         if self.open:
             self.open = False
             self.doors.unwatch()
-            self.seat.meter.shares(None)
+            self.context.meter.shares(None)
             for fd, door in self.doors:
-                empty_it = self.seat.stopping and not door.passed
+                empty_it = self.context.stopping and not door.passed
                 while self.let_in(fd) and empty_it:
                     pass
                 self.doors.shut(fd)
@@ -258,7 +264,7 @@ class EventLoop:
     # What is due.
 
     def due_by(self, when: float) -> None:
-        """Some visit's time may be over by then."""
+        """Some visit's time may be over at `when`."""
         if self.sweep_at is None or when < self.sweep_at:
             self.sweep_at = when
             self.stirred = True
@@ -267,7 +273,8 @@ class EventLoop:
     def sweep(self) -> None:
         """Ends the visits whose time is over.
 
-        The next look comes no later than the shortest of all deadlines, so that nobody has to say that one is set.
+        The next sweep comes no later than after the shortest of all deadlines, so nothing has to report that one is
+        set.
         """
         now = self.now
         next_due = now + self.shortest
@@ -275,12 +282,12 @@ class EventLoop:
             due = visit.due()
             if due > now:
                 next_due = min(next_due, due)
-            elif self.crew is None:
+            elif self.threads is None:
                 visit.expire()
             else:
                 visit.cut()
-        if self.crew is not None and self.visits:
-            next_due = now  # a thread may have set a nearer one meanwhile
+        if self.threads is not None and self.visits:
+            next_due = now  # a thread may have set a nearer one
         if self.hurried:
             next_due = now
         self.sweep_at = max(next_due, now + self.coarse) if self.visits and next_due < NEVER else None
@@ -288,21 +295,21 @@ class EventLoop:
     def tidy(self) -> None:
         if self.failure is not None:
             raise self.failure
-        if self.crew is not None:
-            self.crew.see_off()
+        if self.threads is not None:
+            self.threads.see_off()
         if self.sweep_at is not None and self.now >= self.sweep_at:
             self.sweep()
         self.lingering.expire(self.now)
         self.doors.tidy(self.now)
-        self.seat.retire_in_time(self.now)
+        self.context.retire_in_time(self.now)
 
     def timeout(self) -> float | None:
-        """Seconds until there is something to do though nothing comes; None for never."""
+        """Returns the seconds until something must be done even if nothing happens; None for never."""
         now = monotonic()
         if self.stirred:
-            self.stirred = False  # before the look: a thread of the crew may stir again meanwhile
+            self.stirred = False  # before the look, because a thread may stir again during it
             sweep = None if self.sweep_at is None else max(0.0, self.sweep_at - now)
-            wait = self.seat.timeout(now, self.lingering.timeout(now), self.doors.timeout(now), sweep)
+            wait = self.context.timeout(now, self.lingering.timeout(now), self.doors.timeout(now), sweep)
             self.due_at = NEVER if wait is None else now + wait
         return None if self.due_at == NEVER else max(0.0, self.due_at - now)
 
@@ -312,19 +319,19 @@ class EventLoop:
 
     def share(self) -> None:
         if self.open:
-            self.seat.meter.shares(len(self.visits))
+            self.context.meter.shares(len(self.visits))
 
     def attend(self, fd: int) -> None:
-        """A signal, or word from a thread of the crew."""
-        if fd == self.seat.inbox.fd:
-            self.seat.inbox.take()
+        """Takes a signal, or the wake-up of a thread."""
+        if fd == self.context.inbox.fd:
+            self.context.inbox.take()
 
     def close(self) -> None:
-        """Lets go of what it waits with, where the process goes on."""
-        if self.crew is not None:
-            self.crew.close()
+        """Releases what it waits with, in a process that continues."""
+        if self.threads is not None:
+            self.threads.close()
         self.epoll.close()
 
 
 def _nothing() -> None:
-    """Nobody else waits."""
+    """There is no other loop."""

@@ -1,8 +1,8 @@
-"""What an application's import left behind that a fork would break: threads that run, sockets that are open.
+"""Finds what an application's import left behind that a fork would break: running threads and open sockets.
 
-A thread does not come along into a forked process, but the locks that it holds do, locked for ever
-(fork(2), pthread_atfork(3)); a socket does come along, and all workers would talk into the same
-connection. What is found is named, so that somebody can move it into the service's lifespan.
+A thread does not exist in a forked process, but the locks that it holds do, locked for ever (fork(2),
+pthread_atfork(3)). A socket does exist there, so all workers would talk on the same connection. Each find is named, so
+that its owner can move it into the service's lifespan.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import suppress
 
 from forkd.kernel.address import from_sockaddr
 
-REMEDY = "start and open such things in the service's lifespan, which begins in each worker after the fork"
+REMEDY = "start threads and open sockets in the service's lifespan, which begins in each worker after the fork"
 
 
 def left_behind(own: Set[int]) -> list[str]:
-    """A sentence for each thread beside the main one, and for each open socket whose descriptor is not in `own`."""
+    """Returns a sentence for each thread but the main one, and for each open socket that is not in `own`."""
     return [*_threads(), *_sockets(own)]
 
 
@@ -35,7 +35,7 @@ def _threads() -> list[str]:
 
 
 def _command(task: int) -> str:
-    """The kernel's name of a thread that Python did not start; nothing when it has just ended."""
+    """Returns the kernel's name of a thread that Python did not start; nothing if it has just ended."""
     with suppress(OSError), open(f"/proc/self/task/{task}/comm", encoding="utf-8", errors="replace") as comm:  # noqa: PTH123
         return f" {comm.read().strip()!r}"
     return ""
@@ -51,7 +51,7 @@ def _sockets(own: Set[int]) -> list[str]:
 
 
 def _ends(fd: int) -> str:
-    """Where a socket leads, or else where it listens."""
+    """Returns where a socket leads, or else where it listens."""
     with socket.socket(fileno=os.dup(fd)) as sock:
         for word, name in ((" to", sock.getpeername), (" at", sock.getsockname)):
             with suppress(OSError):

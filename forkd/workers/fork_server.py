@@ -1,8 +1,8 @@
-"""The fork server: drops privileges, imports the application once, forks workers on the master's order.
+"""The fork server: drops privileges, imports the application once, forks workers when the master orders it.
 
-Started by the master as a fresh interpreter, so that a reload always gets new code and nothing of
-the master's is inherited but what the brief names. It decides nothing: it forks when told, tells
-who ended, and goes when the master does. A worker's life goes on in `worker`.
+The master starts it as a fresh interpreter, so that a reload always runs new code, and nothing of the master's is
+inherited but what the brief names. It decides nothing: it forks on order, reports which workers ended, and leaves when
+the master does. A worker's life continues in `worker`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from time import monotonic
 from typing import Any, Final, NoReturn
 
 import forkd
-from forkd.errors import BootError, Exit, ForkdError, ListenError
+from forkd.errors import BootError, Exit, ForkdError
 from forkd.ipc import channel
 from forkd.ipc.brief import Brief
+from forkd.ipc.kinds import KINDS
 from forkd.ipc.scoreboard import Board
 from forkd.kernel import accounts, process, signals
 from forkd.kernel.sockopts import plain
@@ -33,21 +34,22 @@ from forkd.security import privileges, reach
 from forkd.serving.loading import load
 from forkd.serving.service import Service
 from forkd.workers import fork_check, worker
+from forkd.workers.reporter import Reporter
 
 _PRESS_SECONDS: Final = 0.1
 _REASON_CHARACTERS: Final = 12_000
 
 
 class _Life(Enum):
-    """Why the fork server goes on, or not."""
+    """Whether the fork server continues, or why it ends."""
 
-    GOES_ON = "goes on"
+    CONTINUES = "continues"
     LET_GO = "let go by the master"
     ALONE = "the master died"
 
 
 def main(fd: int) -> int:
-    """Runs a fork server whose master is at the other end of socket `fd`; gives the exit status."""
+    """Runs a fork server whose master is at the other end of socket `fd`; returns the exit status."""
     master = socket.socket(fileno=fd)
     inbox = signals.Inbox([signal.SIGCHLD, signal.SIGTERM])
     signals.ignore(signals.IGNORED_BELOW_MASTER)
@@ -55,31 +57,31 @@ def main(fd: int) -> int:
     if not data:
         return Exit.FAILED  # the master has died
     version = Brief.version_of(data)
-    if version != forkd.__version__:  # a brief of another version may mean anything
-        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed by now: run forkd upgrade"
+    if version != forkd.__version__:  # another version's brief may mean anything
+        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed now: run forkd upgrade"
         channel.send(master, {"failed": reason, "status": int(Exit.FAILED)})
         return Exit.FAILED
-    told = Brief.decode(data)
-    for each in (fd, told.board, told.wake, told.log, *(door.fd for door in told.doors)):
+    brief = Brief.decode(data)
+    for each in (fd, brief.board, brief.wake, brief.log, *(door.fd for door in brief.doors)):
         os.set_inheritable(each, False)
     _die_with(master)
     process.unblock_signals()
     try:
-        service, left_behind = _boot(told, fd)
+        service, left_behind = _boot(brief, fd)
     except ForkdError as error:
-        # A wrong application is a wrong setting; any other failure is the machine's.
+        # A wrong application is a wrong setting; for any other failure the machine is to blame.
         status = Exit.CONFIG if isinstance(error, BootError) else error.exit_status
         channel.send(master, {"failed": str(error)[:_REASON_CHARACTERS], "status": int(status)})
         return int(status)
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     channel.send(master, {"ready": forkd.__version__, "left_behind": left_behind})
-    return _ForkServer(told, service, master, inbox).run()
+    return _ForkServer(brief, service, master, inbox).run()
 
 
 def _die_with(master: socket.socket) -> None:
-    """Has the kernel end this process when the master dies, also in an import that never returns.
+    """Makes the kernel end this process when the master dies, even during an import that never returns.
 
-    The end of a socket that is O_ASYNC raises SIGIO (fcntl(2)), which kills where nobody handles it.
+    The end of a socket that is O_ASYNC raises SIGIO (fcntl(2)), which kills a process that does not handle it.
     """
     fcntl.fcntl(master, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(master, fcntl.F_SETFL, fcntl.fcntl(master, fcntl.F_GETFL) | os.O_ASYNC)
@@ -88,61 +90,62 @@ def _die_with(master: socket.socket) -> None:
             os._exit(Exit.FAILED)
 
 
-def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
-    """The service, loaded as whom it is to run, and what its import left behind."""
-    process.set_title(f"forkd: {told.service}: fork server, generation {told.generation}")
-    handler = log.set_up(told.log_level, told.log_format, told.log)
+def _boot(brief: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
+    """Loads the service, as the user it is to run as; returns it and warnings about what its import left behind."""
+    process.set_title(f"forkd: {brief.service}: fork server, generation {brief.generation}")
+    handler = log.set_up(brief.log_level, brief.log_format, brief.log)
+    kind = KINDS[brief.worker]
+    importlib.import_module(kind.loop_for(is_async=False))  # before the application has any say
     needed = []
-    if told.identity is not None:
-        needed = reach.needs(told.app, told.path)
-        os.environ.update(accounts.environment(told.identity))
-    for what in privileges.become(told.identity):
-        log.say("debug", what, {"service": told.service})
+    if brief.identity is not None:
+        needed = reach.needs(brief.app, brief.path)
+        os.environ.update(accounts.environment(brief.identity))
+    for what in privileges.become(brief.identity):
+        log.say("debug", what, {"service": brief.service})
     if why := reach.obstacle(needed):
         raise BootError(why)
-    if told.doors:  # else it is a trial, which a person looks at
-        stdio.lead_to_log(told.service, handler)
-    sys.path.insert(0, told.path)
-    service = load(told.app)
-    service.suits(told.worker, told.threads)
-    if service.is_async:
-        importlib.import_module("forkd.workers.tasks")  # once, for all workers
-    own = {0, 1, 2, master, told.log, *(door.fd for door in told.doors)}
-    left_behind = [] if told.fork_check == "off" else fork_check.left_behind(own)
-    if left_behind and told.fork_check == "refuse":
-        raise BootError(f"{told.app}: after its import {', '.join(left_behind)}; {fork_check.REMEDY}")
+    if brief.doors:  # otherwise this is a trial, whose output a person reads
+        stdio.lead_to_log(brief.service, handler)
+    sys.path.insert(0, brief.path)
+    service = load(brief.app)
+    service.suits(brief.worker, brief.threads)
+    importlib.import_module(kind.loop_for(service.is_async))  # once, for all workers
+    own = {0, 1, 2, master, brief.log, *(door.fd for door in brief.doors)}
+    left_behind = [] if brief.fork_check == "off" else fork_check.left_behind(own)
+    if left_behind and brief.fork_check == "refuse":
+        raise BootError(f"{brief.app}: after its import {', '.join(left_behind)}; {fork_check.REMEDY}")
     warnings = [f"after the import {each}; {fork_check.REMEDY}" for each in left_behind]
-    # What the import left behind is garbage now or shared for good: a collection in a worker must
-    # not touch, and so copy, the pages of every object that it was born with.
+    # What the import left in memory is either garbage now or shared for good. A collection in a worker must not touch,
+    # and so copy, the pages of all these objects.
     gc.collect()
     gc.freeze()
     return service, warnings
 
 
 class _ForkServer:
-    """The workers by pid, and the wait for orders and deaths."""
+    """The workers by PID, and the wait for orders and deaths."""
 
-    def __init__(self, told: Brief, service: Service[..., Any], master: socket.socket, inbox: signals.Inbox) -> None:
-        self.told = told
+    def __init__(self, brief: Brief, service: Service[..., Any], master: socket.socket, inbox: signals.Inbox) -> None:
+        self.brief = brief
         self.service = service
         self.master = master
         self.inbox = inbox
-        self.board = Board(told.board)
-        self.doors = [(socket.socket(fileno=door.fd), door) for door in told.doors]
+        self.board = Board(brief.board)
+        self.doors = [(socket.socket(fileno=door.fd), door) for door in brief.doors]
         for listener, _ in self.doors:
-            listener.setblocking(False)  # as it is, but Python's default timeout is the application's by now
+            listener.setblocking(False)  # or Python would apply the application's default timeout
         self.slots: dict[int, int] = {}
 
     def run(self) -> int:
         poll = select.poll()
         poll.register(self.master, select.POLLIN)
         poll.register(self.inbox.fd, select.POLLIN)
-        life = _Life.GOES_ON
-        while life is _Life.GOES_ON:
+        life = _Life.CONTINUES
+        while life is _Life.CONTINUES:
             ready = {fd for fd, _ in poll.poll()}
             if signal.SIGTERM in self.inbox.take():
                 return Exit.DONE
-            self.tell_deaths()
+            self.report_deaths()
             if self.master.fileno() in ready:
                 life = self.obey()
         if life is _Life.ALONE:
@@ -150,7 +153,7 @@ class _ForkServer:
         return Exit.DONE
 
     def obey(self) -> _Life:
-        """Does what the master says."""
+        """Obeys one message of the master."""
         try:
             received = channel.receive(self.master, 1)
         except ConnectionError:
@@ -162,21 +165,21 @@ class _ForkServer:
             case {"fork": int(slot), "row": int(row)}:
                 self.fork(slot, row)
             case {"reopened": _}:
-                os.dup2(fds[0], self.told.log, inheritable=False)
+                os.dup2(fds[0], self.brief.log, inheritable=False)
                 os.close(fds[0])
             case {"retired": _}:
                 self.close_doors()
             case {"end": _}:
                 return _Life.LET_GO
-        return _Life.GOES_ON
+        return _Life.CONTINUES
 
-    def tell(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """Tells the master; when it has just died, the next wait will show it."""
+    def report(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """Sends a message to the master; if that has just died, the next wait will notice."""
         with suppress(ConnectionError):
             channel.send(self.master, message, fds)
 
     def fork(self, slot: int, row: int) -> None:
-        """A new worker, with its own leash to the master and its own place for its stack."""
+        """Forks a worker, with its own leash to the master and its own stack file."""
         _flush()
         with ExitStack() as opened:
             try:
@@ -192,12 +195,12 @@ class _ForkServer:
                 self.slots[pid] = slot
                 pidfd = os.pidfd_open(pid)
                 opened.callback(os.close, pidfd)
-                self.tell({"forked": slot, "pid": pid}, (pidfd, ours.fileno(), stack))
+                self.report({"forked": slot, "pid": pid}, (pidfd, ours.fileno(), stack))
             except OSError as error:
-                self.tell({"not_forked": slot, "reason": f"fork: {error.strerror}"})
+                self.report({"not_forked": slot, "reason": f"fork: {error.strerror}"})
 
     def become_worker(self, slot: int, row: int, ours: socket.socket, leash: socket.socket, stack: int) -> NoReturn:
-        """The child's side of the fork: never returns into the fork server's code."""
+        """The child's side of the fork; never returns into the fork server's code."""
         status: int = Exit.FAILED
         try:
             signals.forget_inbox()
@@ -205,40 +208,38 @@ class _ForkServer:
             ours.close()
             self.master.close()
             self.inbox.close()
-            worker.live(self.told, self.service, self.doors, self.board, slot, row, leash, stack)
+            worker.live(self.brief, self.service, self.doors, self.board, slot, row, leash, stack)
             status = Exit.DONE
         except BootError:
-            pass  # the worker has told why
-        except ListenError as error:
-            log.say("error", f"worker failed: {error}", {"service": self.told.service, "worker": slot})
+            pass  # the stack file says why
         except BaseException as error:
-            log.say("error", "worker failed", {"service": self.told.service, "worker": slot}, error=error)
+            Reporter.of(self.brief, slot).worker_failed(error)
         finally:
             _flush()
             os._exit(status)  # no atexit: what was registered before the fork is the fork server's
 
-    def tell_deaths(self) -> None:
+    def report_deaths(self) -> None:
         for pid, status in process.reap():
             slot = self.slots.pop(pid, None)
             if slot is not None:
-                self.tell({"gone": slot, "pid": pid, "status": status})
+                self.report({"gone": slot, "pid": pid, "status": status})
 
     def close_doors(self) -> None:
-        """No more workers are to be forked, and the addresses may be wanted by somebody else."""
+        """Closes the listeners: no more workers follow, and another process may need the addresses."""
         for sock, _ in self.doors:
             sock.close()
 
     def outlive_master(self) -> None:
-        """The master has died: free its addresses, remove what it left behind, see the workers off."""
-        for leaving in self.told.leavings:
+        """The master has died: frees its addresses, removes the files it left behind, sees the workers off."""
+        for leaving in self.brief.leavings:
             leaving.remove()
         self.close_doors()
-        # Their leashes have told the workers, but one may have missed it in the moment before a
-        # recv(2): so they are told until they have gone.
+        # The workers have learned it from their leashes, but one may have missed it in the moment before a recv(2).
+        # So the signal is repeated until they have gone.
         poll = select.poll()
         poll.register(self.inbox.fd, select.POLLIN)
         next_press = 0.0
-        over = monotonic() + self.told.stop_timeout
+        over = monotonic() + self.brief.stop_timeout
         while self.slots:
             if monotonic() >= next_press:
                 next_press = monotonic() + _PRESS_SECONDS
@@ -251,7 +252,7 @@ class _ForkServer:
 
 
 def _flush() -> None:
-    """Writes out what an application printed, before a fork would copy it and before an exit would lose it."""
+    """Writes out what an application printed, which a fork would copy and an exit would lose."""
     log.own_up()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):

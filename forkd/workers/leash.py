@@ -1,7 +1,7 @@
-"""What a worker has been told, and how it hears of it while it is blocked in recv(2) or busy in a handler.
+"""What a worker is ordered to do, and how it learns that while it is blocked in recv(2) or busy in a handler.
 
-Orders come over the leash, a socket whose other end the master holds: the kernel raises SIGIO when
-a message or the end arrives (fcntl(2), O_ASYNC), so that no worker has to look between two requests.
+Orders come over the leash, a socket whose other end the master holds. The kernel raises SIGIO when a message or the end
+arrives (fcntl(2), O_ASYNC), so no worker has to look between two requests.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from forkd.serving.connection import Connection
 
 
 class Leash:
-    """What the worker has been told, and the connection that has to hear of it.
+    """The worker's `order`, None until it has one, and the connection that must hear of it.
 
-    `abandon` is called, in a signal handler, as soon as this worker will accept nothing more,
-    however long its connection or its handler takes: when it is told to drain while it is `at_work`, and
-    when the master has died. `notify` is called, likewise, for whoever does not wait for signals.
+    `abandon` is called, in a signal handler, as soon as this worker will accept nothing more, however long its
+    connection or handler takes: when it is ordered to drain while it is `at_work`, and when the master has died.
+    `notify` is called there as well, for a loop that does not wait for signals.
     """
 
     def __init__(self, leash: socket.socket, log_fd: int, abandon: Callable[[], None]) -> None:
-        self.told: Order | None = None
+        self.order: Order | None = None
         self.connection: Connection | None = None
         self.at_work = False
         self.abandon = abandon
@@ -35,28 +35,28 @@ class Leash:
         self._log = log_fd
 
     def listen(self) -> None:
-        """Has SIGIO and SIGTERM noted from now on, and takes what came before."""
+        """Starts to take SIGIO and SIGTERM, and takes the orders that came before."""
         for each, handler in ((signal.SIGIO, self._on_message), (signal.SIGTERM, self._on_term)):
             signal.signal(each, handler)
-            # A handler's own system calls are restarted; those on sockets with a timeout are not
-            # (signal(7)), and that is where a leaving worker has to be woken.
+            # Restart the system calls of a handler. Those on sockets with a timeout are not restarted (signal(7)), and
+            # these are where a leaving worker must be woken.
             signal.siginterrupt(each, False)
         fcntl.fcntl(self._leash, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self._leash, fcntl.F_SETFL, fcntl.fcntl(self._leash, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
         self._read()
 
     def attend(self, connection: Connection | None) -> None:
-        """The connection that is served from now on; at a stop it has no more time than the others."""
+        """Sets the connection that is being served; at a stop it gets no more time than the others."""
         self.connection = connection
         self.at_work = connection is not None
-        if connection is not None and self.told is Order.FINISH:
+        if connection is not None and self.order is Order.FINISH:
             connection.hurry()
 
     def leave(self, order: Order) -> None:
-        """Notes an order to leave; FINISH outdoes DRAIN. Called in a signal handler: no waiting, no raising."""
-        if self.told is not Order.FINISH:
-            self.told = order
-        if self.told is Order.FINISH and self.connection is not None:
+        """Notes an order to leave; FINISH overrides DRAIN. Called in a signal handler: neither waits nor raises."""
+        if self.order is not Order.FINISH:
+            self.order = order
+        if self.order is Order.FINISH and self.connection is not None:
             self.connection.hurry()
         if self.notify is not None:
             self.notify()
@@ -79,7 +79,7 @@ class Leash:
                 os.dup2(fd, self._log, inheritable=False)
                 os.close(fd)
             if data != b"reopened":
-                # The end of the leash is the end of the master: nothing is left to stay for.
+                # The end of the leash means that the master is gone: there is no reason to stay.
                 self.leave(Order.DRAIN if data == b"drain" else Order.FINISH)
             if not data or (data == b"drain" and self.at_work):
                 self.abandon()

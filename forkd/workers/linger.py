@@ -1,8 +1,8 @@
-"""The sockets whose end we announced, until the client has read it.
+"""Keeps the sockets whose end we announced until the client has read it.
 
-close(2) with unread input sends a reset, which destroys replies still on their way to the client.
-So a connection that we end is shut down for writing, then read and thrown away for a little while
-(RFC 9112, section 9.6, tells the same of HTTP). It waits here, beside the listeners, never in a worker's way.
+close(2) with unread input sends a reset, which destroys replies still on their way to the client. So a connection that
+we end is shut down for writing, and its input is read and thrown away for a little while (RFC 9112, section 9.6,
+describes the same for HTTP). It waits here, beside the listeners, and never holds up a worker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOST: Final = 64
 
 
 class Lingering:
-    """Shut down sockets by descriptor, oldest first, each with its deadline and what it may still send."""
+    """Shut-down sockets by descriptor, oldest first, each with its deadline and how much it may still send."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, tuple[socket.socket, float, int]] = {}
@@ -28,14 +28,14 @@ class Lingering:
         return fd in self._waiting
 
     def add(self, sock: socket.socket, now: float) -> int | None:
-        """Takes over a socket whose writing side is shut; gives its descriptor to watch, None if it is done."""
+        """Takes over a socket whose writing side is shut; returns the descriptor to watch, None if it is done."""
         sock.setblocking(False)
         fd = sock.fileno()
         self._waiting[fd] = (sock, now + SECONDS, BYTES)
         return None if self.readable(fd) else fd
 
     def readable(self, fd: int) -> bool:
-        """Throws away what has arrived on `fd`; True when that was the end of it."""
+        """Throws away what has arrived on `fd`; True if that was the end of it."""
         sock, deadline, left = self._waiting[fd]
         try:
             while left > 0:
@@ -47,12 +47,12 @@ class Lingering:
             self._waiting[fd] = (sock, deadline, left)
             return False
         except OSError:
-            pass  # the client reset it: there is nobody left to be kind to
+            pass  # the client reset it: it reads nothing more
         self._close(fd)
         return True
 
     def timeout(self, now: float) -> float | None:
-        """Seconds until `expire` has something to do; None when nobody waits."""
+        """Returns the seconds until `expire` has something to do; None if no socket lingers."""
         if len(self._waiting) > MOST:
             return 0.0
         for _, deadline, _ in self._waiting.values():
@@ -60,7 +60,7 @@ class Lingering:
         return None
 
     def expire(self, now: float) -> list[int]:
-        """Closes those whose time is over, and the oldest of more than MOST; gives their descriptors."""
+        """Closes those whose time is over, and the oldest of more than MOST; returns their descriptors."""
         surplus = len(self._waiting) - MOST
         over: list[int] = []
         for fd, (_, deadline, _) in self._waiting.items():

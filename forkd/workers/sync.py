@@ -1,8 +1,8 @@
-"""The `sync` worker's loop: wait, accept, one connection at a time to its end, wait again.
+"""The loop of a `sync` worker: wait, accept, serve one connection to its end, wait again.
 
-It waits on the listeners, its signals and the lingering sockets at once and accepts without
-blocking, for a blocking accept(2) cannot be left safely. A busy worker does not wait, so nobody
-has to share out connections.
+It waits for the listeners, its signals and the lingering sockets at once, and accepts without blocking, because a
+blocking accept(2) cannot be left safely. A busy worker does not wait, so connections go to idle workers without any
+sharing out.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from forkd.workers.context import WorkerContext
 from forkd.workers.linger import Lingering
 
 
-def serve(seat: WorkerContext) -> None:
-    """Serves until told to leave; returns when the last connection has ended."""
-    loop = _SyncLoop(seat)
-    seat.meter.idle()
-    seat.wake()
+def serve(context: WorkerContext) -> None:
+    """Serves until ordered to leave; returns when the last connection has ended."""
+    loop = _SyncLoop(context)
+    context.meter.idle()
+    context.wake()
     loop.leave(loop.run())
 
 
 class _SyncLoop:
-    def __init__(self, seat: WorkerContext) -> None:
-        self.seat = seat
+    def __init__(self, context: WorkerContext) -> None:
+        self.context = context
         self.number = 0
         self.room = ROOMS[0]
         self.lingering = Lingering()
         self.epoll = select.epoll()
-        self.epoll.register(seat.inbox.fd, select.EPOLLIN)
-        self.doors = Acceptor(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
-        seat.orders.abandon = self.doors.abandon
+        self.epoll.register(context.inbox.fd, select.EPOLLIN)
+        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report)
+        context.leash.abandon = self.doors.abandon
 
     def run(self) -> bool:
-        """Serves until told to leave; True when that was heard while waiting, not in the course of a connection."""
-        orders, epoll = self.seat.orders, self.epoll
+        """Serves until ordered to leave; True if the order came while waiting, not during a connection."""
+        leash, epoll = self.context.leash, self.epoll
         waited = True
-        while orders.told is None:
+        while leash.order is None:
             waited = True
             for fd, _ in epoll.poll(self.timeout(), 1):
                 if fd in self.doors:
@@ -52,20 +52,20 @@ class _SyncLoop:
                     self.attend(fd)
             if self.lingering or self.doors.resume_at is not None:
                 self.tidy()
-            self.seat.retire_in_time(monotonic())
+            self.context.retire_in_time(monotonic())
         return waited
 
     def leave(self, waited: bool) -> None:
-        """Off the listeners, then what lingers: whoever was let in is served.
+        """Leaves the listeners, then waits for the sockets that linger. Every connection that was let in is served.
 
-        A worker that was woken for a connection and left without it would leave its client
-        waiting beside idle colleagues, so one that was waiting has one more look at each listener;
-        one that was busy accepts no more, which may be long after a reload. At a stop the queue is
-        emptied, for nobody else will, unless whoever passed us the socket keeps it.
+        If a worker that was woken for a connection left without it, the client would wait although other workers are
+        idle. So a worker that was waiting looks at each listener once more; one that was busy accepts nothing more,
+        because that may be long after a reload. At a stop the queue is emptied, because no other worker will do it,
+        unless the socket was passed to forkd: then its owner keeps the queue.
         """
         self.doors.unwatch()
         for fd, door in self.doors:
-            empty_it = self.seat.stopping and not door.passed
+            empty_it = self.context.stopping and not door.passed
             while (waited or empty_it) and self.accept(fd) and empty_it:
                 pass
             self.doors.shut(fd)
@@ -76,50 +76,50 @@ class _SyncLoop:
             self.tidy()
 
     def accept(self, fd: int) -> bool:
-        """Serves the next connection in the queue; False when there was none to serve."""
-        guest = self.doors.accept(fd, stopping=self.seat.stopping)
+        """Serves the next connection in the queue; False if there was none to serve."""
+        guest = self.doors.accept(fd, stopping=self.context.stopping)
         if isinstance(guest, bool):
             return guest
-        self.seat.meter.opened()
-        self.seat.ask_for_spares()
+        self.context.meter.opened()
+        self.context.ask_for_spares()
         self.converse(guest)
         return True
 
     def converse(self, guest: Guest) -> None:
-        seat = self.seat
+        context = self.context
         self.number += 1
         sock = guest.sock
         connection = Connection(
             sock,
-            service=seat.name,
+            service=context.name,
             number=self.number,
-            limits=seat.limits,
-            resources=seat.resources,
+            limits=context.limits,
+            resources=context.resources,
             peer=guest.peer,
             room=self.room,
         )
         guest.prepare(connection)
         peer = str(connection.peer).encode(errors="backslashreplace")
-        seat.orders.attend(connection)
-        mark = Mark(seat.meter.row) if seat.access else None
-        outcome = converse(connection, seat.service, seat.meter, peer)
-        seat.orders.attend(None)
+        context.leash.attend(connection)
+        mark = Mark(context.meter.row) if context.access else None
+        outcome = converse(connection, context.service, context.meter, peer)
+        context.leash.attend(None)
         self.room = connection.room_for_the_next
-        seat.report.ended(connection, outcome, None if mark is None else mark.account())
+        context.report.ended(connection, outcome, None if mark is None else mark.account())
         if connection.at_end or outcome.end is End.RESET:
             sock.close()
         else:
             fd = self.lingering.add(sock, monotonic())
             if fd is not None:
                 self.epoll.register(fd, select.EPOLLIN)
-        seat.meter.closed()
+        context.meter.closed()
         if outcome.end is End.EXIT:
-            seat.orders.leave(Order.FINISH)
+            context.leash.leave(Order.FINISH)
 
     def attend(self, fd: int) -> None:
-        """Something else than a listener: a signal, or a lingering socket."""
-        if fd == self.seat.inbox.fd:
-            self.seat.inbox.take()
+        """Takes anything but a listener: a signal, or a lingering socket."""
+        if fd == self.context.inbox.fd:
+            self.context.inbox.take()
         else:
             self.lingering.readable(fd)  # a closed descriptor leaves the epoll by itself
 
@@ -130,4 +130,4 @@ class _SyncLoop:
 
     def timeout(self) -> float | None:
         now = monotonic()
-        return self.seat.timeout(now, self.lingering.timeout(now), self.doors.timeout(now))
+        return self.context.timeout(now, self.lingering.timeout(now), self.doors.timeout(now))

@@ -1,7 +1,7 @@
-"""An `event` worker whose handlers are coroutines: its loop inside asyncio's, or uvloop's where that is installed.
+"""An `event` worker whose handlers are coroutines: its loop inside asyncio's, or inside uvloop's if that is installed.
 
-epoll(7) descriptors nest: asyncio waits for the worker's own, and the worker's loop then takes its turn. So
-accepting, deadlines and leaving are those of every event worker, and only what a handler awaits is asyncio's.
+epoll(7) descriptors nest: asyncio waits for that of the worker's loop, which then takes its turn. So accepting,
+deadlines and leaving are those of every event worker, and only what a handler awaits is up to asyncio.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from forkd.serving.async_visit import AsyncVisit
 from forkd.workers.context import WorkerContext
 from forkd.workers.event import EventLoop
 
-_BEATS: Final = 4  # how often within request_timeout a loop that has handlers at work says that it turns
+_BEATS: Final = 4  # how often within request_timeout a loop with handlers at work reports that it turns
 
 
 def loop_factory() -> Callable[[], AbstractEventLoop] | None:
-    """uvloop's loop, where that is installed; None for asyncio's own."""
+    """Returns the maker of uvloop's loop, if that is installed; None for asyncio's own."""
     try:
         import uvloop
     except ImportError:
@@ -36,75 +36,75 @@ def loop_factory() -> Callable[[], AbstractEventLoop] | None:
     return made
 
 
-def serve(seat: WorkerContext) -> None:
-    """Serves until told to leave; returns when the last connection has ended."""
+def serve(context: WorkerContext) -> None:
+    """Serves until ordered to leave; returns when the last connection has ended."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(seat))
+        runner.run(_serve(context))
 
 
-def tell_of_tasks(loop: EventLoop, stack: int) -> None:
-    """Has SIGUSR2 write into `stack` where each coroutine waits, behind what the thread itself is at.
+def show_tasks(loop: EventLoop, stack: int) -> None:
+    """Makes SIGUSR2 write into `stack` where each coroutine waits, after the stack of the thread itself.
 
-    faulthandler's own handler is first, for it also works where Python cannot run.
+    faulthandler's own handler comes first, because it works even where Python cannot run.
     """
 
-    def tell(signum: int, frame: object) -> None:
+    def show(signum: int, frame: object) -> None:
         for visit in list(loop.visits.values()):
             if isinstance(visit, AsyncVisit) and (waits := visit.stack()):
                 connection = visit.connection
-                told = f"Connection {connection.number} from {connection.peer} (most recent call last):\n{waits}"
-                os.write(stack, told.encode(errors="backslashreplace"))
+                text = f"Connection {connection.number} from {connection.peer} (most recent call last):\n{waits}"
+                os.write(stack, text.encode(errors="backslashreplace"))
 
     faulthandler.unregister(signal.SIGUSR2)
-    signal.signal(signal.SIGUSR2, tell)
+    signal.signal(signal.SIGUSR2, show)
     signal.siginterrupt(signal.SIGUSR2, False)
     faulthandler.register(signal.SIGUSR2, stack, all_threads=True, chain=True)
 
 
-async def _serve(seat: WorkerContext) -> None:
-    async with _alive(seat) as resources:
-        turner = Turner(seat._replace(resources=resources))
-        tell_of_tasks(turner.loop, seat.stack)
-        seat.meter.idle()
-        seat.wake()
+async def _serve(context: WorkerContext) -> None:
+    async with _alive(context) as resources:
+        turner = Turner(context._replace(resources=resources))
+        show_tasks(turner.loop, context.stack.fd)
+        context.meter.idle()
+        context.wake()
         await turner.run()
 
 
 @asynccontextmanager
-async def _alive(seat: WorkerContext) -> AsyncIterator[Any]:
-    """The service's lifespan, where it is one to await, giving the resources; all others the worker has seen to."""
-    life = seat.service.alive_awaited()
+async def _alive(context: WorkerContext) -> AsyncIterator[Any]:
+    """Runs the service's lifespan if it must be awaited, and yields the resources; the worker runs any other kind."""
+    life = context.service.alive_awaited()
     if life is None:
-        yield seat.resources
+        yield context.resources
         return
     try:
         resources = await life.__aenter__()
     except BaseException as error:
-        raise seat.boot_error(error) from None
+        raise context.stack.boot_error(error) from None
     try:
         yield resources
     finally:
         try:
             await life.__aexit__(None, None, None)
         except Exception as error:
-            seat.report.lifespan_failed(error)
+            context.report.lifespan_failed(error)
 
 
 class Turner:
-    """Gives the worker's loop its turns."""
+    """Gives the worker's loop its turns inside asyncio."""
 
-    def __init__(self, seat: WorkerContext) -> None:
-        self.pen = TaskPen(seat.meter)
-        self.loop = EventLoop(seat, AsyncVisit, self.pen)
+    def __init__(self, context: WorkerContext) -> None:
+        self.pen = TaskPen(context.meter)
+        self.loop = EventLoop(context, AsyncVisit, self.pen)
         self._aio = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._aio.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._due = NEVER
-        self._beat = seat.limits.request_timeout / _BEATS
-        # Some loops have the process's signals written elsewhere than into the worker's inbox.
+        self._beat = context.limits.request_timeout / _BEATS
+        # Some loops redirect the process's signals away from the worker's inbox.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.loop.epoll.register(self._wake, select.EPOLLIN | select.EPOLLET)
-        seat.orders.notify = self._notify
+        context.leash.notify = self._notify
 
     async def run(self) -> None:
         """Serves until the last connection has ended."""
@@ -124,7 +124,7 @@ class Turner:
                 self._over.set_exception(error)
 
     def plan(self) -> None:
-        """Sets the time of the next turn, should nothing happen before; or the end, when there is none."""
+        """Schedules the next turn, in case nothing happens before; or ends if there will be none."""
         if self.loop.failure is not None and not self._over.done():
             self._over.set_exception(self.loop.failure)
         if self.loop.over:
@@ -136,7 +136,7 @@ class Turner:
             self.pen.beat()
             timeout = self._beat if timeout is None else min(timeout, self._beat)
         due = NEVER if timeout is None else self._aio.time() + timeout
-        if due < self._due:  # else the turn that is planned finds out what is due by then
+        if due < self._due:  # otherwise the turn already planned will find what is due
             if self._timer is not None:
                 self._timer.cancel()
             self._due = due
@@ -147,7 +147,7 @@ class Turner:
         self.turn()
 
     def close(self) -> None:
-        """Lets go of what it waits with, where the process goes on."""
+        """Releases what it waits with, in a process that continues."""
         if self._timer is not None:
             self._timer.cancel()
         os.close(self._wake)
@@ -159,12 +159,12 @@ class Turner:
 class TaskPen:
     """A worker's pen for handlers that take turns.
 
-    What the row says of a request in hand is since when the loop has not turned: a handler that only waits is
-    `AsyncVisit`'s affair, one that holds up the loop the master's.
+    The time that the row shows for a request in hand is when the loop last turned: `AsyncVisit` limits a handler that
+    only waits, the master one that holds up the loop.
     """
 
     def __init__(self, meter: Meter) -> None:
-        # By when they began, which no two of them share.
+        # Keyed by when they began, which is different for each.
         self.in_hand: dict[int, tuple[bytes, bytes]] = {}
         self._meter = meter
         self._peer = b""
@@ -210,7 +210,7 @@ class TaskPen:
         self._meter.moved(received, sent)
 
     def beat(self) -> None:
-        """The loop turns; the row tells of the request that has been in hand the longest."""
+        """Notes that the loop turns; the row names the request that has been in hand the longest."""
         if self.in_hand:
             peer, request = next(iter(self.in_hand.values()))
             self._meter.meets(peer)

@@ -1,7 +1,7 @@
-"""When a worker has served long enough and leaves for a fresh one: `max_requests`, `max_age`, `max_memory`.
+"""Decides when a worker has served long enough and makes room for a fresh one: `max_requests`, `max_age`, `max_memory`.
 
-Pure: the time, the count and the memory are told. Each limit is moved by up to a tenth, so that
-workers born together do not leave together.
+Pure: time, counts and memory come as arguments. Each limit is moved by up to a tenth, so that workers born together do
+not leave together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _JITTER: Final = 0.1
 
 
 class Tenure:
-    """One worker's own limits, from its birth at `now` with `requests` counted by those before it."""
+    """One worker's own limits, from its birth at `now`, when its row already counted `requests`."""
 
     def __init__(self, limits: Retirement, chance: Random, now: float, requests: int) -> None:
         def moved(limit: float) -> float:
@@ -28,11 +28,11 @@ class Tenure:
 
     @property
     def wears(self) -> bool:
-        """Whether it is use, and not time alone, that brings the end nearer."""
+        """Whether work, and not time alone, brings the end nearer."""
         return self._requests is not None or self._memory is not None
 
     def over(self, now: float, requests: int, memory: Callable[[], int]) -> bool:
-        """Whether it is time to leave, which is told once; `memory` is only asked where it counts."""
+        """Whether it is time to leave, reported once; `memory` is called only if it is limited."""
         over = (
             (self._requests is not None and requests >= self._requests)
             or (self._until is not None and now >= self._until)
@@ -43,5 +43,5 @@ class Tenure:
         return over
 
     def timeout(self, now: float) -> float | None:
-        """Seconds until an idle worker has to ask again; None: never."""
+        """Returns the seconds until an idle worker must ask again; None for never."""
         return None if self._until is None else max(0.0, self._until - now)

@@ -1,8 +1,8 @@
 """The threads of an `event` worker: handlers may wait without holding up other connections.
 
-All of them wait on one epoll(7) whose events come to one thread and are off until it is done (EPOLLONESHOT),
-so that a connection is in one hand at a time and its replies keep their order, without a queue or a lock
-between the kernel and a handler. The loop of `event` has everything else.
+All threads wait on one epoll(7). Each event goes to one thread, and the descriptor is then off until that thread is
+done (EPOLLONESHOT). So one thread at a time has a connection in hand, and its replies keep their order, without a queue
+or a lock between the kernel and a handler. Everything else is done by the loop of `event`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forkd.workers.context import WorkerContext
 
 
 class WorkerLoop(Protocol):
-    """The loop that the crew works for."""
+    """The loop that the threads work for."""
 
     visits: dict[int, Visitor]
     epoll: select.epoll
@@ -36,12 +36,12 @@ class WorkerLoop(Protocol):
 
 
 class ThreadPool:
-    """`seat.threads` threads, which serve what they are given to `take`."""
+    """`context.threads` threads, which serve the visits they are given to `take`."""
 
     usual: Final = None
 
-    def __init__(self, seat: WorkerContext, loop: WorkerLoop) -> None:
-        self.pen = SharedPen(seat.meter)
+    def __init__(self, context: WorkerContext, loop: WorkerLoop) -> None:
+        self.pen = SharedPen(context.meter)
         self._loop = loop
         self._epoll = select.epoll()
         self._parted: deque[Visitor] = deque()
@@ -49,7 +49,7 @@ class ThreadPool:
         loop.epoll.register(self._wake, select.EPOLLIN)
         self._threads = [
             threading.Thread(target=self._work, name=f"handlers {number}", daemon=True)
-            for number in range(seat.threads)
+            for number in range(context.threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -59,14 +59,14 @@ class ThreadPool:
         return monotonic()
 
     def due_by(self, when: float) -> None:
-        """The loop looks often enough, as long as it has visits."""
+        """The loop looks often enough as long as it has visits."""
 
     def take(self, visit: Visitor) -> None:
-        """Has the visit served: at once, for the service may speak first."""
+        """Starts serving the visit, at once, because the service may speak first."""
         self._epoll.register(visit.fd, IN | OUT | select.EPOLLONESHOT)
 
     def watch(self, visit: Visitor) -> None:
-        """Whoever has it in hand says so when it is done."""
+        """The thread that has the visit in hand watches it again when it is done."""
 
     def ended(self, visit: Visitor, outcome: Outcome) -> None:
         self._loop.ended(visit, outcome)
@@ -77,12 +77,12 @@ class ThreadPool:
         os.eventfd_write(self._wake, 1)
 
     def part(self, visit: Visitor) -> None:
-        """Leaves it to the loop to linger with the client."""
+        """Hands the visit to the loop, to linger with the client."""
         self._epoll.unregister(visit.fd)
         self._parted.append(visit)
 
     def see_off(self) -> None:
-        """Called by the loop: lingers with those who have parted."""
+        """Called by the loop: lingers with the visits handed over."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         while self._parted:
@@ -91,7 +91,7 @@ class ThreadPool:
             self._loop.linger(visit)
 
     def close(self) -> None:
-        """Sends the threads home."""
+        """Ends the threads."""
         self._epoll.register(self._wake, select.EPOLLIN)
         os.eventfd_write(self._wake, 1)
         for thread in self._threads:
@@ -121,7 +121,7 @@ class ThreadPool:
 
 
 class SharedPen:
-    """A worker's pen for several threads. The row tells of the request that has been in hand the longest."""
+    """A worker's pen for several threads. The row names the request that has been in hand the longest."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -145,7 +145,7 @@ class SharedPen:
         with self._lock:
             self._in_hand[threading.get_ident()] = (now, request)
             if len(self._in_hand) == 1:
-                self._tell()
+                self._show()
         return now
 
     def ended(self, began: int) -> int:
@@ -177,10 +177,10 @@ class SharedPen:
     def _gone(self) -> None:
         del self._in_hand[threading.get_ident()]
         if self._in_hand:
-            self._tell()
+            self._show()
 
-    def _tell(self) -> None:
-        """Writes down who has been at work the longest; a dictionary keeps the order in which they began."""
+    def _show(self) -> None:
+        """Shows the oldest request in the row; a dictionary keeps the order in which they began."""
         thread, (began, request) = next(iter(self._in_hand.items()))
         self._meter.meets(self._peers[thread])
         self._meter.shows(began, request)

@@ -1,4 +1,4 @@
-"""A record for each connection, where one is asked for: what it came to and why it ended, with every kind of worker."""
+"""An access record for each connection: what happened on it and why it ended, with every kind of worker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def stays(client: socket.socket) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """What a client sends and then does; `sent` back is None where that depends on buffers."""
+    """What a client sends and then does; `sent` back is None if that depends on buffers."""
 
     end: str
     sends: bytes

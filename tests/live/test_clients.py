@@ -1,4 +1,4 @@
-"""Programs that were not written for forkd talk to it, and `forkd call` talks to what forkd serves."""
+"""Programs that were not written for forkd talk to it, and `forkd call` talks to services of forkd."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ workers = {workers}
 
 
 def settle(server: Server, workers: int = 1) -> None:
-    """Waits until the service is whole again, and nobody waits to be reaped."""
+    """Waits until the service is whole again and no process waits to be reaped."""
     until(lambda: server.status("test")["workers"]["total"] == workers, f"{workers} workers")
     until(lambda: len(server.family()) == 2 + workers, "nobody else")
     until(lambda: not zombies(server.pid), "no zombies")
@@ -286,7 +286,7 @@ def test_a_handler_that_survives_its_timeout_is_killed(forkd: Forkd) -> None:
     assert server.status("test")["exits"]["timed_out"] == 1
 
 
-# What can't work.
+# Services that cannot work.
 
 
 def test_requests_that_crash_their_worker_do_not_empty_the_pool(forkd: Forkd) -> None:

@@ -151,7 +151,7 @@ def test_an_idle_worker_sleeps(forkd: Forkd, kind: str) -> None:
         return int(told.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
     before = wake_ups()
-    with pytest.raises(AssertionError):  # two looks of the master pass meanwhile
+    with pytest.raises(AssertionError):  # the master looks twice in that time
         server.said("never said", limit=2.2)
     assert wake_ups() - before <= 1
 
@@ -161,7 +161,7 @@ def test_a_slow_reader_holds_up_nobody_and_is_not_read_meanwhile(forkd: Forkd) -
     with server.connect() as slow, server.connect() as other:
         slow.setblocking(False)
         asked = 0
-        with suppress(BlockingIOError):  # sooner or later nobody takes any more requests
+        with suppress(BlockingIOError):  # sooner or later the socket takes no more requests
             while asked < 100_000_000:
                 asked += slow.send(b"x" * 99 + b"\n")
         assert asked < 20_000_000

@@ -1,4 +1,4 @@
-"""A worker that turns on its own server: the master goes on, and the service comes back."""
+"""A worker that turns on its own server: the master keeps running, and the service comes back."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ for fd in range(3, 64):
 
 
 def test_an_import_that_says_it_is_ready_harms_nobody_else(forkd: Forkd, tmp_path: Path) -> None:
-    """The order to fork comes while it imports, and ends it: the master tells so, and goes on where it served."""
+    """The order to fork comes while it imports, and ends it: the master reports that and continues where it served."""
     server = forkd("small:shout", workers=1).serving()
     (tmp_path / "hasty.py").write_text(f"{HASTY}\nimport time\ntime.sleep(60)\n")
     other = f'[service.hasty]\napp = "hasty:shout"\npath = "{tmp_path}"\nlisten = "127.0.0.1:0"\n'

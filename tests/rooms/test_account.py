@@ -1,4 +1,4 @@
-"""What a connection came to, by the numbers of its worker or beside them."""
+"""The account of a connection, taken from its worker's numbers or counted beside them."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkd.errors import FramingError, OverLimit, Truncated
+from forkd.serving.counted import BLOCK_LIMIT, Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited import Delimited, Lines
 from forkd.serving.framing import Framing, is_quick
-from forkd.serving.framings import BLOCK_LIMIT, Chunks, Delimited, Fixed, LengthPrefixed, Lines, Netstrings
 
 Outcome = tuple[list[bytes], str]
 
@@ -112,7 +113,7 @@ quickly = settings(max_examples=25, deadline=None, database=None)
 
 
 def outcome(framing: Framing[bytes], pieces: Iterable[bytes]) -> Outcome:
-    """What a fresh copy of `framing` makes of a stream that comes in these pieces and then ends."""
+    """Feeds these pieces of a stream, and its end, to a fresh copy of `framing`; returns what comes out."""
     framing = framing.copy()
     requests: list[bytes] = []
     try:
@@ -330,8 +331,8 @@ def test_a_reply_that_does_not_fit_its_length_field_is_refused() -> None:
         (lambda: Lines(0), ValueError, "limit must be at least 1 byte, not 0"),
         (lambda: Lines("64"), TypeError, "limit must be a whole number of bytes, not '64'"),
         (lambda: Lines(True), TypeError, "limit must be a whole number of bytes, not True"),
-        (lambda: Lines(end=""), TypeError, "what ends a request must be bytes, not ''"),
-        (lambda: Delimited(b""), ValueError, "what ends a request must be at least 1 byte, not none"),
+        (lambda: Lines(end=""), TypeError, "the end of a request must be bytes, not ''"),
+        (lambda: Delimited(b""), ValueError, "the end of a request must be at least 1 byte, not none"),
         (lambda: Delimited(b"\0", -1), ValueError, "limit must be at least 1 byte, not -1"),
         (lambda: LengthPrefixed(3), ValueError, "size must be 1, 2, 4 or 8 bytes, not 3"),
         (lambda: LengthPrefixed(4.0), TypeError, "size must be a whole number of bytes, not 4.0"),

@@ -10,7 +10,8 @@ import pytest
 from forkd.cli.load.plan import LoadPlan
 from forkd.cli.load.replies import Judge
 from forkd.errors import FramingError
-from forkd.serving.framings import Chunks, Delimited, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.counted import Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited import Delimited
 
 
 def told(plan: LoadPlan, pieces: list[bytes], first: int = 0) -> tuple[int, int]:

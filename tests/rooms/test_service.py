@@ -1,4 +1,4 @@
-"""What a user writes, and what finding it says when something is wrong with it."""
+"""Services: what a user writes, and the error messages when one is not found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def modules(tmp_path: Path) -> Iterator[Modules]:
-    """Writes modules, each under a name of its own: `modules(source)` gives the name."""
+    """Writes modules, each under a name of its own: `modules(source)` returns the name."""
     before, known = sys.path[:], set(sys.modules)
     sys.path.insert(0, str(tmp_path))
 

@@ -30,7 +30,7 @@ _PATIENT = Deadlines(5, 5, 5)
 def connected(
     *, limits: Deadlines = _PATIENT, kind: int = socket.SOCK_STREAM
 ) -> Iterator[tuple[socket.socket, Connection]]:
-    """A client's socket and our connection; with SOCK_SEQPACKET each recv gives what one send was."""
+    """A client's socket and our connection; with SOCK_SEQPACKET each recv returns the bytes of one send."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     with ours, theirs:
         ours.settimeout(PATIENCE)

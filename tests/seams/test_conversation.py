@@ -1,6 +1,6 @@
 """The request loop over real sockets: what a client sends, what it gets, how it ends.
 
-The cases of `tests.cases` are run as a `sync` worker does it; `test_kinds` has the others.
+The cases of `tests.cases` are run as a `sync` worker does it; `test_event` has the others.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ def test_the_names_of_the_cases_are_different() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-# How replies travel. What is held depends on how long handlers take, so these have a clock of their own.
+# How replies travel. How many are held depends on the time that handlers take, so these tests set the clock.
 
 Handlers = Callable[[int], type[Meter]]
 
 
 @pytest.fixture(params=["quick", "general"])
 def handlers_take(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Handlers:
-    """Every handler takes so many nanoseconds: by the clock of a `QuickConversation`, or by a meter of its own."""
+    """Every handler takes this many nanoseconds, by the clock of a `QuickConversation` or by a meter of its own."""
 
     class Paced(Meter):
         def began(self, request: bytes = b"") -> int:
@@ -393,7 +393,7 @@ def test_a_dripping_reader_does_not_restart_the_deadline() -> None:
 
 @pytest.fixture
 def leave() -> Iterator[Callable[[Connection], None]]:
-    """Makes SIGUSR1 the order to leave, as a worker's TERM is; gives what takes the connection."""
+    """Makes SIGUSR1 the order to leave, as SIGTERM is in a worker; returns the function that sets the connection."""
     connections: list[Connection] = []
     before = signal.signal(signal.SIGUSR1, lambda *_: connections[-1].hurry())
     # With SA_RESTART the kernel would restart a recv(2) that has no timeout (signal(7)): the worse case.

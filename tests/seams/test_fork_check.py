@@ -14,7 +14,7 @@ from forkd.workers.fork_check import left_behind
 
 def open_now() -> set[int]:
     found = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
-    return {fd for fd in found if os.path.lexists(f"/proc/self/fd/{fd}")}  # not what listed them
+    return {fd for fd in found if os.path.lexists(f"/proc/self/fd/{fd}")}  # not the descriptor that listed them
 
 
 @contextmanager

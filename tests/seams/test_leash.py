@@ -48,7 +48,7 @@ def apart(work: Callable[..., None]) -> Callable[..., None]:
 @apart
 def test_nothing_is_told_at_first() -> None:
     worker = Worker()
-    assert worker.orders.told is None
+    assert worker.orders.order is None
     assert worker.abandoned == 0
 
 
@@ -56,9 +56,9 @@ def test_nothing_is_told_at_first() -> None:
 def test_an_order_is_heard_by_a_signal() -> None:
     worker = Worker()
     worker.master.send(b"drain")
-    assert worker.orders.told is Order.DRAIN
+    assert worker.orders.order is Order.DRAIN
     worker.master.send(b"finish")
-    assert worker.orders.told is Order.FINISH
+    assert worker.orders.order is Order.FINISH
     assert worker.abandoned == 0
 
 
@@ -67,19 +67,19 @@ def test_finish_outdoes_drain() -> None:
     worker = Worker()
     worker.master.send(b"finish")
     worker.master.send(b"drain")
-    assert worker.orders.told is Order.FINISH
+    assert worker.orders.order is Order.FINISH
 
 
 @apart
 def test_an_order_from_before_the_birth_is_heard() -> None:
-    assert Worker(before=b"drain").orders.told is Order.DRAIN
+    assert Worker(before=b"drain").orders.order is Order.DRAIN
 
 
 @apart
 def test_term_is_an_order_to_finish() -> None:
     worker = Worker()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert worker.orders.told is Order.FINISH
+    assert worker.orders.order is Order.FINISH
     assert worker.abandoned == 0
 
 
@@ -87,7 +87,7 @@ def test_term_is_an_order_to_finish() -> None:
 def test_the_end_of_the_leash_is_the_end_of_the_master() -> None:
     worker = Worker()
     worker.master.close()
-    assert worker.orders.told is Order.FINISH
+    assert worker.orders.order is Order.FINISH
     assert worker.abandoned == 1
 
 
@@ -99,7 +99,7 @@ def test_the_end_of_a_leash_with_orders_unread_is_heard_too() -> None:
     worker.leash.send(b"never read: so the close is a reset")
     worker.master.close()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
-    assert worker.orders.told is Order.FINISH
+    assert worker.orders.order is Order.FINISH
     assert worker.abandoned
 
 
@@ -176,6 +176,6 @@ def test_the_log_is_handed_over() -> None:
             assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
         os.write(old.fileno(), b"after the rotation\n")
         assert not os.get_inheritable(old.fileno())
-    assert worker.orders.told is None
+    assert worker.orders.order is None
     assert Path("new").read_text() == "after the rotation\n"
     assert Path("old").read_text() == ""

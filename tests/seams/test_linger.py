@@ -1,4 +1,4 @@
-"""Sockets whose end we announced: the client reads everything, and nobody waits for ever."""
+"""Sockets whose end we announced: the client reads everything, and nothing waits for ever."""
 
 from __future__ import annotations
 

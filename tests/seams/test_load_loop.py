@@ -19,7 +19,7 @@ from forkd.cli.load.link import Target
 from forkd.cli.load.loop import ClientLoop
 from forkd.cli.load.plan import LoadPlan, shares
 from forkd.cli.load.tally import Tally, durations
-from forkd.serving.framings import Chunks, Fixed, Netstrings
+from forkd.serving.counted import Chunks, Fixed, Netstrings
 from tests.server import LIMIT, until
 
 # A limit that a test runs into on purpose, in seconds.

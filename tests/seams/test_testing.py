@@ -69,12 +69,15 @@ def test_the_end_is_told_as_soon_as_it_is_asked_for() -> None:
     with connect(shout) as client:
         assert client.call(b"quit") == b"bye"
         assert client.outcome.end is End.CLOSED
-        with pytest.raises(EOFError, match="ended the connection instead of a reply"):
+        with pytest.raises(EOFError, match="ended the connection instead of replying"):
             client.call(b"more")
 
 
 def test_an_end_that_does_not_come() -> None:
-    with connect(shout, timeout=0.02) as client, pytest.raises(TimeoutError, match=r"still runs after 0\.02 seconds"):
+    with (
+        connect(shout, timeout=0.02) as client,
+        pytest.raises(TimeoutError, match=r"still running after 0\.02 seconds"),
+    ):
         _ = client.outcome
 
 
@@ -115,7 +118,7 @@ def test_a_handler_that_hangs_does_not_hang_the_test() -> None:
     def hang(request: bytes) -> None:
         released.wait(5)
 
-    with pytest.raises(TimeoutError, match="still runs"), connect(hang, timeout=0.02) as client:
+    with pytest.raises(TimeoutError, match="still running"), connect(hang, timeout=0.02) as client:
         client.request(b"x")
     released.set()
 

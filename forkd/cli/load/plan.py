@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from forkd.errors import UsageError
+from forkd.serving.counted import Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited import Delimited, Lines
 from forkd.serving.framing import Framing
-from forkd.serving.framings import Chunks, Delimited, Fixed, LengthPrefixed, Lines, Netstrings
 
 MAX_SECONDS: Final = 1_000_000
 """What a tally's longest duration has room for (`loadtally`), eleven days."""

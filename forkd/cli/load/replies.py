@@ -13,7 +13,8 @@ from operator import methodcaller
 from typing import Protocol, TypeAlias, cast
 
 from forkd.cli.load.plan import LoadPlan
-from forkd.serving.framings import Chunks, Delimited, Fixed
+from forkd.serving.counted import Chunks, Fixed
+from forkd.serving.delimited import Delimited
 
 Counter: TypeAlias = Callable[[bytes], int]
 """How many replies these bytes, the next of the stream, complete; FramingError if they break its rules."""

@@ -1,4 +1,4 @@
-"""Several clients of one `event` worker who have asked by the same turn of its loop."""
+"""Several clients of one `event` worker, whose requests arrive in the same turn of its loop."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def shout(request: bytes) -> bytes:
 
 
 class Room:
-    """A hall, and clients who come into it."""
+    """A hall, and the clients that connect to it."""
 
     def __init__(self, service: Service[..., Any]) -> None:
         self.hall = Hall(service)
         self.visits: dict[socket.socket, int] = {}
 
     def enter(self, family: socket.AddressFamily = socket.AF_UNIX) -> socket.socket:
-        """A client whom the worker serves; it has said nothing yet."""
+        """Returns a client that the worker serves and that has sent nothing yet."""
         if family == socket.AF_UNIX:
             client, accepted = socket.socketpair()
         else:
@@ -57,12 +57,12 @@ class Room:
         self.hall.loop.turn(0)
 
     def told(self, *clients: socket.socket) -> None:
-        """A turn whose wait has told, in this order, that these have sent something, whatever became of it since."""
+        """A turn whose wait reports, in this order, that these clients have sent something, whatever happened since."""
         loop = self.hall.loop
         assert loop.answering is not None
         events = [(self.visits[client], select.EPOLLIN) for client in clients]
         assert loop.answer(loop.answering, events) == []
-        self.hall.seat.meter.rests()
+        self.hall.context.meter.rests()
 
     def close(self) -> None:
         for client in self.visits:
@@ -87,7 +87,7 @@ def rooms() -> Iterator[Rooms]:
 
 
 def met(room: Room, count: int) -> list[socket.socket]:
-    """So many clients who have said I, one after the other, and have heard it back."""
+    """Connects this many clients; client I has sent I and read the reply."""
     clients = [room.enter() for _ in range(count)]
     for client in clients:
         client.sendall(b"I\n")
@@ -101,7 +101,7 @@ Speaking = tuple[Room, list[socket.socket], list[Connection]]
 
 @pytest.fixture
 def speaking(rooms: Rooms) -> Speaking:
-    """Two clients of a handler that sends the second one SPEECH when told to, and the connections it has answered."""
+    """Two clients of a handler that sends SPEECH to the second one on request, and the connections it has answered."""
     answered: list[Connection] = []
 
     @forkd.service(forkd.Lines())
@@ -375,7 +375,7 @@ def several(request: bytes) -> bytes | list[bytes] | None:
 
 
 def said(requests: list[bytes], *, excused: bool) -> bytes:
-    """What a client is to read when it has asked all that."""
+    """Returns what a client must read after it has sent all that."""
     replies: list[bytes] = []
     for request in requests:
         try:
@@ -395,7 +395,7 @@ KINDS_OF_REQUEST = [b"xyz", b"none", b"several", b"big", b"error", b"close"]
 
 
 def drawn(random: Random) -> list[list[bytes]]:
-    """What a client asks, turn by turn: mostly one usual request, as clients do, and now and then what is not."""
+    """Returns what a client sends, turn by turn: usually one ordinary request, now and then something else."""
     kinds = random.choice([KINDS_OF_REQUEST, KINDS_OF_REQUEST[:4]])
     return [
         [b"xyz"] if random.random() < 0.6 else random.choices(kinds, k=random.randrange(4))

@@ -1,4 +1,4 @@
-"""The cases of the API as `event` workers run them, with and without threads."""
+"""The cases of the API as each kind of `event` worker runs them: plain, with threads, with coroutines."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_what_a_task_cannot_deal_with_ends_the_worker() -> None:
     async def serve() -> None:
         hall = Hall(awaited(forkd.service(forkd.Lines())(bytes.upper)), meter=Torn)
         hall.loop.close()
-        turner = Turner(hall.seat)
+        turner = Turner(hall.context)
         hall.loop = turner.loop
         hall.welcome(theirs)
         theirs.close()
@@ -237,7 +237,7 @@ def test_a_worker_of_coroutines_serves_whom_it_lets_in_as_it_leaves() -> None:
     async def serve() -> list[Outcome]:
         hall = Hall(awaited(forkd.service(forkd.Lines())(bytes.upper)))
         hall.loop.close()
-        turner = Turner(hall.seat)
+        turner = Turner(hall.context)
         hall.loop = turner.loop
         over = asyncio.ensure_future(turner.run())
         await asyncio.sleep(0)
@@ -275,7 +275,7 @@ def test_what_a_coroutine_has_sent_leaves_while_it_waits_for_something_else() ->
         with ours:
             try:
                 assert begun.wait(PATIENCE)
-                ours.sendall(b"two\n")  # nobody asks for it yet
+                ours.sendall(b"two\n")  # nothing waits for it yet
                 while received < sent[0]:
                     received += len(ours.recv(65536))
             finally:
