@@ -44,7 +44,9 @@ _LISTENER_LOST: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT
 _FIRST_PAUSE: Final = 0.05
 _LAST_PAUSE: Final = 0.5
 _WORD_SECONDS: Final = 1.0  # how often failures of single connections are told of at most
-_EVENTS: Final = {False: select.EPOLLIN, True: select.EPOLLIN | select.EPOLLEXCLUSIVE}
+# One worker is woken for a connection: the first to have registered of those that wait (epoll_ctl(2)). All the others
+# sleep on, and the one that serves while load is light keeps its caches warm.
+_EVENTS: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
 
 class Report(Protocol):
@@ -70,11 +72,7 @@ class Guest(NamedTuple):
 
 
 class Acceptor:
-    """The listeners in a worker's epoll(7).
-
-    `exclusive` has the kernel wake one worker for a connection instead of all (a large pool's herd costs more
-    than its unfairness). While `resume_at` is a time they are not waited on.
-    """
+    """The listeners in a worker's epoll(7). While `resume_at` is a time they are not waited on."""
 
     def __init__(
         self,
@@ -82,15 +80,12 @@ class Acceptor:
         epoll: select.epoll,
         meter: Meter,
         report: Report,
-        *,
-        exclusive: bool,
     ) -> None:
         self.resume_at: float | None = None
         self._doors = {sock.fileno(): (sock, door) for sock, door in doors}
         self._epoll = epoll
         self._meter = meter
         self._report = report
-        self._events = _EVENTS[exclusive]
         self._pause = _FIRST_PAUSE
         self._starved_since: float | None = None
         self._silent_until = 0.0
@@ -107,7 +102,7 @@ class Acceptor:
         self.resume_at = None
         for fd, (sock, _) in self._doors.items():
             if sock.fileno() == fd:  # or else it is abandoned, and somebody else's number by now
-                self._epoll.register(fd, self._events)
+                self._epoll.register(fd, _EVENTS)
 
     def unwatch(self) -> None:
         if self.resume_at is None:
@@ -117,7 +112,7 @@ class Acceptor:
                         self._epoll.unregister(fd)
 
     def keep_away(self, until: float) -> None:
-        """Waits on no listener until then."""
+        """Waits on no listener until then, and after that behind the other workers that wait."""
         if self.resume_at is None:
             self.unwatch()
             self.resume_at = until

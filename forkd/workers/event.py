@@ -29,10 +29,10 @@ from forkd.workers.threads import ThreadPool
 # So few that the first bytes read are still in the processor's first cache when the last have come.
 _EVENTS_AT_ONCE: Final = 32
 _ACCEPTS_AT_ONCE: Final = 16
-# A worker that has its share keeps away from the listeners for a moment, so that a colleague with less lets the
-# next connection in; when that has not happened by then, it does so itself: a connection waits no longer than this.
+# A worker with 8 connections and 1/32 more than the mean leaves the next ones to the others, for 2 ms.
+_WORTH: Final = 8
+_SLACK: Final = 32
 _DEFER: Final = 0.002
-_SLACK: Final = 32  # a worker may have 1/32 more than the mean, and one
 # How coarse the sweep is: an eighth of the shortest deadline, but no finer and no coarser than this.
 _FINEST: Final = 0.01
 _COARSEST: Final = 1.0
@@ -66,7 +66,7 @@ class EventLoop:
         self.lingering = Lingering()
         self.epoll = select.epoll()
         self.epoll.register(seat.inbox.fd, select.EPOLLIN)
-        self.doors = Acceptor(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
+        self.doors = Acceptor(seat.doors, self.epoll, seat.meter, seat.report)
         self.crew = ThreadPool(seat, self) if seat.threads else None
         self.pen = pen or (seat.meter if self.crew is None else self.crew.pen)
         self.answering: Answering[Visit] | None = None if seat.access else Answering.of(seat.service, self.pen)
@@ -80,7 +80,6 @@ class EventLoop:
         self.stirred = True
         self.shortest = min((each for each in seat.limits if each), default=NEVER)
         self.coarse = min(_COARSEST, max(_FINEST, self.shortest / 8))
-        self.kept_away = 0.0
         self.failure: BaseException | None = None
         seat.orders.abandon = self.doors.abandon
         seat.meter.shares(0)
@@ -141,22 +140,27 @@ class EventLoop:
     # Who comes.
 
     def accept(self, fd: int) -> None:
-        """Lets in who waits, as far as it is this worker's share."""
+        """Accepts what is in the queue, and leaves the rest to others when this worker has clearly more than they.
+
+        The kernel has woken one of them for each connection in the queue that is not this worker's, or all of them are
+        awake and look at the queue before they sleep. So a connection waits for `_DEFER` only where all the others
+        have started on something long in that very moment.
+        """
         for _ in range(_ACCEPTS_AT_ONCE):
-            if not self.may_accept():
-                self.kept_away = self.now
-                self.doors.keep_away(self.now + _DEFER)
-                return
             if not self.let_in(fd):
                 return
+            if self.leaves_the_next():
+                self.doors.keep_away(self.now + _DEFER)
+                return
 
-    def may_accept(self) -> bool:
-        """Whether the next connection is for this worker, or has waited long enough for another one."""
-        if self.now - self.kept_away < 8 * _DEFER and self.kept_away:
-            self.kept_away = 0.0
-            return True
-        mean = self.seat.board.mean_share()
-        return len(self.visits) <= mean + mean / _SLACK
+    def leaves_the_next(self) -> bool:
+        """Whether this worker has many more connections than the mean, and one with fewer has nothing to do."""
+        ours = len(self.visits)
+        if ours <= _WORTH:
+            return False
+        board = self.seat.board
+        mean = board.mean_share()
+        return ours > mean + mean / _SLACK + _WORTH and board.has_free(ours - _WORTH)
 
     def let_in(self, fd: int) -> bool:
         """Welcomes the next connection in the queue; False when there was none."""

@@ -36,7 +36,7 @@ class _SyncLoop:
         self.lingering = Lingering()
         self.epoll = select.epoll()
         self.epoll.register(seat.inbox.fd, select.EPOLLIN)
-        self.doors = Acceptor(seat.doors, self.epoll, seat.meter, seat.report, exclusive=seat.exclusive)
+        self.doors = Acceptor(seat.doors, self.epoll, seat.meter, seat.report)
         seat.orders.abandon = self.doors.abandon
 
     def run(self) -> bool:
