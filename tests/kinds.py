@@ -18,7 +18,7 @@ from forkd.kernel.address import from_sockaddr
 from forkd.serving.connection import Connection
 from forkd.serving.outcome import Outcome
 from forkd.serving.service import Service
-from forkd.workers.acceptor import Doors, Guest
+from forkd.workers.acceptor import Guest
 from forkd.workers.account import Account
 from forkd.workers.context import StackFile, WorkerContext
 from forkd.workers.event import EventLoop
@@ -78,7 +78,7 @@ class Hall:
         self.context = WorkerContext(
             name="test",
             service=service,
-            doors=Doors([], exclusive=False),
+            doors=[],
             limits=limits,
             board=self.board,
             meter=meter(self.row),

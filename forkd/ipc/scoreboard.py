@@ -127,3 +127,11 @@ class Board:
         words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
         shares = [share for at in range(WORDS, (last + 1) * WORDS, WORDS) if (share := words[at + SHARE])]
         return sum(shares) / len(shares) - 1 if shares else 0.0
+
+    def has_free(self, below: int) -> bool:
+        """Whether an event worker that accepts has fewer than `below` connections and no request in hand."""
+        words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
+        return any(
+            0 < words[at + SHARE] <= below and not words[at + BUSY_SINCE]
+            for at in range(WORDS, (last + 1) * WORDS, WORDS)
+        )

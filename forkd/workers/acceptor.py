@@ -45,18 +45,8 @@ _LISTENER_LOST: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT
 _FIRST_PAUSE: Final = 0.05
 _LAST_PAUSE: Final = 0.5
 _WORD_SECONDS: Final = 1.0  # failures of single connections are logged at most this often
-_EVENTS: Final = {False: select.EPOLLIN, True: select.EPOLLIN | select.EPOLLEXCLUSIVE}
-
-
-class Doors(NamedTuple):
-    """A worker's listening sockets.
-
-    With `exclusive` the kernel wakes one worker for a connection instead of all: in a large pool, waking all costs more
-    than the uneven shares do.
-    """
-
-    listeners: list[tuple[socket.socket, Door]]
-    exclusive: bool
+# A connection wakes one worker, whatever the size of the pool, and the others sleep on (epoll_ctl(2)).
+_EVENTS: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
 
 class Guest(NamedTuple):
@@ -80,17 +70,16 @@ class Acceptor:
 
     def __init__(
         self,
-        doors: Doors,
+        doors: list[tuple[socket.socket, Door]],
         epoll: select.epoll,
         meter: Meter,
         report: Report,
     ) -> None:
         self.resume_at: float | None = None
-        self._doors = {sock.fileno(): (sock, door) for sock, door in doors.listeners}
+        self._doors = {sock.fileno(): (sock, door) for sock, door in doors}
         self._epoll = epoll
         self._meter = meter
         self._report = report
-        self._events = _EVENTS[doors.exclusive]
         self._pause = _FIRST_PAUSE
         self._starved_since: float | None = None
         self._silent_until = 0.0
@@ -107,7 +96,7 @@ class Acceptor:
         self.resume_at = None
         for fd, (sock, _) in self._doors.items():
             if sock.fileno() == fd:  # or else it is abandoned, and the number may belong to another file
-                self._epoll.register(fd, self._events)
+                self._epoll.register(fd, _EVENTS)
 
     def unwatch(self) -> None:
         if self.resume_at is None:

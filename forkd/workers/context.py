@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from forkd.errors import BootError
+from forkd.ipc.brief import Door
 from forkd.ipc.deadlines import Deadlines
 from forkd.ipc.meter import Meter
 from forkd.ipc.scoreboard import PHASE, REQUESTS, SPARE, STOPPING, Board
@@ -14,7 +16,6 @@ from forkd.kernel.procfs import own_memory
 from forkd.kernel.signals import Inbox
 from forkd.serving.loading import application_traceback
 from forkd.serving.service import Service
-from forkd.workers.acceptor import Doors
 from forkd.workers.leash import Leash
 from forkd.workers.reporter import Report
 from forkd.workers.tenure import Tenure
@@ -44,7 +45,7 @@ class WorkerContext(NamedTuple):
 
     name: str
     service: Service[..., Any]
-    doors: Doors
+    doors: list[tuple[socket.socket, Door]]
     limits: Deadlines
     board: Board
     meter: Meter

@@ -36,10 +36,10 @@ from forkd.workers.threads import ThreadPool
 # Few enough that the first bytes read are still in the processor's first cache when the last are.
 _EVENTS_AT_ONCE: Final = 32
 _ACCEPTS_AT_ONCE: Final = 16
-# A worker that has its share keeps away from the listeners for this long, so that a worker with fewer connections
-# accepts the next one. If none has by then, it accepts it itself: no connection waits longer than this.
+# A worker with this many connections more than the mean, and 1/32 of it, leaves the next ones to the others for 2 ms.
+_WORTH: Final = 8
+_SLACK: Final = 32
 _DEFER: Final = 0.002
-_SLACK: Final = 32  # a worker may have 1/32 more than the mean, and one connection more
 # The sweep is as coarse as an eighth of the shortest deadline, within these limits.
 _FINEST: Final = 0.01
 _COARSEST: Final = 1.0
@@ -85,7 +85,6 @@ class EventLoop:
         self.stirred = True
         self.shortest = min((each for each in context.limits if each), default=NEVER)
         self.coarse = min(_COARSEST, max(_FINEST, self.shortest / 8))
-        self.kept_away = 0.0
         self.failure: BaseException | None = None
         context.leash.abandon = self.doors.abandon
         context.meter.shares(0)
@@ -146,22 +145,27 @@ class EventLoop:
     # Connections that come.
 
     def accept(self, fd: int) -> None:
-        """Lets in the clients that wait, up to this worker's share."""
+        """Accepts what is in the queue, and leaves the rest to others when this worker has clearly more than they have.
+
+        For each other connection in the queue the kernel has woken one of them, or all of them are awake and look at
+        the queue before they sleep. So a connection waits for `_DEFER` only if all the others have just started
+        something long.
+        """
         for _ in range(_ACCEPTS_AT_ONCE):
-            if not self.may_accept():
-                self.kept_away = self.now
-                self.doors.keep_away(self.now + _DEFER)
-                return
             if not self.let_in(fd):
                 return
+            if self.leaves_the_next():
+                self.doors.keep_away(self.now + _DEFER)
+                return
 
-    def may_accept(self) -> bool:
-        """Whether the next connection is for this worker, or has waited long enough for another one."""
-        if self.now - self.kept_away < 8 * _DEFER and self.kept_away:
-            self.kept_away = 0.0
-            return True
-        mean = self.context.board.mean_share()
-        return len(self.visits) <= mean + mean / _SLACK
+    def leaves_the_next(self) -> bool:
+        """Whether this worker has many more connections than the mean, while one with fewer has nothing to do."""
+        ours = len(self.visits)
+        if ours <= _WORTH:
+            return False
+        board = self.context.board
+        mean = board.mean_share()
+        return ours > mean + mean / _SLACK + _WORTH and board.has_free(ours - _WORTH)
 
     def let_in(self, fd: int) -> bool:
         """Accepts the next connection in the queue; False if there was none."""

@@ -24,7 +24,6 @@ from forkd.ipc.meter import Meter
 from forkd.ipc.scoreboard import REQUESTS, Board
 from forkd.kernel import process, signals
 from forkd.serving.service import Service
-from forkd.workers.acceptor import Doors
 from forkd.workers.context import StackFile, WorkerContext
 from forkd.workers.leash import Leash
 from forkd.workers.reporter import Reporter
@@ -66,7 +65,7 @@ def live(
             WorkerContext(
                 name=brief.service,
                 service=service,
-                doors=Doors(doors, exclusive=brief.exclusive),
+                doors=doors,
                 limits=brief.limits,
                 board=board,
                 meter=meter,

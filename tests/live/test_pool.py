@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -84,7 +85,6 @@ def test_an_elastic_pool_that_crashes_fills_up_again(forkd: Forkd) -> None:
 
 
 def test_a_large_pool_serves_everybody(forkd: Forkd) -> None:
-    """More than sixteen workers wait on the listener one by one (EPOLLEXCLUSIVE)."""
     server = forkd("small:shout", workers=24).serving()
     with ExitStack() as opened:
         served(server, opened, 24)
@@ -92,6 +92,27 @@ def test_a_large_pool_serves_everybody(forkd: Forkd) -> None:
         assert exchange(server.connect(), b"well\n") == b"WELL\n"
     assert server.stop() == 0
     server.gone()
+
+
+def wakeups(pids: list[int]) -> int:
+    """How often these processes have gone to sleep so far (proc(5), status), which is how often they woke up."""
+    status = "".join(Path(f"/proc/{pid}/status").read_text() for pid in pids)
+    return sum(map(int, re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("kind", ["sync", "event"])
+@pytest.mark.parametrize("size", [4, 16])
+def test_a_connection_wakes_one_worker(forkd: Forkd, kind: str, size: int) -> None:
+    """EPOLLEXCLUSIVE, at any size of pool: the others sleep on."""
+    server = forkd("small:shout", workers=size, worker=f'"{kind}"').serving()
+    pids = server.workers()
+    before = wakeups(pids)
+    for _ in range(50):
+        assert exchange(server.connect(), b"a\n") == b"A\n"
+    until(lambda: server.status("test")["connections"]["open"] == 0)
+    # A worker sleeps before the connection, before the request and before the end of it, and once more for a signal or
+    # a lingering socket. If each connection woke all of four workers, there would be three more.
+    assert wakeups(pids) - before < 50 * 6
 
 
 @pytest.mark.slow
