@@ -15,6 +15,8 @@ STRAGGLERS: Final = 0.01
 
 PARKED_BYTES: Final = 1 << 20
 """How much of its replies may wait in memory for a client that does not read them; a handler that sends more waits."""
+PARKED_ALL_BYTES: Final = 256 << 20
+"""The same where the handler cannot wait, because its thread serves others too. Beyond this, the connection ends."""
 
 
 NEVER: Final = float("inf")

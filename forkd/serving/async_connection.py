@@ -99,13 +99,12 @@ class AsyncConnection:
         self._plain.send(data)
         await self._visit.taken(AT_EASE)
 
-    async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
-        """Yields the requests that `framing` cuts out of the rest of the stream, until its end (`async for`).
+    def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
+        """Iterates over the requests that `framing` cuts out of the rest of the stream, until its end (`async for`).
 
         See `Connection.requests`.
         """
-        async for request in self._visit.requests(framing.copy()):
-            yield request
+        return self._visit.requests(framing.copy())
 
     def close(self) -> None:
         """Ends our side: the client reads what was sent, then the end of the stream."""

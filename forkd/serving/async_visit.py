@@ -16,7 +16,9 @@ import asyncio
 import inspect
 import socket
 import traceback
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import suppress
 from types import CoroutineType
 from typing import Any, TypeVar
 
@@ -25,7 +27,7 @@ from forkd.ipc.deadlines import NEVER, Deadlines
 from forkd.ipc.meter import Pen
 from forkd.serving.async_connection import AT_EASE, AsyncConnection
 from forkd.serving.connection import DONT_WAIT, RECEIVE_BYTES, Connection, Reading
-from forkd.serving.conversation import HELD_NS, Conversation, Failed
+from forkd.serving.conversation import HELD_BYTES, HELD_NS, Conversation, Failed
 from forkd.serving.decoder import Decoder
 from forkd.serving.framing import Framing
 from forkd.serving.outcome import End
@@ -39,6 +41,7 @@ class AsyncVisit:
     """One connection of such a service: the coroutine that serves it, and what that waits for."""
 
     __slots__ = (
+        "_arrived",
         "_began",
         "_host",
         "_limits",
@@ -78,6 +81,7 @@ class AsyncVisit:
         self.conversation = Conversation(connection, service, meter, self._name)
         self.interest = IN
         self.at_work = False
+        self._arrived: bytes | None = None  # received, but not yet taken by the reader
         self._began = 0.0
         self._plain = AsyncConnection(connection, self)
         self._service = service
@@ -87,8 +91,8 @@ class AsyncVisit:
         self._touched = host.now
         self._owed_since = 0.0
         self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[bytes] | None = None  # for input
-        self._room: asyncio.Future[None] | None = None  # for the client to take what is parked
+        self._waiter: asyncio.Future[None] | None = None  # for input
+        self._room: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}  # until the client takes more
         self._task: asyncio.Task[None] | None = None
         self._verdict: ForkdError | None = None
 
@@ -159,7 +163,7 @@ class AsyncVisit:
             return held
         self.connection.flush()
         try:
-            data = await self._receive()
+            data = await self.receive()
         except WorkerLeaves:
             return b""
         self.connection.keep(data[n:])
@@ -172,62 +176,55 @@ class AsyncVisit:
             while True:
                 reading.send(data)
                 try:
-                    data = await self._receive()
+                    data = await self.receive()
                 except BaseException as error:
                     reading.throw(error)
                     raise
         except StopIteration as done:
             return bytes(done.value)
 
-    async def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
-        connection = self.connection
-        connection.flush()
-        decoder = Decoder(connection, framing)
-        data = connection.take()
-        try:
-            while data := data or await self._receive():
-                requests = decoder.hear(data)
-                for request in requests:
-                    yield request
-                if decoder.broken is not None:
-                    raise decoder.broken
-                decoder.wait()
-                data = b""
-        except WorkerLeaves:
-            return
-        finally:
-            if connection.deadline is not None:
-                connection.stop_clock()
-        for request in decoder.end():
-            yield request
+    def requests(self, framing: Framing[Request]) -> AsyncIterator[Request]:
+        self.connection.flush()
+        return _Requests(self, Decoder(self.connection, framing))
 
     async def taken(self, all_but: int = 0) -> None:
         """Waits until the client has no more than `all_but` bytes left to take."""
         while len(self.connection.parked) > all_but:
             self._want(OUT)
-            self._room = self._loop.create_future()
-            await self._room
+            room = self._loop.create_future()
+            self._room[room] = asyncio.current_task()
+            try:
+                await room
+            finally:
+                del self._room[room]
 
-    async def _receive(self) -> bytes:
-        """Returns the next bytes; raises the error of a deadline or of recv(2)."""
+    async def receive(self) -> bytes:
+        """Returns the next bytes; raises the error of a deadline or of recv(2), RuntimeError beside another reader."""
+        if self._waiter is not None:
+            raise RuntimeError("another coroutine is already reading from this connection")
         if self.connection.parked:
             await self.taken()
-        self._waiter = self._loop.create_future()
-        self._want(IN)
-        try:
-            return await self._waiter
-        finally:
-            self._waiter = None
+        if self._arrived is None:
+            self._waiter = self._loop.create_future()
+            self._want(IN)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        # Taken only here: if the future carried the bytes, a read cancelled just as they arrive would lose them.
+        data, self._arrived = self._arrived, None
+        assert data is not None
+        return data
 
-    def _read(self, waiter: asyncio.Future[bytes]) -> None:
+    def _read(self, waiter: asyncio.Future[None]) -> None:
         try:
-            data = self.sock.recv(RECEIVE_BYTES, DONT_WAIT)
+            self._arrived = self.connection.took(self.sock.recv(RECEIVE_BYTES, DONT_WAIT))
         except BlockingIOError:
             return
         except OSError as error:
             waiter.set_exception(PeerGone.by(error))
         else:
-            waiter.set_result(self.connection.took(data))
+            waiter.set_result(None)
 
     def _unpark(self) -> None:
         try:
@@ -235,8 +232,10 @@ class AsyncVisit:
         except PeerGone as error:
             self._fail(error)
             return
-        if self._room is not None and not self._room.done() and len(self.connection.parked) <= AT_EASE:
-            self._room.set_result(None)
+        if len(self.connection.parked) <= AT_EASE:
+            for room in self._room:
+                if not room.done():
+                    room.set_result(None)
         if done:
             self._want(IN)
 
@@ -255,9 +254,17 @@ class AsyncVisit:
         """Ends whatever the handler is doing with `error`."""
         self._verdict = error
         self.connection.parked.clear()
-        if self._room is not None and not self._room.done():
-            self._room.set_exception(error)
-        elif self._task is not None:
+        with suppress(OSError):  # the client was faster
+            self.sock.shutdown(socket.SHUT_RDWR)  # anything sent after this would follow a hole in the stream
+        heard = False
+        for room, task in self._room.items():
+            if not room.done():
+                if task is self._task:
+                    room.set_exception(error)
+                    heard = True
+                else:  # another client's handler: not its fault
+                    room.set_result(None)
+        if not heard and self._task is not None:
             self._task.cancel()
 
     # The coroutine that serves it.
@@ -307,7 +314,7 @@ class AsyncVisit:
                 self._meter.served()
             return
         decoder = conversation.decoder
-        while not connection.closed and (data := await self._receive()):
+        while not connection.closed and (data := await self.receive()):
             requests = decoder.hear(data)
             await self._answer_all(requests)
             decoder.wait()
@@ -316,16 +323,26 @@ class AsyncVisit:
 
     async def _answer_all(self, requests: Sequence[Any]) -> None:
         connection = self.connection
+        unsent = connection.unsent
+        held = late = 0
         for request in requests:
-            await self._answer(request)
+            now = await self._answer(request)
             if connection.closed:
                 return
+            if unsent:
+                held += len(unsent[-1])
+            late = late or now + HELD_NS
+            if held > HELD_BYTES or now > late:
+                self.conversation.flush()
+                await self.taken(AT_EASE)
+                await asyncio.sleep(0)  # the worker's other clients have their turn
+                held = late = 0
         if requests or self.conversation.decoder.broken is not None:
             if connection.parked:
                 await self.taken()
             self.conversation.settle()
 
-    async def _answer(self, request: Any) -> None:
+    async def _answer(self, request: Any) -> int:
         connection, meter, service = self.connection, self._meter, self._service
         meter.meets(self._name)
         began = meter.began(request if type(request) is bytes else connection.latest)
@@ -347,6 +364,7 @@ class AsyncVisit:
             now = meter.ended(began)
         if now - began > HELD_NS and not connection.leaving:
             self.conversation.flush()
+        return now
 
     async def _recover(self, error: BaseException) -> None:
         """Turns a handler's error into a reply, if the service has a hook for that."""
@@ -366,14 +384,59 @@ class AsyncVisit:
         if conversation.hold(reply):
             return
         conversation.flush()
-        if isinstance(reply, AsyncIterable):
-            async for one in reply:
-                conversation.send_one(one)
-                await self.taken(AT_EASE)
+        try:
+            if isinstance(reply, AsyncIterable):
+                async for one in reply:
+                    conversation.send_one(one)
+                    await self.taken(AT_EASE)
+            else:
+                for one in reply:
+                    conversation.send_one(one)
+                    await self.taken(AT_EASE)
+        finally:  # an unfinished generator would hold on to its resources
+            if (close := getattr(reply, "aclose", None) or getattr(reply, "close", None)) is not None:
+                await _settled(close())
+
+
+class _Requests(AsyncIterator[Request]):
+    """The iterator that `requests` returns. A generator would end with the first read that is cancelled."""
+
+    def __init__(self, visit: AsyncVisit, decoder: Decoder[Request]) -> None:
+        self._visit = visit
+        self._decoder = decoder
+        self._ready: deque[Request] = deque()
+        self._kept = visit.connection.take()
+        self._over = False
+
+    async def __anext__(self) -> Request:
+        while not self._ready:
+            await self._read_on()
+        return self._ready.popleft()
+
+    async def _read_on(self) -> None:
+        """Decodes the next bytes of the stream; raises StopAsyncIteration at its end."""
+        decoder, connection = self._decoder, self._visit.connection
+        if decoder.broken is not None:
+            raise decoder.broken
+        if self._over:
+            raise StopAsyncIteration
+        if not self._kept:
+            decoder.wait()
+        try:
+            data = self._kept or await self._visit.receive()
+        except ForkdError as error:
+            if connection.deadline is not None:
+                connection.stop_clock()
+            if isinstance(error, WorkerLeaves):
+                self._over = True
+                raise StopAsyncIteration from None
+            raise
+        self._kept = b""
+        if data:
+            self._ready.extend(decoder.hear(data))
         else:
-            for one in reply:
-                conversation.send_one(one)
-                await self.taken(AT_EASE)
+            self._over = True
+            self._ready.extend(decoder.end())
 
 
 async def _settled(value: Any) -> Any:

@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from forkd.errors import DeadlineError, ForkdError, OverLimit, PeerGone, Truncated, WorkerLeaves
-from forkd.ipc.deadlines import FIRST_GRACE, GRACE, PARKED_BYTES, STRAGGLERS, Deadlines
+from forkd.ipc.deadlines import FIRST_GRACE, GRACE, PARKED_ALL_BYTES, PARKED_BYTES, STRAGGLERS, Deadlines
 from forkd.kernel.address import Address, from_sockaddr
 from forkd.kernel.sockopts import FOR_EVER, timeval
 from forkd.serving.decoder import Decoder
@@ -384,6 +384,11 @@ class Connection:
             self._shut()
         return True
 
+    @property
+    def parks_all(self) -> bool:
+        """Whether everything owed is kept in memory, because the thread that serves this client serves others too."""
+        return self.stalled is not None
+
     def drain(self) -> None:
         """Waits until the client has taken what is parked."""
         poll = select.poll()
@@ -433,8 +438,12 @@ class Connection:
         if not mark:
             raise ValueError("read_until needs a mark of at least one byte")
 
+        looked = 0  # no mark begins before this
+
         def found(held: bytearray) -> int | None:
-            at = held.find(mark)
+            nonlocal looked
+            at = held.find(mark, looked)
+            looked = max(0, len(held) - len(mark) + 1)
             if at + len(mark) > limit or (at < 0 and len(held) >= limit):
                 raise OverLimit(f"no {mark!r} within {limit} bytes")
             return None if at < 0 else at + len(mark)
@@ -515,8 +524,11 @@ class Connection:
         self.parked += data
         if stalled and self.stalled is not None:
             self.stalled()
-        if len(self.parked) > PARKED_BYTES:
-            self.drain()
+        if not self.parks_all:
+            if len(self.parked) > PARKED_BYTES:
+                self.drain()
+        elif len(self.parked) > PARKED_ALL_BYTES:
+            raise self.too_slow()
 
     def _shut(self) -> None:
         with suppress(OSError):  # the client was faster

@@ -71,6 +71,7 @@ class Conversation:
         "_unsent",
         "connection",
         "decoder",
+        "unfinished",
     )
 
     def __init__(self, connection: Connection, service: Service[..., Any], meter: Pen, peer: bytes = b"") -> None:
@@ -85,6 +86,7 @@ class Conversation:
         self._queue: Iterator[Any] = NOTHING
         self._rest: Iterator[Any] | None = None
         self._leave_at = 0.0
+        self.unfinished = False
 
     def open(self) -> None:
         """Gives the conversation a framing of its own."""
@@ -147,8 +149,11 @@ class Conversation:
         done = False
         while not (done or connection.parked or connection.closed):
             done = self._answer_some()
-        if connection.parked:
-            return  # the iterator keeps its place
+            if connection.parks and not done:
+                break  # its turn, of HELD_NS, is over
+        self.unfinished = not (done or connection.parked or connection.closed)
+        if self.unfinished or connection.parked:
+            return  # the iterator remembers its place
         if connection.leaving or self.decoder.broken is not None:
             self.settle()
         elif unsent:
@@ -216,11 +221,12 @@ class Conversation:
     def finish(self, outcome: Outcome) -> Outcome:
         """Ends our side and runs the service's closing hook; returns the outcome."""
         self.close(outcome)
-        if self._service.close_hook is not None:
-            try:
+        try:
+            self._drop_rest()
+            if self._service.close_hook is not None:
                 self._service.close_hook(self.connection)
-            except BaseException as error:
-                outcome = self.failure(error)
+        except BaseException as error:
+            outcome = self.failure(error)
         self.account()
         return outcome
 
@@ -271,6 +277,7 @@ class Conversation:
         """Turns a handler's error into a reply, if the service has a hook for that."""
         hook = self.excused(error)
         try:
+            self._drop_rest()
             self._reply(hook(error, self.connection))  # type: ignore[arg-type]  # no other is excused
         except (Close, DeadlineError, PeerGone):
             raise
@@ -294,6 +301,12 @@ class Conversation:
                 self._rest = None
                 return
 
+    def _drop_rest(self) -> None:
+        """Closes a generator of replies that will not be used up, so that it frees its resources before `on_close`."""
+        rest, self._rest = self._rest, None
+        if (close := getattr(rest, "close", None)) is not None:
+            close()
+
     def _say_the_rest(self) -> None:
         """The same for a handler that was paused between its replies: it is at work again."""
         self._meter.meets(self._peer)
@@ -303,7 +316,6 @@ class Conversation:
         except (Close, DeadlineError, PeerGone):
             raise
         except BaseException as error:
-            self._rest = None
             self._recover(error)
         finally:
             self._meter.paused()
@@ -312,9 +324,10 @@ class Conversation:
         """Sends the last reply of a handler that ends the connection."""
         try:
             self._reply(close.reply)
-            while self._rest is not None:
-                self.connection.drain()
-                self._send_rest()
+            for one in self._rest or ():
+                if not self.connection.parks_all:
+                    self.connection.drain()
+                self.send_one(one)
             self.connection.flush(last=True)
         except (DeadlineError, PeerGone) as error:
             return Outcome(end_of(error), error)

@@ -147,9 +147,11 @@ class Visit:
             return
         connection = self.connection
         if connection.closed or connection.at_end:
-            if not connection.parked:
+            if not connection.parked and not self.conversation.unfinished:
                 self._conclude(self._outcome or self.conversation.over())
                 return
+        elif self.conversation.unfinished:
+            pass
         elif not connection.parked and connection.deadline is None and not connection.leaving and self.interest == IN:
             self._await_the_usual()
             return
@@ -167,14 +169,15 @@ class Visit:
             self._host.usual.pop(self.fd, None)
 
     def _meet(self, event: int) -> None:
+        connection = self.connection
         if not self._started:
             self._start()
-        elif self.connection.parked or self.interest == OUT:  # a handler may have waited for the client to take it
+        elif connection.parked or self.interest == OUT:  # a handler may have waited for the client to take it
             self._take_up()
         elif event == IN:
             self._read()
         elif event != OUT:  # with an error or a hang-up, which the socket must report
-            while not self.connection.parked and not self.connection.closed and self._read():
+            while not (connection.parked or connection.closed or self.conversation.unfinished) and self._read():
                 pass
 
     def hurry(self) -> None:
@@ -189,7 +192,7 @@ class Visit:
         if connection.parked:
             # A thread that waits for the client to take its replies has a clock of its own.
             return NEVER if self.at_work else self._owed_since + (self._limits.write_timeout or NEVER)
-        if self._verdict is not None or (self.at_work and not connection.leaving):
+        if self._verdict is not None or self.conversation.unfinished or (self.at_work and not connection.leaving):
             return NEVER
         if connection.deadline is not None:
             return connection.deadline
@@ -248,7 +251,8 @@ class Visit:
     def _wait_for_less(self) -> None:
         """Something is owed, half received or hurried: its time may be over sooner than after silence."""
         self._await_anything()
-        wanted = OUT if self.connection.parked else IN
+        # The socket of an unfinished visit is writable, so OUT brings its next turn, behind all that are ready now.
+        wanted = OUT if self.connection.parked or self.conversation.unfinished else IN
         if wanted != self.interest:
             self.interest = wanted
             self._owed_since = self._host.now

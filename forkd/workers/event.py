@@ -208,7 +208,8 @@ class EventLoop:
 
     def watch(self, visit: Visitor) -> None:
         """The visit now waits for something else."""
-        self.epoll.modify(visit.fd, visit.interest)
+        # EPOLLERR and EPOLLHUP are reported in any case (epoll_ctl(2)); once is enough while nobody reads or sends.
+        self.epoll.modify(visit.fd, visit.interest or select.EPOLLONESHOT)
 
     # Connections that go.
 
