@@ -100,20 +100,20 @@ def table(text: str, *header: str) -> list[list[str]]:
     return found[1:]
 
 
-def test_the_exit_statuses_are_those_of_the_readme() -> None:
-    rows = table((ROOT / "README.md").read_text(), "status", "meaning")
+def test_the_reference_lists_the_exit_statuses() -> None:
+    rows = table((ROOT / "docs/reference/exit-status.md").read_text(), "status", "meaning")
     assert rows == [[str(each.value), errors.MEANINGS[each]] for each in sorted(Exit)]
 
 
-def test_the_signals_are_those_of_the_readme() -> None:
-    rows = table((ROOT / "README.md").read_text(), "signal to the master", "meaning")
+def test_the_reference_lists_the_signals() -> None:
+    rows = table((ROOT / "docs/reference/signals.md").read_text(), "signal to the master", "meaning")
     assert rows == [
         [each.name.removeprefix("SIG"), commands.MEANINGS[command]] for each, command in commands.COMMANDS.items()
     ]
 
 
-def test_the_ends_of_connections_are_those_of_the_readme() -> None:
-    rows = table((ROOT / "README.md").read_text(), "end", "why the connection ended")
+def test_the_reference_lists_the_ends_of_connections() -> None:
+    rows = table((ROOT / "docs/reference/log.md").read_text(), "end", "why the connection ended")
     told = [word for ends, _ in rows for word in re.split(r"\W+", ends)]
     assert sorted(told) == sorted(each.name.lower() for each in End)
 
@@ -128,7 +128,7 @@ def test_there_is_one_version() -> None:
 
 
 def test_the_program_is_the_one_of_the_project() -> None:
-    assert PROJECT["project"]["scripts"] == {"forkd": "forkd.cli:main"}
+    assert PROJECT["project"]["scripts"] == {"forkd": "forkd.cli.main:main"}
     assert PROJECT["project"]["requires-python"] == ">=3.11"
     try:
         installed = metadata.version("forkd-server")
@@ -160,5 +160,5 @@ def test_no_file_names_a_place_of_one_machine() -> None:
 
 def test_the_project_is_looked_through() -> None:
     names = {str(path.relative_to(ROOT)) for path in files()}
-    assert {"pyproject.toml", "forkd/cli.py", "etc/forkd.toml", "tests/test_shipped.py"} <= names
+    assert {"pyproject.toml", "forkd/cli/main.py", "etc/forkd.toml", "tests/test_shipped.py"} <= names
     assert not any("__pycache__" in name or name.startswith(".venv") for name in names)
