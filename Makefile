@@ -1,13 +1,14 @@
 # make run    serves etc/forkd.toml in the foreground
 # make test   lint, types and all tests
+# make docs   the documentation as a website, in build/site
 # make bench  forkd beside other servers, and the page of it; make scaling  how the cost grows
-# All make what they need in $(VENV) and work a second time; nothing outside it is touched.
+# Each installs what it needs into $(VENV), can be repeated, and touches nothing outside the clone.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types pytest machine chaos bench scaling coverage reference clean
+.PHONY: run test lint types pytest machine chaos bench scaling coverage reference docs clean
 
 run: $(VENV)/installed
 	$(BIN)/forkd run etc/forkd.toml
@@ -69,6 +70,12 @@ reference: $(VENV)/installed
 	_FORKD_COMPLETE=zsh_source $(BIN)/forkd > completion/_forkd
 	_FORKD_COMPLETE=fish_source $(BIN)/forkd > completion/forkd.fish
 	$(BIN)/python -m docs.tools.states
+	$(BIN)/python -m docs.tools.picture
+
+# A link that leads nowhere fails the build. mkdocs is run by this Python, whose path has docs/tools.
+docs: $(VENV)/documented
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage bench/build
@@ -90,4 +97,8 @@ $(VENV)/tested: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/benched: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=compat
+	touch $(VENV)/installed $@
+
+$(VENV)/documented: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]' --config-settings editable_mode=compat
 	touch $(VENV)/installed $@
