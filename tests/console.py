@@ -1,4 +1,4 @@
-"""The commands that a page shows, run as a reader would run them, and their output compared with what the page shows.
+"""Runs the commands that a page shows, as a reader would, and compares their output with what the page shows.
 
 A page has two kinds of steps. A code block with a title is a file to write. A block marked `console` holds commands,
 each after "$ ", with the output below it. There `...` stands for what varies: alone on a line for any number of lines,
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tests.server import LIMIT
 
 MACHINE = "<!-- tests/machine runs what follows -->"
-"""What comes after this line in a page needs a machine with systemd."""
+"""In a page, everything after this line needs a machine with systemd."""
 
 Wrap = Callable[[list[str]], list[str]]
 
@@ -49,12 +49,12 @@ Step = File | Command
 
 
 def steps(page: str) -> list[Step]:
-    """The files and the commands of a page, in order."""
+    """Returns the files and the commands of a page, in order."""
     return list(_steps(page))
 
 
 def for_machine(page: str) -> tuple[list[Step], list[Step]]:
-    """The steps before the line MACHINE, and those after it."""
+    """Returns the steps before the line MACHINE, and those after it."""
     border = page[: page.index(MACHINE)].count("\n") + 1
     found = steps(page)
     return [each for each in found if each.line < border], [each for each in found if each.line > border]
@@ -94,7 +94,7 @@ def _commands(block: Sequence[str], first: int) -> Iterator[Command]:
 
 
 def shows(shown: Sequence[str], seen: str, *, all_of_it: bool = True) -> bool:
-    """True if `seen` is what a page shows; unless `all_of_it`, other lines may come before, between and after."""
+    """True if `seen` is what a page shows. Without `all_of_it`, other lines may come before, between and after."""
     lines = [line for each in seen.splitlines() if (line := _plain(each)) and not _warns_root(line)]
     between = "" if all_of_it else r"(?:.*\n)*?"
     pattern = between
@@ -118,8 +118,8 @@ def _warns_root(line: str) -> bool:
 class Terminal:
     """Runs the steps of a page in a folder.
 
-    `wrap` makes a command line run elsewhere, where `root`, a folder here, is "/". Commands in `done` are not run:
-    the test has seen to them already.
+    `wrap` turns a command line into one that runs elsewhere, in a place whose "/" is the folder `root` here. Commands
+    in `done` are skipped, because the test has prepared what they do.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Terminal:
         self._succeeded()
 
     def _here(self, path: str) -> Path:
-        """A path in the folder, as this process sees it."""
+        """Returns a path in the folder, as this process sees it."""
         return self._root / (Path(self.folder) / path).relative_to("/")
 
     def _type(self, command: Command) -> None:
@@ -212,7 +212,7 @@ def ending(terminal: Terminal) -> Iterator[Terminal]:
 
 
 class _Server:
-    """A command that serves in the foreground: what it has printed so far, and its end."""
+    """A command that serves in the foreground, and what it has printed so far."""
 
     def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
         self._printed = ""
@@ -256,6 +256,6 @@ class _Server:
 
 
 def differs(command: Command, seen: str) -> str:
-    """What a test that failed says about a command."""
+    """Says what a page shows and what a command printed, for a test that fails."""
     shown = "\n".join(command.output)
     return f"line {command.line} of the page: $ {command.text}\nThe page shows:\n{shown}\n\nIt printed:\n{seen}"

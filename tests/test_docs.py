@@ -1,4 +1,4 @@
-"""The pages, without mkdocs: each is in the navigation, links lead somewhere, and pictures are those of the code."""
+"""Checks the pages without mkdocs: the navigation lists them, links lead somewhere, and pictures match the code."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def named(path: Path) -> str:
 
 
 def prose(page: str) -> str:
-    """The page without its blocks and spans of code."""
+    """Returns the page without its blocks and spans of code."""
     return re.sub(r"(`+)[^`].*?\1", "", re.sub(r"(?ms)^```.*?^```$", "", page))
 
 
 def links(page: str) -> list[str]:
-    """What the page links to or shows, but for other hosts."""
+    """Returns the page's links and pictures, except those on other hosts."""
     found = re.findall(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)", prose(page))
     return [each for each in found if not re.match(r"[a-z]+:", each)]
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub and the site make them."""
+    """Returns the anchors of a page's headings, as GitHub and the site make them."""
     titles = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?ms)^```.*?^```$", "", page))
     return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
 
@@ -51,7 +51,7 @@ def test_its_links_lead_somewhere(path: Path) -> None:
     for link in links(path.read_text()):
         target, _, anchor = link.partition("#")
         there = (path.parent / target).resolve() if target else path
-        # Of the API's page, the anchors are made from the docstrings.
+        # The anchors of the API's page come from docstrings.
         anchored = there.suffix == ".md" and anchor and there.name != "api.md"
         if not there.exists() or (anchored and anchor not in anchors(there.read_text())):
             missing.append(link)

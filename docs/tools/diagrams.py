@@ -1,7 +1,7 @@
-"""Draws the Mermaid state diagrams of the pages for the site, so that it needs no script from another host.
+"""Draws the Mermaid state diagrams of the pages as SVG, so that the site needs no script from another host.
 
-It knows what `docs.tools.states` writes: lines "ONE --> OTHER", with "[*]" for the begin and the end. mkdocs.yml names
-`fence` as what renders a block marked `mermaid`.
+It understands what `docs.tools.states` writes: lines "ONE --> OTHER", with "[*]" for the start and the end. mkdocs.yml
+names `fence` as the function that renders blocks marked `mermaid`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _END: Final = "(end)"
 
 
 def fence(source: str, *_: Any, **__: Any) -> str:
-    """A block of a page as HTML (pymdownx.superfences, custom fences)."""
+    """Returns a block of a page as HTML (pymdownx.superfences, custom fences)."""
     return f'<div class="diagram">{drawn(moves(source))}</div>'
 
 
 def moves(source: str) -> list[tuple[str, str]]:
-    """The arrows of a state diagram; ValueError for what else Mermaid can do."""
+    """Returns the arrows of a state diagram. Raises ValueError for anything else that Mermaid can draw."""
     title, *lines = (line.strip() for line in source.splitlines() if line.strip())
     if title != "stateDiagram-v2":
         raise ValueError(f"the site draws Mermaid's state diagrams only, not {title!r}")
@@ -40,7 +40,7 @@ def moves(source: str) -> list[tuple[str, str]]:
 
 
 def drawn(arrows: list[tuple[str, str]]) -> str:
-    """The arrows as SVG, with classes for its colours."""
+    """Returns the arrows as SVG. Classes name its parts for the style sheet."""
     graph: dict[str, list[str]] = {}
     for begin, end in arrows:
         graph.setdefault(begin, []).append(end)

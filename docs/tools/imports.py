@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def rooms_below(package: Path) -> dict[str, str]:
-    """The source of every room, by its dotted name below `forkd`; the `__init__` of a wing has the wing's name."""
+    """Returns the source of every room by its dotted name below `forkd`; a wing's `__init__` has the wing's name."""
     found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -17,14 +17,15 @@ def rooms_below(package: Path) -> dict[str, str]:
 
 
 def wings_below(package: Path) -> set[str]:
-    """The dotted name of every folder below `forkd` that is a package."""
+    """Returns the dotted name of every package below `forkd`."""
     return {".".join(path.parent.relative_to(package).parts) for path in package.rglob("*/__init__.py")}
 
 
 def imported(room: str, source: str) -> Iterator[tuple[str, bool]]:
-    """The name of each module that a room imports, forkd's own as "forkd.NAME"; and whether that is in a function.
+    """Yields the name of each module that a room imports, and whether it does so inside a function.
 
-    `from forkd.x import y` yields "forkd.x.y": whether y is a room or a name in one, `room_of` knows.
+    Modules of forkd are named "forkd.NAME". `from forkd.x import y` yields "forkd.x.y"; `room_of` finds out whether y
+    is a room or a name in one.
     """
     tree = ast.parse(source)
     inside = {
@@ -47,7 +48,7 @@ def imported(room: str, source: str) -> Iterator[tuple[str, bool]]:
 
 
 def room_of(name: str, rooms: Mapping[str, str]) -> str:
-    """The room that a dotted name below `forkd` leads to: the longest beginning of it that is one."""
+    """Returns the room that a dotted name below `forkd` leads to: the longest prefix that is a room."""
     parts = name.split(".")[1:]
     while parts and ".".join(parts) not in rooms:
         parts.pop()
@@ -55,13 +56,13 @@ def room_of(name: str, rooms: Mapping[str, str]) -> str:
 
 
 def wing_of(room: str, wings: set[str]) -> str:
-    """The wing that a room is in; a room at the top stands for itself."""
+    """Returns the wing that a room is in; a room at the top level counts as its own wing."""
     above = room if room in wings else room.rpartition(".")[0]
     return above if above in wings else room
 
 
 def used_wings(rooms: Mapping[str, str], wings: set[str]) -> dict[str, set[str]]:
-    """The wings that each wing's rooms import."""
+    """Returns the wings that each wing's rooms import."""
     found: dict[str, set[str]] = {wing_of(room, wings): set() for room in rooms}
     for room, source in rooms.items():
         names = [name for name, _ in imported(room, source) if name.partition(".")[0] == "forkd"]

@@ -1,7 +1,7 @@
-"""Lays out a graph in layers, every arrow pointing down as far as the graph has no rings, and draws it as SVG.
+"""Lays out a graph in layers, with every arrow pointing down unless it closes a ring.
 
-The method is that of Sugiyama, Tagawa and Toda (1981): layers by the longest path, bends where an arrow passes a layer,
-an order within each layer with few crossings, and places near the neighbours'.
+The method is that of Sugiyama, Tagawa and Toda (1981): assign layers by the longest path, add a bend where an arrow
+passes a layer, order each layer for few crossings, and place each node near its neighbors.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 _SWEEPS: Final = 100
-# How much two bends of one arrow pull at each other, beside the pull between an arrow and a box.
+# How strongly two bends of one arrow attract each other, compared with a bend and a box: long arrows stay straight.
 _STRAIGHT: Final = 8
 
 Edge = tuple[str, str]
@@ -24,7 +24,7 @@ class Size(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Where a node is: its middle across, its top, and its size."""
+    """A node's place: its horizontal middle, its top, and its size."""
 
     x: float
     top: float
@@ -36,7 +36,7 @@ class Box(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """The points from one node's edge to the other's, from above to below."""
+    """The points of an arrow from top to bottom. A `reversed` one points up."""
 
     begin: str
     end: str
@@ -76,7 +76,7 @@ def layout(sizes: Mapping[str, Size], graph: Graph, gap: float, between: float) 
 
 
 def _without_rings(graph: Mapping[str, Sequence[str]]) -> tuple[list[Edge], set[Edge]]:
-    """The edges, with those that close a ring turned around; and which were turned."""
+    """Returns the edges, with those that close a ring turned around, and the set of those."""
     edges: list[Edge] = []
     back: set[Edge] = set()
     state: dict[str, int] = {}
@@ -101,7 +101,7 @@ def _without_rings(graph: Mapping[str, Sequence[str]]) -> tuple[list[Edge], set[
 
 
 def _ranks(nodes: Iterable[str], edges: Sequence[Edge]) -> dict[str, int]:
-    """The layer of each node, 0 at the top: as low as its followers allow, but up where that shortens its arrows."""
+    """Returns the layer of each node, 0 at the top: just above what it points to, or higher for shorter arrows."""
     below: dict[str, list[str]] = {node: [] for node in nodes}
     above: dict[str, list[str]] = {node: [] for node in below}
     for begin, end in edges:
@@ -124,7 +124,7 @@ def _ranks(nodes: Iterable[str], edges: Sequence[Edge]) -> dict[str, int]:
 
 
 def _chain(edge: Edge, ranks: Mapping[str, int]) -> list[str]:
-    """The edge, with the name of a bend for each layer that it passes."""
+    """Returns the edge's nodes, with a named bend between them for each layer that it passes."""
     begin, end = edge
     bends = [f"{begin} {rank} {end}" for rank in range(ranks[begin] + 1, ranks[end])]
     return [begin, *bends, end]
@@ -140,7 +140,7 @@ def _layers(ranks: Mapping[str, int], chains: Sequence[Sequence[str]]) -> list[l
     return layers
 
 
-def _neighbours(pairs: Sequence[Edge]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def _neighbors(pairs: Sequence[Edge]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     above: dict[str, list[str]] = {}
     below: dict[str, list[str]] = {}
     for begin, end in pairs:
@@ -150,8 +150,8 @@ def _neighbours(pairs: Sequence[Edge]) -> tuple[dict[str, list[str]], dict[str, 
 
 
 def _ordered(layers: list[list[str]], pairs: Sequence[Edge]) -> list[list[str]]:
-    """The layers, each sorted by the mean place of its nodes' neighbours; the best of several sweeps down and up."""
-    above, below = _neighbours(pairs)
+    """Returns the layers, each sorted by the mean place of its nodes' neighbors: the best of several sweeps."""
+    above, below = _neighbors(pairs)
     best = [list(layer) for layer in layers]
     for sweep in range(_SWEEPS):
         down = sweep % 2 == 0
@@ -183,8 +183,8 @@ def _crossings(layers: Sequence[Sequence[str]], pairs: Sequence[Edge]) -> int:
 def _places(
     layers: Sequence[Sequence[str]], pairs: Sequence[Edge], widths: Mapping[str, float], between: float
 ) -> dict[str, float]:
-    """The middle of each node: as near to its neighbours' as the order and the widths of its layer allow."""
-    above, below = _neighbours(pairs)
+    """Returns the middle of each node, as near to its neighbors as the order and the widths of its layer allow."""
+    above, below = _neighbors(pairs)
     across: dict[str, float] = {}
     for layer in layers:
         total = sum(widths[node] + between for node in layer)
@@ -210,9 +210,9 @@ def _places(
 
 
 def _apart(desired: Sequence[float], widths: Sequence[float], between: float) -> list[float]:
-    """Places in this order that do not overlap, with the least squares of the distances from those desired.
+    """Returns places in this order that do not overlap, with the least squared distances from the desired ones.
 
-    Without the widths before each, that is a regression to a sequence that never falls, by pooling its neighbours.
+    After subtracting the widths to the left of each node, this is isotonic regression, solved by pooling neighbors.
     """
     offsets = [0.0]
     for left, right in pairwise(widths):
@@ -230,7 +230,7 @@ def _apart(desired: Sequence[float], widths: Sequence[float], between: float) ->
 def _arrows(
     edges: Sequence[Edge], back: set[Edge], chains: Sequence[Sequence[str]], boxes: Mapping[str, Box]
 ) -> list[Arrow]:
-    """The arrows; those of one node leave and reach it side by side, in the order of where they come from or lead."""
+    """Returns the arrows. Those of one node leave it, and reach it, side by side, in the order of their other ends."""
     leave, reach = _ports(chains, boxes, out=True), _ports(chains, boxes, out=False)
     arrows = []
     for edge, chain in zip(edges, chains, strict=True):
@@ -259,7 +259,7 @@ def _ports(chains: Sequence[Sequence[str]], boxes: Mapping[str, Box], *, out: bo
 
 
 def curve(points: Sequence[tuple[float, float]]) -> str:
-    """A path through the points that leaves and reaches each one vertically (the `d` of an SVG path)."""
+    """Returns a path that passes each point vertically (the `d` of an SVG path)."""
     (x, y), *others = points
     parts = [f"M{x:.1f} {y:.1f}"]
     for to_x, to_y in others:

@@ -17,7 +17,7 @@ from docs.tools.layers import Arrow, Box, Size, curve, layout
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "docs/explanation/architecture.svg"
 
-# Modules at the top of the package that are no part of its structure: an entry point, and names of an earlier release.
+# Top-level modules that are not part of the structure: an entry point, and names of an earlier release.
 _LEFT_OUT: Final = {"__main__", "forkserver", "successor"}
 _MARGIN: Final = 14
 _GAP: Final = 42.0
@@ -36,7 +36,7 @@ marker path { fill: #6f7d92; stroke: none }"""
 
 
 def picture(rooms: Mapping[str, str], wings: set[str]) -> str:
-    """The SVG document."""
+    """Returns the SVG document."""
     graph = {wing: others - _LEFT_OUT for wing, others in used_wings(rooms, wings).items() if wing not in _LEFT_OUT}
     inside = {wing: _lines([each for each in rooms if wing_of(each, wings) == wing != each]) for wing in graph}
     inside["__init__"] = ["the public names"]
@@ -61,7 +61,7 @@ def picture(rooms: Mapping[str, str], wings: set[str]) -> str:
 
 
 def reduced(graph: Mapping[str, Set[str]]) -> dict[str, set[str]]:
-    """The graph without the arrows that a path over other nodes implies."""
+    """Returns the graph without the arrows that a path over other nodes implies."""
 
     def reached(node: str) -> set[str]:
         return {each for other in graph[node] for each in (other, *reached(other))}
@@ -102,7 +102,7 @@ def _box(title: str, lines: list[str], box: Box) -> list[str]:
 
 
 def current() -> str:
-    """The picture of the code as it is."""
+    """Returns the picture of the present code."""
     package = ROOT / "forkd"
     return picture(rooms_below(package), wings_below(package))
 
