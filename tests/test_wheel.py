@@ -29,5 +29,5 @@ def test_the_wheel_brings_what_is_shared(tmp_path: Path) -> None:
         pytest.skip(reason)
     with zipfile.ZipFile(wheel.build(tmp_path)) as built:
         found = {name.partition(".data/data/")[2]: built.read(name) for name in built.namelist() if ".data/" in name}
-        assert {"forkd/cli.py", "forkd/py.typed"} <= set(built.namelist())
+        assert {"forkd/cli/main.py", "forkd/py.typed"} <= set(built.namelist())
     assert found == {there: (ROOT / here).read_bytes() for there, here in SHARED.items()}
