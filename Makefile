@@ -71,6 +71,7 @@ reference: $(VENV)/installed
 	_FORKD_COMPLETE=fish_source $(BIN)/forkd > completion/forkd.fish
 	$(BIN)/python -m docs.tools.states
 	$(BIN)/python -m docs.tools.picture
+	$(BIN)/python -m docs.tools.tables
 
 # A link that leads nowhere fails the build; with --quiet it would not. `python -m` finds docs.tools in the clone.
 docs: $(VENV)/documented

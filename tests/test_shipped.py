@@ -102,14 +102,14 @@ def table(text: str, *header: str) -> list[list[str]]:
 
 def test_the_reference_lists_the_exit_statuses() -> None:
     rows = table((ROOT / "docs/reference/exit-status.md").read_text(), "status", "meaning")
-    assert rows == [[str(each.value), errors.MEANINGS[each]] for each in sorted(Exit)]
+    assert rows == [[str(each.value), errors.MEANINGS[each]] for each in sorted(Exit)], "make reference"
 
 
 def test_the_reference_lists_the_signals() -> None:
     rows = table((ROOT / "docs/reference/signals.md").read_text(), "signal to the master", "meaning")
     assert rows == [
         [each.name.removeprefix("SIG"), commands.MEANINGS[command]] for each, command in commands.COMMANDS.items()
-    ]
+    ], "make reference"
 
 
 def test_the_reference_lists_the_ends_of_connections() -> None:
