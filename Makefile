@@ -1,13 +1,14 @@
 # make run    serves etc/forkd.toml in the foreground
 # make test   lint, types and all tests
+# make docs   the documentation as a website, in build/site
 # make bench  forkd beside other servers, and the page of it; make scaling  how the cost grows
-# All make what they need in $(VENV) and work a second time; nothing outside it is touched.
+# Each installs what it needs into $(VENV), can be repeated, and touches nothing outside the clone.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types pytest machine chaos bench scaling coverage reference clean
+.PHONY: run test lint types pytest machine chaos bench scaling coverage reference docs clean
 
 run: $(VENV)/installed
 	$(BIN)/forkd run etc/forkd.toml
@@ -24,31 +25,31 @@ types: $(VENV)/tested
 	$(BIN)/mypy --strict examples/policy.py
 	$(BIN)/mypy --strict -p bench
 
-# PYTEST='tests/rooms -k line' does a part.
+# PYTEST='tests/rooms -k line' selects some of them.
 pytest: $(VENV)/tested
 	$(BIN)/pytest $(PYTEST)
 
-# The tests inside a systemd of their own, with fifty restarts where there are five otherwise; as root.
+# The tests inside their own systemd, with fifty restarts instead of five. Needs root.
 machine: $(VENV)/tested
 	RESTARTS=50 $(BIN)/pytest -v -rs tests/machine
 
-# Every promise of reliability under load, with every kind of worker, and the page of what was seen: two hours, as root.
-# CHAOS='--kind sync' is half an hour; with CHAOS='--rows FILE' a run that was broken off goes on.
+# Every promise of reliability under load, with every kind of worker, and the page of the results: two hours. Needs root.
+# CHAOS='--kind sync' takes half an hour; CHAOS='--rows FILE' resumes an interrupted run.
 chaos: $(VENV)/tested
 	$(BIN)/python -m tests.chaos --page docs/reliability.md $(CHAOS)
 
-# forkd beside C, Perl and other Python servers, and docs/benchmarks: half an hour. BENCH='--only sync-64' does a part.
-# What Debian has to add (libnet-server-perl, redis-tools, ucspi-tcp) is told where it is missing.
+# forkd beside C, Perl and other Python servers, and the benchmarks page: half an hour. BENCH='--only sync-64' does a part.
+# It needs libnet-server-perl, redis-tools and ucspi-tcp on Debian, and reports which are missing.
 bench: $(VENV)/benched $(patsubst %,bench/build/%,prefork epoll filter client)
 	$(BIN)/python -m bench $(BENCH)
 
-# How the cost grows, and docs/scaling.md: a quarter of an hour.
+# How the cost grows, and the scaling page: a quarter of an hour.
 scaling: $(VENV)/benched
 	$(BIN)/python -m bench.scaling $(SCALING)
 
 bench/build/%: bench/c/%.c bench/c/lines.h bench/c/listen.h
 	@command -v $(CC) >/dev/null \
-	    || { echo "the servers and the client to measure with want a C compiler (on Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+	    || { echo "the benchmark needs a C compiler (on Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
 	@mkdir -p $(@D)
 	$(CC) -O2 -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -o $@ $< -lm
 
@@ -62,7 +63,7 @@ coverage: $(VENV)/tested
 	$(BIN)/coverage run -m pytest tests/rooms
 	$(BIN)/coverage report -m --fail-under=100 --include='$(subst $(empty) ,$(comma),$(strip $(PURE)))'
 
-# The pages that are made from the code.
+# Every file that is made from the code.
 reference: $(VENV)/installed
 	$(BIN)/python -m docs.tools.settings_page > docs/settings.md
 	$(BIN)/python -m docs.tools.manual man
@@ -70,6 +71,13 @@ reference: $(VENV)/installed
 	_FORKD_COMPLETE=zsh_source $(BIN)/forkd > completion/_forkd
 	_FORKD_COMPLETE=fish_source $(BIN)/forkd > completion/forkd.fish
 	$(BIN)/python -m docs.tools.states
+	$(BIN)/python -m docs.tools.picture
+	$(BIN)/python -m docs.tools.tables
+
+# A link that leads nowhere fails the build; with --quiet it would not. `python -m` finds docs.tools in the clone.
+docs: $(VENV)/documented
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "see build/site/index.html, or with search: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site"
 
 clean:
 	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage bench/build
@@ -91,4 +99,8 @@ $(VENV)/tested: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/benched: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=compat
+	touch $(VENV)/installed $@
+
+$(VENV)/documented: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]' --config-settings editable_mode=compat
 	touch $(VENV)/installed $@

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
+from docs.tools.imports import imported, room_of, rooms_below, used_wings, wing_of, wings_below
 from tests.server import ROOT
 
 PACKAGE = ROOT / "forkd"
 MAP = (ROOT / "ARCHITECTURE.md").read_text()
 
 
-def rooms_below(package: Path) -> dict[str, str]:
-    """The source of every room, by its dotted name below `forkd`; the `__init__` of a wing has the wing's name."""
-    found = {}
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package).with_suffix("").parts
-        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path.read_text()
-    return found
-
-
 ROOMS = rooms_below(PACKAGE)
-WINGS = {
-    ".".join(path.parent.relative_to(PACKAGE).parts) for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE
-}
+WINGS = wings_below(PACKAGE)
 # Rooms that must not import these modules of the standard library: deciding, framing and formatting are pure.
 REFUSED = {
     "lifecycle.server": {"os", "signal", "socket", "time"},
@@ -89,45 +78,6 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("| ").split("|")]
 
 
-def imported(room: str, source: str) -> Iterator[tuple[str, bool]]:
-    """The name of each module that is imported, forkd's own as "forkd.NAME"; and whether that is inside a function.
-
-    What `from forkd.x import y` names is "forkd.x.y": whether y is a room or a name in one, `room_of` knows.
-    """
-    tree = ast.parse(source)
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
-        late = id(node) in inside
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, late) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = ["forkd", *room.split(".")[: -node.level]] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            if module.partition(".")[0] == "forkd":
-                yield from ((f"{module}.{alias.name}", late) for alias in node.names)
-            else:
-                yield module, late
-
-
-def room_of(name: str, rooms: Mapping[str, str]) -> str:
-    """The room that a dotted name below `forkd` leads to: the longest beginning of it that is one."""
-    parts = name.split(".")[1:]
-    while parts and ".".join(parts) not in rooms:
-        parts.pop()
-    return ".".join(parts) or "__init__"
-
-
-def wing_of(room: str, wings: set[str]) -> str:
-    """The wing that a room is in; a room at the top stands for itself."""
-    above = room if room in wings else room.rpartition(".")[0]
-    return above if above in wings else room
-
-
 def breaches(rooms: Mapping[str, str], wings: set[str], rows: Mapping[str, set[str]]) -> list[str]:
     """What is wrong with the modules' sources by this map."""
     places = {wing_of(room, wings) for room in rooms}
@@ -176,15 +126,6 @@ def cycles(graph: Mapping[str, set[str]]) -> list[str]:
     for room in graph:
         visit(room, ())
     return found
-
-
-def used_wings(rooms: Mapping[str, str], wings: set[str]) -> dict[str, set[str]]:
-    """The wings that each wing's rooms import."""
-    found: dict[str, set[str]] = {wing_of(room, wings): set() for room in rooms}
-    for room, source in rooms.items():
-        names = [name for name, _ in imported(room, source) if name.partition(".")[0] == "forkd"]
-        found[wing_of(room, wings)] |= {wing_of(room_of(name, rooms), wings) for name in names}
-    return {wing: others - {wing} for wing, others in found.items()}
 
 
 def test_the_modules_keep_to_the_map() -> None:

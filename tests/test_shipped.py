@@ -100,20 +100,20 @@ def table(text: str, *header: str) -> list[list[str]]:
     return found[1:]
 
 
-def test_the_exit_statuses_are_those_of_the_readme() -> None:
-    rows = table((ROOT / "README.md").read_text(), "status", "meaning")
-    assert rows == [[str(each.value), errors.MEANINGS[each]] for each in sorted(Exit)]
+def test_the_reference_lists_the_exit_statuses() -> None:
+    rows = table((ROOT / "docs/reference/exit-status.md").read_text(), "status", "meaning")
+    assert rows == [[str(each.value), errors.MEANINGS[each]] for each in sorted(Exit)], "make reference"
 
 
-def test_the_signals_are_those_of_the_readme() -> None:
-    rows = table((ROOT / "README.md").read_text(), "signal to the master", "meaning")
+def test_the_reference_lists_the_signals() -> None:
+    rows = table((ROOT / "docs/reference/signals.md").read_text(), "signal to the master", "meaning")
     assert rows == [
         [each.name.removeprefix("SIG"), commands.MEANINGS[command]] for each, command in commands.COMMANDS.items()
-    ]
+    ], "make reference"
 
 
-def test_the_ends_of_connections_are_those_of_the_readme() -> None:
-    rows = table((ROOT / "README.md").read_text(), "end", "why the connection ended")
+def test_the_reference_lists_the_ends_of_connections() -> None:
+    rows = table((ROOT / "docs/reference/log.md").read_text(), "end", "why the connection ended")
     told = [word for ends, _ in rows for word in re.split(r"\W+", ends)]
     assert sorted(told) == sorted(each.name.lower() for each in End)
 

@@ -1,6 +1,6 @@
 """Draws the states of forkd's master, fork servers and workers from the tables of their legal moves.
 
-`python -m docs.tools.states` writes the pictures into ARCHITECTURE.md anew; a test compares the two.
+`python -m docs.tools.states` writes the diagrams into ARCHITECTURE.md; a test says when they are out of date.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ END: Final = "<!-- the states end -->\n"
 
 
 def pictures() -> str:
-    """The three state machines, as Markdown."""
+    """Returns the three state machines as Markdown."""
     return "\n".join(
         f"{title}:\n\n```mermaid\n{diagram(moves)}\n```\n"
         for title, moves in (
@@ -33,7 +33,7 @@ def pictures() -> str:
 
 
 def diagram(moves: Mapping[State, Set[State]]) -> str:
-    """A table of moves as a Mermaid state diagram; its first state is where it begins, one without moves an end."""
+    """Returns a table of moves as a Mermaid state diagram. The first state is the start; one without moves, an end."""
     order = list(moves)
     lines = ["stateDiagram-v2", f"    [*] --> {order[0].value}"]
     for state, following in moves.items():
@@ -43,7 +43,7 @@ def diagram(moves: Mapping[State, Set[State]]) -> str:
 
 
 def drawn(page: str) -> str:
-    """The page with its pictures as the tables are now."""
+    """Returns the page with the diagrams of the present tables."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{pictures()}\n{END}{after}"

@@ -1,4 +1,4 @@
-"""What the README's page for administrators says, done on a machine with a real systemd."""
+"""`forkd install` on a machine with a real systemd."""
 
 from __future__ import annotations
 
