@@ -28,7 +28,7 @@ def read(name: str) -> bytes:
 
     Raises ForkdError where this installation has come without it.
     """
-    beside = Path(__file__).parent.parent / name
+    beside = Path(__file__).parents[3] / name
     if beside.is_file():
         return beside.read_bytes()
     folder, _, file = name.partition("/")
