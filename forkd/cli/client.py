@@ -19,6 +19,7 @@ from msgspec import Struct, field
 
 from forkd.errors import BrokenOffError, ForkdError, TimedOutError
 from forkd.kernel.address import from_sockaddr
+from forkd.sockets.explain import errno_name
 
 Stream: TypeAlias = IO[bytes] | int | None
 """A file with a descriptor, a descriptor, or None for one that was closed before forkd began."""
@@ -206,7 +207,7 @@ class _Exchange(Struct):
             self._hang_up()
             return
         except OSError as error:
-            raise ForkdError(f"standard output cannot be written: {error.strerror} ({_errno_name(error)})") from None
+            raise ForkdError(f"standard output cannot be written: {error.strerror} ({errno_name(error)})") from None
         self.last_printed = bytes(self.to_print[written - 1 : written])
         del self.to_print[:written]
 
@@ -221,7 +222,7 @@ class _Exchange(Struct):
 def _broken_off(peer: str, error: OSError) -> ForkdError:
     if error.errno == errno.ETIMEDOUT:  # keepalive or retransmission gave up, see tcp(7)
         return TimedOutError(f"{peer} does not answer any more (ETIMEDOUT); is the way there still open?")
-    return BrokenOffError(f"{peer} broke the connection off ({_errno_name(error)}); look at the server's log")
+    return BrokenOffError(f"{peer} broke the connection off ({errno_name(error)}); look at the server's log")
 
 
 def _has_more(descriptor: int | None) -> bool:
@@ -242,7 +243,7 @@ def _read(descriptor: int) -> bytes | None:
         # A descriptor closed from the start, and a terminal that was hung up, have nothing to say.
         if error.errno in (errno.EBADF, errno.EIO):
             return b""
-        raise ForkdError(f"standard input cannot be read: {error.strerror} ({_errno_name(error)})") from None
+        raise ForkdError(f"standard input cannot be read: {error.strerror} ({errno_name(error)})") from None
 
 
 def _descriptor(stream: Stream) -> int | None:
@@ -255,7 +256,3 @@ def _peer_name(sock: socket.socket) -> str:
     except OSError:  # reset already: the first receive tells
         return "the server"
     return str(from_sockaddr(sock.family, peer)) if peer else "the server"
-
-
-def _errno_name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, f"errno {error.errno}")
