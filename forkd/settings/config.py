@@ -105,13 +105,15 @@ def from_options(
     try:
         return read(COMMAND_LINE, folder, {"master": master, "service": {name: service}}, {}, cores, problems)
     except ConfigError as error:
-        raise ConfigError([_as_an_option(each) for each in error.problems]) from None
+        if "listen" in service:
+            raise
+        missing = f"service.{printable(name)}.listen"
+        raise ConfigError([_as_an_option(each, missing, "--listen") for each in error.problems]) from None
 
 
-def _as_an_option(problem: Problem) -> Problem:
-    """What is missing on a command line has the name of an option there."""
-    missing = problem.what.startswith("is missing") and problem.key.endswith(".listen")
-    return problem._replace(key="--listen") if missing else problem
+def _as_an_option(problem: Problem, key: str, option: str) -> Problem:
+    """Names the option to write, in place of the key that is missing."""
+    return problem._replace(key=option) if problem.key == key else problem
 
 
 def changes(old: Settings, new: Settings) -> Changes:
