@@ -17,17 +17,19 @@ from forkd.cli import check, client, launch, options, start
 from forkd.cli.install import command as install_command
 from forkd.cli.load import command as load_command
 from forkd.cli.options import CORES, FILE, complain, config_option, control_option, seconds
+from forkd.cli.running_master import ASK_SECONDS
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.ipc import control_client
 from forkd.kernel import address
 from forkd.log import log
 from forkd.security import trust
 from forkd.settings import config
+from forkd.settings.schema import MAX_WORKERS
 from forkd.sockets import dial
 from forkd.sockets.rpcbind import lookup
 from forkd.systemd import notify, reports
 
-_ASK_SECONDS: Final = 10.0
+_INTERRUPTED: Final = 128 + signal.SIGINT  # as a shell reports it
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         status = cli.main(arguments, prog_name="forkd", standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         complain(str(error), error.exit_status)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         sys.exit(Exit.FAILED)
@@ -139,7 +141,7 @@ def stacks(file: str, control: Path | None, service: str) -> None:
 @cli.command()
 @control_option
 @click.argument("service", shell_complete=options.services)
-@click.argument("size", type=click.IntRange(1, 1024), metavar="N")
+@click.argument("size", type=click.IntRange(1, MAX_WORKERS), metavar="N")
 def scale(file: str, control: Path | None, service: str, size: int) -> None:
     """Sets the size of SERVICE's pool to N workers, until the next reload."""
     _ask(file, control, {"command": "scale", "service": service, "size": size})
@@ -221,7 +223,7 @@ def _change(file: str, control: Path | None, command: str) -> int:
     return Exit.DONE
 
 
-def _ask(file: str, path: Path | None, command: dict[str, Any], timeout: float | None = _ASK_SECONDS) -> Any:
+def _ask(file: str, path: Path | None, command: dict[str, Any], timeout: float | None = ASK_SECONDS) -> Any:
     """Asks the forkd that serves `file`, or the one at `path`."""
     path, _ = options.premises(file, path)
     return control_client.ask(path, command, timeout)

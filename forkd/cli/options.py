@@ -145,7 +145,7 @@ def _is_application(target: str) -> bool:
     return ":" in target and "/" not in target and not target.endswith(".toml")
 
 
-_ASK_SECONDS: Final = 1.0
+_COMPLETION_SECONDS: Final = 1.0  # someone waits with a half-typed line
 
 
 def services(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -157,7 +157,7 @@ def services(context: click.Context, parameter: click.Parameter, incomplete: str
             settings = config.load(context.params["file"], cores=1)
             names = list(settings.services)
             path = paths.control_path(settings)
-        names = list(control_client.ask(path, {"command": "status"}, _ASK_SECONDS)["services"])
+        names = list(control_client.ask(path, {"command": "status"}, _COMPLETION_SECONDS)["services"])
     return [name for name in names if name.startswith(incomplete)]
 
 

@@ -20,7 +20,7 @@ from forkd.errors import ControlError, ForkdError, RunsAlreadyError, TimedOutErr
 from forkd.ipc import control_client
 from forkd.kernel import pidfile
 
-_ASK_SECONDS: Final = 10.0
+ASK_SECONDS: Final = 10.0
 _LOOKS: Final = 10
 _UNSEEN: Final = "forkd runs, but its process is not seen from here: it is in another container, or /proc is hidden"
 
@@ -73,7 +73,7 @@ def _answering(control_path: Path) -> RunningMaster | None:
     """Whoever listens at the control socket, if a forkd answers there: any program may listen at a path."""
     if control_client.listening_process(control_path) is None:
         return None
-    control_client.ask(control_path, {"command": "status"}, _ASK_SECONDS)
+    control_client.ask(control_path, {"command": "status"}, ASK_SECONDS)
     return _held(partial(control_client.listening_process, control_path), control_path)
 
 
@@ -96,5 +96,5 @@ def _held(look: Callable[[], int | None], control_path: Path) -> RunningMaster |
 def _master(control_path: Path) -> dict[str, Any]:
     """What a master says of itself, if it answers."""
     with suppress(ForkdError, KeyError, TypeError):
-        return dict(control_client.ask(control_path, {"command": "status"}, _ASK_SECONDS)["master"])
+        return dict(control_client.ask(control_path, {"command": "status"}, ASK_SECONDS)["master"])
     return {}

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_PIPE_WIDTH: Final = 1000
+from forkd.cli.load.terminal import plain_console, plain_table
 
 
 def show(document: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the document of `forkd status --json` for a person."""
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = _PIPE_WIDTH  # rich would take 80 columns and cut the tables to that
+    console = console or plain_console()
     master = document["master"]
     console.print(
         Text(
@@ -82,7 +78,7 @@ def _workers(workers: list[Mapping[str, Any]]) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table(gap=1)
     words = {"service", "listens on", "state"}
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right", no_wrap=True)

@@ -12,4 +12,5 @@ report     the figures as a document, a table and a moving line
 run        the processes of a test: started, watched, added up
 schedule   when requests are due
 tally      what a process counts, in shared memory
+terminal   how tables look on a terminal
 """

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from hdrh.histogram import HdrHistogram
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -20,11 +19,11 @@ from rich.text import Text
 
 from forkd.cli.load.plan import LoadPlan
 from forkd.cli.load.tally import LONGEST, Tally, durations, total
+from forkd.cli.load.terminal import plain_console, plain_table
 from forkd.kernel.address import Address
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 99.99)
 _DIGITS: Final = 3
-_PIPE_WIDTH: Final = 1000
 
 
 class Moment(NamedTuple):
@@ -90,10 +89,7 @@ def failures(document: Mapping[str, Any]) -> str:
 
 def show(document: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints a document for a person."""
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = _PIPE_WIDTH  # rich would take 80 columns and cut the tables to that
+    console = console or plain_console()
     plan = document["plan"]
     console.print(
         Text(
@@ -186,7 +182,7 @@ def _percentiles(document: Mapping[str, Any]) -> Table:
 
 
 def _table(first: str, *columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table(gap=2)
     table.add_column(first, min_width=12)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True, min_width=12)
