@@ -128,7 +128,7 @@ def test_there_is_one_version() -> None:
 
 
 def test_the_program_is_the_one_of_the_project() -> None:
-    assert PROJECT["project"]["scripts"] == {"forkd": "forkd.cli:main"}
+    assert PROJECT["project"]["scripts"] == {"forkd": "forkd.cli.main:main"}
     assert PROJECT["project"]["requires-python"] == ">=3.11"
     try:
         installed = metadata.version("forkd-server")
@@ -160,5 +160,5 @@ def test_no_file_names_a_place_of_one_machine() -> None:
 
 def test_the_project_is_looked_through() -> None:
     names = {str(path.relative_to(ROOT)) for path in files()}
-    assert {"pyproject.toml", "forkd/cli.py", "etc/forkd.toml", "tests/test_shipped.py"} <= names
+    assert {"pyproject.toml", "forkd/cli/main.py", "etc/forkd.toml", "tests/test_shipped.py"} <= names
     assert not any("__pycache__" in name or name.startswith(".venv") for name in names)
