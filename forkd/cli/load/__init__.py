@@ -1,7 +1,9 @@
 """forkd load: a load test of any TCP service.
 
+attempt    when a link may try to connect again
 chart      the figures as a picture
 command    the options of forkd load, turned into a plan and one call
+figures    what the loop has counted, and its way into the tally
 link       one connection, and the calls on its socket
 links      the connections of a process: made, lost, made again
 loop       the client loop of one process

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Final, NamedTuple
 
+from forkd.cli.load.attempt import Attempt
 from forkd.cli.load.replies import Counter
 
 ORDINARY: Final = select.EPOLLIN
@@ -32,7 +33,7 @@ class Target(NamedTuple):
 
 
 class State(Enum):
-    RESTING = auto()  # closed; the next attempt is at `retry_at`
+    RESTING = auto()  # closed; the next attempt is at `attempt.next_at`
     CONNECTING = auto()
     OPEN = auto()
 
@@ -42,18 +43,15 @@ class Link:
 
     __slots__ = (
         "_sock",
+        "attempt",
         "count",
         "fd",
         "is_free",
-        "is_queued",
         "left",
-        "pause",
         "quiet_since",
         "receive",
         "rest",
-        "retry_at",
         "served",
-        "since",
         "starts",
         "state",
         "transmit",
@@ -67,12 +65,9 @@ class Link:
         self.left = 0  # requests that this connection may still carry
         self.rest = b""  # what the kernel had no room for
         self.is_free = False  # whether it stands among those that wait for a request
-        self.since = 0  # when the attempt to connect began
         self.quiet_since = 0  # since when a reply is awaited
-        self.is_queued = False  # whether the attempt is one of several at a full queue
-        self.retry_at = 0
+        self.attempt = Attempt()
         self.served = False  # whether this connection has brought a reply
-        self.pause = 0  # the last back-off
         self.fd = -1
         self.count: Counter
         self.receive: Callable[[int], bytes]
@@ -111,7 +106,8 @@ class Link:
     def opened(self, count: Counter, left: int) -> None:
         """A new stream begins."""
         self.state = State.OPEN
-        self.served = self.is_queued = False
+        self.served = False
+        self.attempt.succeed()
         self.count = count
         self.left = left
         self.receive = self._sock.recv

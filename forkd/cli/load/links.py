@@ -11,13 +11,9 @@ import select
 from typing import Final
 
 from forkd.cli.load.link import Link, State, Target
-from forkd.cli.load.plan import UNLIMITED, LoadPlan, Share
+from forkd.cli.load.plan import SECOND, UNLIMITED, LoadPlan, Share
 from forkd.cli.load.replies import Judge
 from forkd.cli.load.tally import Tally, bucket
-
-SECOND: Final = 1_000_000_000
-_SHORTEST_PAUSE: Final = SECOND // 50
-_LONGEST_PAUSE: Final = SECOND
 
 _CLASSES: Final = {
     errno.ECONNREFUSED: "refused",
@@ -50,8 +46,7 @@ class Links:
 
     def connect(self, link: Link, now: int) -> None:
         """Begins a connection; a link of which the last one has been closed."""
-        if not link.is_queued:
-            link.since = now
+        link.attempt.begin(now)
         try:
             done = link.connect(self._target)
         except OSError as error:
@@ -110,10 +105,10 @@ class Links:
         if self.ending:
             self._retire(link)
         elif link.served:
-            link.pause = 0
+            link.attempt.forget_pause()
             self.connect(link, now)
         else:
-            self._rest(link, now)
+            link.attempt.back_off(now)
 
     def search(self, now: int) -> None:
         """Finds those that have been silent for too long, and those whose pause is over."""
@@ -122,9 +117,9 @@ class Links:
                 if link.starts and now - link.quiet_since > self._timeout:
                     self.lose(link, "timed out", now)
             elif link.state is State.RESTING:
-                if now >= link.retry_at and not self.ending:
+                if now >= link.attempt.next_at and not self.ending:
                     self.connect(link, now)
-            elif now - link.since > self._connect_timeout:
+            elif now - link.attempt.since > self._connect_timeout:
                 self.connecting -= 1
                 self._failed(link, OSError(errno.ETIMEDOUT, ""), now)
 
@@ -136,7 +131,7 @@ class Links:
             self._close(link)
 
     def _came_up(self, link: Link, now: int, *, new: bool) -> None:
-        took = now - link.since
+        took = now - link.attempt.since
         tally = self._tally
         tally["connected"] += 1
         tally.connects[bucket(took)] += 1
@@ -149,23 +144,18 @@ class Links:
 
     def _failed(self, link: Link, error: OSError, now: int) -> None:
         self._close(link)
-        if error.errno == errno.EAGAIN and now - link.since < self._connect_timeout:
+        if error.errno == errno.EAGAIN and now - link.attempt.since < self._connect_timeout:
             # A unix socket's queue is full, for which there is no event: unix(7) only lets blocking callers wait.
-            link.is_queued, link.retry_at = True, now
+            link.attempt.queue(now)
             return
         self._tally["errno"] = error.errno or 0
         self._tally[_CLASSES.get(error.errno or 0, "unreachable")] += 1
-        self._rest(link, now)
+        link.attempt.back_off(now)
 
     def _retire(self, link: Link) -> None:
         self.connecting -= link.state is State.CONNECTING
         self._close(link)
-        link.retry_at = UNLIMITED
-
-    def _rest(self, link: Link, now: int) -> None:
-        link.is_queued = False
-        link.pause = min(max(2 * link.pause, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-        link.retry_at = now + link.pause
+        link.attempt.give_up()
 
     def _close(self, link: Link) -> None:
         self.by_fd.pop(link.fd, None)

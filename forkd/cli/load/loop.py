@@ -16,10 +16,11 @@ import time
 from enum import Enum, auto
 from typing import Final
 
+from forkd.cli.load.figures import Figures
 from forkd.cli.load.link import ORDINARY, Link, State, Target
-from forkd.cli.load.links import SECOND, Links
+from forkd.cli.load.links import Links
 from forkd.cli.load.open_loop import Turns
-from forkd.cli.load.plan import UNLIMITED, LoadPlan, Share
+from forkd.cli.load.plan import SECOND, UNLIMITED, LoadPlan, Share
 from forkd.cli.load.schedule import EvenSchedule, RandomSchedule
 from forkd.cli.load.tally import Tally
 from forkd.errors import FramingError
@@ -43,7 +44,7 @@ class ClientLoop:
 
     def __init__(self, plan: LoadPlan, share: Share, target: Target, tally: Tally, leash: int) -> None:
         self._plan = plan
-        self._share, self._tally = share, tally
+        self._share = share
         # Early, so that its number is one that select(2) can wait for.
         self._epoll = select.epoll()
         self._epoll.register(leash, select.EPOLLIN)
@@ -54,8 +55,7 @@ class ClientLoop:
         self._chunk = _LITTLE
         self._turns: Turns | None = None  # an open loop's
         self._to_send = 0
-        self._since = UNLIMITED  # what was sent or due earlier does not count
-        self._answered = self._bytes_in = self._bytes_out = self._longest = self._last = 0
+        self._figures = Figures(tally)
 
     def run(self) -> None:
         """Does the share, to its end."""
@@ -91,9 +91,10 @@ class ClientLoop:
     # What happens for every reply and every request; here each line counts.
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
-        links, by_fd, clock, latencies = self._links, self._links.by_fd, time.monotonic_ns, self._tally.latencies
-        since, answered, longest, received, chunk = self._since, 0, self._longest, 0, self._chunk
-        pipeline, is_closed = self._pipeline, self._turns is None
+        links, by_fd, clock = self._links, self._links.by_fd, time.monotonic_ns
+        figures, latencies = self._figures, self._figures.latencies
+        since, answered, longest, last, received = figures.since, 0, figures.longest, figures.last, 0
+        chunk, pipeline, is_closed = self._chunk, self._pipeline, self._turns is None
         for fd, what in events:
             link = by_fd.get(fd)
             if link is None:  # the leash
@@ -122,7 +123,7 @@ class ClientLoop:
                 link.watch(self._epoll, new=False)  # there may be more, of which no edge would tell
             if not count:
                 continue
-            self._last = link.quiet_since = now
+            last = link.quiet_since = now
             link.served = True
             starts = link.starts
             if count > len(starts):
@@ -153,9 +154,9 @@ class ClientLoop:
                     starts.extend((now,) * room)
             else:
                 self._go_on(link, now)
-        self._answered += answered
-        self._bytes_in += received
-        self._longest = longest
+        figures.answered += answered
+        figures.bytes_in += received
+        figures.longest, figures.last = longest, last
 
     def _go_on(self, link: Link, now: int) -> None:
         """A link that has room: a closed loop's sends, an open one's waits for a request that is due."""
@@ -194,7 +195,7 @@ class ClientLoop:
             sent = 0
         except OSError:
             return  # the next receive tells why, after what had come before
-        self._bytes_out += sent
+        self._figures.bytes_out += sent
         if sent < len(data):
             link.rest = data[sent:]
             link.watch(self._epoll, new=False)
@@ -223,7 +224,7 @@ class ClientLoop:
     def _send_rest(self, link: Link) -> None:
         with contextlib.suppress(OSError):  # as in _send
             sent = link.transmit(link.rest)
-            self._bytes_out += sent
+            self._figures.bytes_out += sent
             link.rest = link.rest[sent:]
             if not link.rest:
                 link.watch(self._epoll, new=False)
@@ -262,7 +263,7 @@ class ClientLoop:
             at_random = self._plan.poisson
             schedule = RandomSchedule(begin, interval, random.Random()) if at_random else EvenSchedule(begin, interval)
             self._turns = Turns(schedule, self._pipeline)
-        self._last = now
+        self._figures.last = now
         if self._plan.warmup:
             self._phase, self._phase_end = LoadPhase.WARMING, now + int(self._plan.warmup * SECOND)
             self._to_send = UNLIMITED
@@ -275,30 +276,23 @@ class ClientLoop:
         self._phase, self._phase_end = LoadPhase.COUNTING, UNLIMITED if limit is None else now + int(limit * SECOND)
         # What was due in the warm-up and has still to leave takes nobody's place.
         self._to_send = self._share.requests + (self._turns.overdue(now - 1) if self._turns else 0)
-        self._since = now
+        self._figures.since = now
         if self._plan.warmup:
-            self._answered = self._bytes_in = self._bytes_out = self._longest = self._links.judge.wrong = 0
-            self._tally.clear_requests()
+            self._links.judge.wrong = 0
+            self._figures.restart()
 
     def _stop_sending(self, now: int) -> None:
         if self._turns is not None:
-            self._tally["unsent"] = min(self._to_send, self._turns.overdue(self._phase_end - 1))
+            self._figures.tally["unsent"] = min(self._to_send, self._turns.overdue(self._phase_end - 1))
         self._to_send = 0
         self._links.finish_all(now)
-        self._last = now
+        self._figures.last = now
         self._phase, self._phase_end = LoadPhase.DRAINING, UNLIMITED
 
     def _is_hopeless(self, now: int) -> bool:
         """Whether a test without an end in time has found nobody for so long that it would have none."""
-        deadline = max(self._links.last_hope, self._last) + 2 * self._plan.connect_timeout * SECOND
+        deadline = max(self._links.last_hope, self._figures.last) + 2 * self._plan.connect_timeout * SECOND
         return self._plan.limit is None and now > deadline and not self._links.is_any_open()
 
     def _publish(self, now: int) -> None:
-        tally = self._tally
-        tally["answered"], tally["longest"] = self._answered, self._longest
-        tally["bytes_in"], tally["bytes_out"] = self._bytes_in, self._bytes_out
-        tally["wrong"] = self._links.judge.wrong
-        if self._since != UNLIMITED:
-            tally["began"] = self._since
-            # After the last request, the time goes on until its reply only.
-            tally["ended"] = max(self._last, self._since) if self._to_send <= 0 else now
+        self._figures.publish(self._links.judge.wrong, now if self._to_send > 0 else None)

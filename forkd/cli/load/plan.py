@@ -21,6 +21,9 @@ MAX_SECONDS: Final = 1_000_000
 DEFAULT_SECONDS: Final = 10.0
 """How long a test lasts that was told neither a time nor a number of requests."""
 
+SECOND: Final = 1_000_000_000
+"""In nanoseconds, which the loop counts in."""
+
 UNLIMITED: Final = 1 << 62
 """More than any count of requests that a process will ever see."""
 
