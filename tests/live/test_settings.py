@@ -131,15 +131,15 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     file.chmod(0)
     result = program("check", str(file), cwd=Path("/"), before=POWERLESS)
     assert result.returncode == 78
-    assert result.stderr == f"{file}: can not be read: Permission denied\n"
+    assert result.stderr == f"{file}: cannot be read: Permission denied\n"
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_a_folder_or_nothing_is_no_file(tmp_path: Path, command: str) -> None:
     result = program(command, str(tmp_path), cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (78, f"{tmp_path}: can not be read: it is a folder\n")
+    assert (result.returncode, result.stderr) == (78, f"{tmp_path}: cannot be read: it is a folder\n")
     result = program(command, "none.toml", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (78, "none.toml: can not be read: there is no such file\n")
+    assert (result.returncode, result.stderr) == (78, "none.toml: cannot be read: no such file\n")
 
 
 def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +161,7 @@ def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]
         (["--listen", "*:0", "--workers", "0"], "service.echo.workers: must be a whole number from 1 to 1024"),
         (["--listen", "*:0", "--worker", "thread"], 'service.echo.worker: must be "sync" or "event"'),
         (["--listen", "*:0", "--set", "idel_timeout=1"], 'unknown key; did you mean "idle_timeout"?'),
-        (["--listen", "*:0", "--name", "a b"], "service.a b: a service's name has"),
+        (["--listen", "*:0", "--name", "a b"], "service.a b: a service name is"),
     ],
 )
 def test_wrong_options_are_wrong_settings(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,11 +95,11 @@ def test_a_file_with_a_broken_application_is_sound_until_it_is_imported(file: Pa
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("missing.toml", "can not be read: there is no such file"),
-        ("", "can not be read: it is a folder"),
-        ("file/forkd.toml", "can not be read: Not a directory"),
-        ("nul\0", "can not be read: embedded null byte"),
-        ("long", "is longer than 1 MiB: that is no settings file"),
+        ("missing.toml", "cannot be read: no such file"),
+        ("", "cannot be read: it is a folder"),
+        ("file/forkd.toml", "cannot be read: Not a directory"),
+        ("nul\0", "cannot be read: embedded null byte"),
+        ("long", "is longer than 1 MiB: this is not a settings file"),
     ],
 )
 def test_a_file_that_can_not_be_read_is_a_mistake_too(tmp_path: Path, name: str, what: str) -> None:
@@ -367,7 +367,7 @@ def test_a_service_without_a_name_has_that_of_its_function(app: str, name: str) 
 def test_a_value_that_is_no_toml_is_a_text(value: str, meant: str) -> None:
     with pytest.raises(ConfigError) as error:
         options("a:b", f"backlog={value}")
-    assert f'not the text "{meant[:60]}'.replace("\n", "\\n") in str(error.value)
+    assert f'not the string "{meant[:60]}'.replace("\n", "\\n") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -378,14 +378,14 @@ def test_a_value_that_is_no_toml_is_a_text(value: str, meant: str) -> None:
         ({"listen": ["*:7"]}, ["listen=7"], "service.b.listen: must be an address"),
         ({"workers": 0}, [], "service.b.workers: must be a whole number from 1 to 1024"),
         ({"worker": "thread"}, [], 'service.b.worker: must be "sync" or "event"'),
-        ({"name": "a b"}, [], "service.a b: a service's name has"),
-        ({"name": ""}, [], "service.: a service's name has"),
-        ({"workers": 2}, ["workers.max=8"], "workers.max: workers is 2 already, and no table"),
-        ({}, ["backlog"], '--set the text "backlog": write KEY=VALUE'),
-        ({}, ["=5"], '--set the text "=5": write KEY=VALUE'),
+        ({"name": "a b"}, [], "service.a b: a service name is"),
+        ({"name": ""}, [], "service.: a service name is"),
+        ({"workers": 2}, ["workers.max=8"], "workers.max: workers is already 2, not a table"),
+        ({}, ["backlog"], '--set the string "backlog": write KEY=VALUE'),
+        ({}, ["=5"], '--set the string "=5": write KEY=VALUE'),
         ({}, ["bcklog=5"], 'service.b.bcklog: unknown key; did you mean "backlog"?'),
         ({}, ["master.lgo.level=info"], 'master.lgo: unknown table; did you mean "log"?'),
-        ({}, ["path=/\udcff"], r'the text "path=/\udcff" is not UTF-8'),
+        ({}, ["path=/\udcff"], r'the string "path=/\udcff" is not UTF-8'),
     ],
 )
 def test_a_mistake_in_the_options_is_told_like_one_in_a_file(given: dict[str, Any], sets: list[str], told: str) -> None:
