@@ -1,4 +1,4 @@
-"""The status document as tables for a terminal; the only room that needs rich, and so loaded last."""
+"""Prints the status document as tables on a terminal. It needs rich, so it is loaded late."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from forkd.cli.load.terminal import plain_console, plain_table
 
 
 def show(document: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the document of `forkd status --json` for a person."""
+    """Prints the document of `forkd status --json` as text and tables."""
     console = console or plain_console()
     master = document["master"]
     console.print(

@@ -71,7 +71,7 @@ def test_options_do_not_go_with_a_file(tmp_path: Path, capsys: pytest.CaptureFix
         with pytest.raises(SystemExit) as ended:
             main.main(["run", str(file), *option])
         assert ended.value.code == 2
-        assert "options go with an application" in capsys.readouterr().err
+        assert "options need an application" in capsys.readouterr().err
 
 
 # Help and wrong usage.
@@ -236,7 +236,7 @@ def test_who_names_a_module_is_told_how_an_application_is_named(tmp_path: Path, 
         module = target.removesuffix(".py")
         assert (done.returncode, done.stderr) == (
             2,
-            f"forkd: {target}: an application is named as module:name, such as {module}:NAME\n",
+            f"forkd: {target}: name an application as module:name, such as {module}:NAME\n",
         )
 
 
@@ -247,7 +247,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     options = ["forkd.services:echo", "--listen", "127.0.0.1:0"]
     with running(options, tmp_path, program=["env", f"RUNTIME_DIRECTORY={folder}", *FORKD]) as server:
         assert server.exited() == 1
-        assert server.said(f"forkd: {folder} is not a folder of this user alone")
+        assert server.said(f"forkd: {folder} is not a private folder of this user")
     assert list(folder.iterdir()) == []
 
 
@@ -470,8 +470,8 @@ def test_the_master_has_nothing_of_an_application_in_its_memory(forkd: Forkd, tm
 
 def test_workers_load_nothing_that_is_for_the_command_line(forkd: Forkd) -> None:
     server = forkd("listeners:loaded", workers=1).serving()
-    absent = b"click rich msgspec tomllib forkd.cli forkd.config forkd.settings forkd.master forkd.lifecycle"
-    assert exchange(server.connect(), absent + b" forkd.worker\n") == b"forkd.worker\n"
+    absent = b"click rich msgspec tomllib forkd.cli forkd.settings forkd.master forkd.lifecycle"
+    assert exchange(server.connect(), absent + b" forkd.workers.worker\n") == b"forkd.workers.worker\n"
 
 
 def test_the_parent_of_a_worker_is_who_imported_its_application(forkd: Forkd) -> None:

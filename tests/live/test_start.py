@@ -196,7 +196,7 @@ def test_an_application_needs_no_file(host: Host) -> None:
     done = host.forkd("start", *options)
     (address,) = re.findall(r"(?m)^serving shout on (\S+)$", done.stderr)
     assert exchange(connect(address), b"hello\n") == b"HELLO\n"
-    assert f"forkd: to be stopped by: forkd stop --control {host.control}\n" in done.stderr
+    assert f"forkd: to stop it: forkd stop --control {host.control}\n" in done.stderr
     assert (host.folder / "control.pid").exists()
     host.forkd("reload", "--control", "control.sock")
     host.forkd("stop", "--control", "control.sock")
@@ -273,7 +273,7 @@ def test_what_is_logged_until_it_serves_is_seen_and_the_rest_is_told_to_be_lost(
     done = host.forkd("start", str(host.write("untidy:shout").folder / "forkd.toml"))
     assert re.search(r"(?m) warning after the import the thread 'the clock' runs; ", done.stderr)
     assert done.stderr.splitlines()[-1] == (
-        "forkd: from here on nothing is logged: a daemon needs a file for that, master.log.file"
+        "forkd: nothing is logged from here on: a daemon needs a log file, master.log.file"
     )
     assert set(open_files(host.pid)) & {f"/dev/fd/{n}" for n in range(3)} == set()
 
@@ -299,7 +299,7 @@ def test_one_that_is_killed_before_it_serves(host: Host) -> None:
     _, said = start.communicate(timeout=LIMIT)
     assert (start.returncode, said) == (
         Exit.BROKEN_OFF,
-        f"forkd: process {pid} was to serve, but ended without a word\n",
+        f"forkd: process {pid} ended before it was ready, without a reason\n",
     )
 
 
@@ -310,7 +310,7 @@ def test_one_that_is_stopped_before_it_serves(host: Host) -> None:
     host.forkd("stop", "--quick", "-c", "forkd.toml")
     _, said = start.communicate(timeout=LIMIT)
     assert start.returncode == Exit.FAILED
-    assert said.splitlines()[-1] == "forkd: it was told to stop before it served"
+    assert said.splitlines()[-1] == "forkd: it was stopped before it was ready"
     host.nothing_is_left()
 
 
@@ -330,7 +330,7 @@ def test_root_is_not_taken_for_granted(host: Host) -> None:
     file = host.folder / "forkd.toml"
     file.write_text(file.read_text().replace(ROOT_USER, ""))
     done = host.forkd("start", "forkd.toml", status=Exit.CONFIG)
-    what = 'test would run as root: name another user, or insist with user = "root"'
+    what = 'test would run as root: name another user, or confirm with user = "root"'
     assert done.stderr == f"{file}:1: master.user: {what}\n"
     host.nothing_is_left()
 
@@ -477,7 +477,9 @@ def test_a_stop_that_takes_long(host: Host) -> None:
         client.sendall(b"for ever\n")
         until(lambda: host.status()["services"]["test"]["workers"]["busy"], "a busy worker")
         done = host.forkd("stop", "--timeout", "0.1", "-c", "forkd.toml", status=Exit.TIMED_OUT)
-        assert done.stderr == f"forkd: process {pid} is still there after 0.1 s; --quick does not wait for it\n"
+        assert (
+            done.stderr == f"forkd: process {pid} is still running after 0.1 s; --quick does not wait for its workers\n"
+        )
         # Another one waits, too, and is no reason to hurry.
         host.forkd("stop", "--timeout", "0.1", "-c", "forkd.toml", status=Exit.TIMED_OUT)
         assert host.status()["master"]["phase"] == "stopping"
@@ -754,4 +756,4 @@ def test_a_container_is_not_ended_by_a_start(host: Host) -> None:
     host.write()
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     done = host.forkd("start", "forkd.toml", before=unshare, status=Exit.USAGE)
-    assert done.stderr == "forkd: a container ends with its process 1, which is this one: use forkd run\n"
+    assert done.stderr == "forkd: this is process 1 of a container, which ends with it: use forkd run\n"
