@@ -167,8 +167,8 @@ def test_nobody_there_is_told_as_by_call(forkd: Forkd) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--framing", "words"], "--framing words: is none of lines,"),
-        (["--request", "a", "--requests-from", "b"], "one of them says what is sent"),
+        (["--framing", "words"], "--framing words: must be lines,"),
+        (["--request", "a", "--requests-from", "b"], "use only one of them"),
         (["--requests-from", "no/such"], "--requests-from no/such: No such file or directory"),
         (["--json", "no/such"], "no/such cannot be written: No such file or directory"),
         (["--workers", "3", "--connections", "2"], "each process needs a connection"),
@@ -219,7 +219,7 @@ def test_a_client_that_is_killed_is_told(forkd: Forkd) -> None:
         out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, len(clients)) == (1, 2)
     assert "interrupted" in out
-    assert err == "forkd: 1 of 2 client processes crashed, their last figures count\n"
+    assert err == "forkd: 1 of 2 client processes crashed; their last figures count\n"
 
 
 def test_a_terminal_sees_a_line_that_moves(forkd: Forkd) -> None:
@@ -228,7 +228,7 @@ def test_a_terminal_sees_a_line_that_moves(forkd: Forkd) -> None:
     with started(server, "--duration", "600", "--connections", "2", stderr=ours) as process:
         os.close(ours)
         seen = b""
-        while not re.search(rb"of 600 s  [1-9][\d,]* requests .* a second  p50 .* 0 failures", seen):
+        while not re.search(rb"of 600 s  [1-9][\d,]* requests .* per second  p50 .* 0 failures", seen):
             seen += os.read(terminal, 4096)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=LIMIT)
@@ -242,10 +242,10 @@ def test_a_terminal_sees_a_line_that_moves(forkd: Forkd) -> None:
 
 
 def test_the_other_commands_do_without_its_rooms() -> None:
-    code = "import sys, forkd.cli; print(*sys.modules, sep='\\n')"
+    code = "import sys, forkd.cli.main; print(*sys.modules, sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    heavy = r"(?m)^(rich|hdrh|matplotlib|numpy|forkd\.load(?!command)\w*)$"
-    assert "forkd.loadcommand" in loaded.splitlines()
+    heavy = r"(?m)^(rich|hdrh|matplotlib|numpy|forkd\.cli\.load\.(?!command)\w*)$"
+    assert "forkd.cli.load.command" in loaded.splitlines()
     assert re.search(heavy, loaded) is None
 
 

@@ -11,7 +11,7 @@ _LONGEST_PAUSE: Final = SECOND
 
 
 class Attempt:
-    """An attempt to connect, and the pause after a useless one, which doubles from 20 ms to 1 s."""
+    """An attempt to connect, and the pause after one that was no use, which doubles from 20 ms up to 1 s."""
 
     __slots__ = ("_is_queued", "_pause", "next_at", "since")
 

@@ -1,4 +1,4 @@
-"""What a client loop has counted, in plain numbers that are quick to add to, and their way into the tally."""
+"""Counts for a client loop in plain attributes, which are quick to add to, and copies them into the tally."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Figures:
         self.tally.clear_requests()
 
     def publish(self, wrong: int, end: int | None) -> None:
-        """Writes the counts into the tally. `end` is None once all is sent: the last reply is the end then."""
+        """Writes the counts into the tally. `end` is None once everything is sent: then the last reply is the end."""
         tally = self.tally
         tally["answered"], tally["longest"] = self.answered, self.longest
         tally["bytes_in"], tally["bytes_out"] = self.bytes_in, self.bytes_out

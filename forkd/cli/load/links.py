@@ -1,7 +1,7 @@
-"""The connections of one process of a load test: made, watched for silence, lost and made again.
+"""Makes the connections of one process of a load test, watches them for silence, and replaces those it loses.
 
-Each loss is counted by its class, with all the requests that were in flight. What has come up is
-handed to `loadloop` in `opened`, so that there is one place that sends. Times are nanoseconds.
+Each loss is counted by class, with all requests that were in flight. New connections go to `loop` in `opened`, so
+that only one place sends. Times are nanoseconds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _CLASSES: Final = {
     errno.ECONNREFUSED: "refused",
     errno.ENOENT: "refused",  # the path of a unix socket is gone
     errno.ETIMEDOUT: "timed out",
-    errno.EAGAIN: "timed out",  # the queue of a unix socket stayed full
+    errno.EAGAIN: "timed out",  # the accept queue of a unix socket stayed full
     errno.ECONNRESET: "reset",
     errno.EPIPE: "reset",
 }
 
 
 class Links:
-    """All links of a share. `in_flight` is the sum of theirs, `opened` those to be given requests."""
+    """All links of a share. `in_flight` is the sum over them; `opened` are the new ones, which need requests."""
 
     def __init__(self, plan: LoadPlan, share: Share, target: Target, tally: Tally, epoll: select.epoll) -> None:
         self.in_flight = 0
@@ -34,7 +34,7 @@ class Links:
         self.by_fd: dict[int, Link] = {}
         self.judge = Judge(plan)
         self.connecting = 0
-        self.ending = False  # no more connections are made
+        self.ending = False  # make no more connections
         self.last_hope = 0  # when a connection last came up
         self.all = [Link(turn % len(plan.bodies)) for turn in range(share.connections)]
         self._target = target
@@ -45,7 +45,7 @@ class Links:
         self._connect_timeout = int(plan.connect_timeout * SECOND)
 
     def connect(self, link: Link, now: int) -> None:
-        """Begins a connection; a link of which the last one has been closed."""
+        """Begins a connection for a link whose last one is closed."""
         link.attempt.begin(now)
         try:
             done = link.connect(self._target)
@@ -60,7 +60,7 @@ class Links:
             link.watch(self._epoll, new=True)
 
     def finish_connecting(self, link: Link, now: int) -> None:
-        """Takes up a connection, or its failure, that epoll has told of."""
+        """Handles an attempt that epoll reports as over, whether it worked or failed."""
         self.connecting -= 1
         try:
             link.finish_connecting(self._target)
@@ -70,7 +70,7 @@ class Links:
             self._came_up(link, now, new=False)
 
     def lose(self, link: Link, failure: str, now: int) -> None:
-        """Ends a connection that has failed, or that the server has ended, which is no failure between requests."""
+        """Ends a connection that failed or that the server ended; between requests, the latter is not a failure."""
         lost = len(link.starts)
         self.in_flight -= lost
         if failure == "wrong":
@@ -83,9 +83,9 @@ class Links:
         self.lose(link, _CLASSES.get(error.errno or 0, "reset"), now)
 
     def finish(self, link: Link, to_send: int, now: int) -> None:
-        """What becomes of a connection that is done, with so many requests still to be sent.
+        """Replaces or retires a connection that has nothing left to do, with `to_send` requests still unsent.
 
-        None is kept open for nothing: a server may have a worker wait on it whom others wait for.
+        It never stays open for nothing: it could occupy a worker that other clients wait for.
         """
         if to_send > self.connecting + len(self.opened):
             self.renew(link, now)
@@ -93,14 +93,14 @@ class Links:
             self._retire(link)
 
     def finish_all(self, now: int) -> None:
-        """No more requests are to be sent."""
+        """Stops making connections, and retires those with nothing in flight, because there is nothing left to send."""
         self.ending = True
         for link in self.all:
             if not link.starts:
                 self._retire(link)
 
     def renew(self, link: Link, now: int) -> None:
-        """Closes a connection and makes the next one: at once if this one was of use, else after a pause."""
+        """Closes a connection and makes the next: at once if this one has brought a reply, otherwise after a pause."""
         self._close(link)
         if self.ending:
             self._retire(link)
@@ -111,7 +111,7 @@ class Links:
             link.attempt.back_off(now)
 
     def search(self, now: int) -> None:
-        """Finds those that have been silent for too long, and those whose pause is over."""
+        """Ends connections that have been silent too long, and starts those whose pause is over."""
         for link in self.all:
             if link.state is State.OPEN:
                 if link.starts and now - link.quiet_since > self._timeout:
@@ -145,7 +145,7 @@ class Links:
     def _failed(self, link: Link, error: OSError, now: int) -> None:
         self._close(link)
         if error.errno == errno.EAGAIN and now - link.attempt.since < self._connect_timeout:
-            # A unix socket's queue is full, for which there is no event: unix(7) only lets blocking callers wait.
+            # The accept queue of a unix socket is full. No event reports room: unix(7) makes only blocking calls wait.
             link.attempt.queue(now)
             return
         self._tally["errno"] = error.errno or 0

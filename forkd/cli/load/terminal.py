@@ -1,4 +1,4 @@
-"""How tables look on a terminal, and in a pipe; loaded late, because it needs rich."""
+"""How tables look on a terminal and in a pipe. It needs rich, so it is loaded late."""
 
 from __future__ import annotations
 
