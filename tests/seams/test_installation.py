@@ -96,14 +96,14 @@ def test_a_record_that_makes_no_sense_is_told(tmp_path: Path) -> None:
     path = tmp_path / RECORD.lstrip("/")
     path.parent.mkdir(parents=True)
     path.write_text("{}}")
-    with pytest.raises(ForkdError, match=r"installed\.json: this is no record"):
+    with pytest.raises(ForkdError, match=r"installed\.json: this is not a record"):
         Place(tmp_path)
 
 
 def test_every_shipped_file_is_found() -> None:
     for name in ("systemd/forkd.service", "etc/forkd.toml", "man/forkd.1", "completion/_forkd"):
         assert shipped.read(name) == (ROOT / name).read_bytes()
-    with pytest.raises(ForkdError, match="come without its file systemd/none"):
+    with pytest.raises(ForkdError, match="lacks its file systemd/none"):
         shipped.read("systemd/none")
 
 
@@ -125,7 +125,7 @@ def test_systemd_finds_the_program_whatever_it_is_called(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ['a"b', "$HOME", "it's", "a\\b", "a\nb"])
 def test_a_program_that_systemd_cannot_be_told_is_refused(name: str) -> None:
-    with pytest.raises(ForkdError, match="at a plainer place"):
+    with pytest.raises(ForkdError, match="in a folder with a plainer name"):
         installation.with_program(shipped.read("systemd/forkd.service"), f"/opt/{name}/bin/forkd")
 
 
@@ -154,7 +154,7 @@ def test_the_command_installs_shows_and_undoes(tmp_path: Path) -> None:
     undone = program(*command, "--undo", cwd=tmp_path)
     assert (undone.returncode, undone.stderr) == (
         0,
-        "left /etc/forkd.toml (changed since it was put there)\n",
+        "left /etc/forkd.toml (changed since it was installed)\n",
     )
     assert files(machine) == {"/etc/forkd.toml"}
 

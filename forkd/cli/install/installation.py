@@ -1,4 +1,4 @@
-"""What `forkd install` puts where on a machine with systemd, with this program's own path in it, and what it tells."""
+"""Decides what `forkd install` puts where on a machine with systemd, and reports what it did."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from forkd.errors import ForkdError
 
 UNITS: Final = "/usr/local/lib/systemd/system"
 SETTINGS: Final = "/etc/forkd.toml"
-_ROTATION: Final = "/etc/logrotate.d/forkd"  # where a ".new" beside it would be obeyed, too
+_ROTATION: Final = "/etc/logrotate.d/forkd"  # logrotate would also obey a ".new" beside it
 SYSUSERS: Final = "/usr/local/lib/sysusers.d/forkd.conf"
 PROGRAM: Final = "/usr/local/bin/forkd"
 
@@ -37,13 +37,13 @@ _SHARED: Final = {
     "completion/forkd.fish": "/usr/local/share/fish/vendor_completions.d/forkd.fish",
 }
 _INSTANCES: Final = """\
-Each settings file in this folder is an instance of its own: NAME.toml is served by forkd@NAME.
+Each settings file in this folder belongs to an instance: forkd@NAME serves NAME.toml.
 
-    systemctl enable --now forkd@NAME           # as a service
-    systemctl enable --now forkd@NAME.socket    # or when somebody calls; see forkd@.socket
+    systemctl enable --now forkd@NAME           # start it now
+    systemctl enable --now forkd@NAME.socket    # or at the first connection; see forkd@.socket
 """
 
-_EXAMPLE: Final = "/opt/forkd/bin/forkd"  # the program in the units as they are shipped
+_EXAMPLE: Final = "/opt/forkd/bin/forkd"  # the program named in the shipped units
 _HIDDEN: Final = ("/home", pwd.getpwuid(0).pw_dir, "/run/user", "/tmp", "/var/tmp")  # by ProtectHome=, PrivateTmp=
 _NOBODY: Final = 65534
 _BOOTED: Final = Path("/run/systemd/system")  # sd_booted(3)
@@ -51,7 +51,7 @@ _SAID: Final = {What.PUT: "put", What.REPLACE: "replaced", What.REMOVE: "removed
 
 
 class InstallOptions(NamedTuple):
-    """What `forkd install` is asked for; `ports` None: as last time."""
+    """What `forkd install` should do. `ports` is None for the previous choice."""
 
     root: Path
     ports: str | None
@@ -60,7 +60,7 @@ class InstallOptions(NamedTuple):
 
 
 def run(wishes: InstallOptions) -> None:
-    """Installs, or takes away, or tells what that would do. Raises ForkdError with what is in the way."""
+    """Installs or removes, or shows what that would do. Raises ForkdError with what prevents it."""
     place = Place(wishes.root.absolute())
     here = place.on_disk("/") == Path("/")
     options = place.record.options | ({"ports": wishes.ports} if wishes.ports else {})
@@ -87,7 +87,7 @@ def run(wishes: InstallOptions) -> None:
 
 
 def _pieces(program: str, ports: str) -> list[Piece]:
-    """All that is to be in place."""
+    """Returns everything that should be in place."""
     found = [
         Piece(f"{UNITS}/{name}", with_program(shipped.read(f"systemd/{name}"), program), beside=True) for name in _UNITS
     ]
@@ -106,37 +106,39 @@ def _pieces(program: str, ports: str) -> list[Piece]:
 
 
 def with_program(unit: bytes, program: str) -> bytes:
-    """The unit with the path of this installation's program, as systemd.service(5) wants it written.
+    """Returns the unit with the path of this installation's program, quoted as systemd.service(5) requires.
 
-    Raises ForkdError for a path that it has no way to write.
+    Raises ForkdError for a path that a unit cannot contain.
     """
     if re.search(r"[^\w/.,:@+~% -]", program):
-        raise ForkdError(f"systemd starts no program with such a path: {program}; install forkd at a plainer place")
+        raise ForkdError(
+            f"systemd cannot start a program with this path: {program}; install forkd in a folder with a plainer name"
+        )
     path = program.replace("%", "%%")
     return unit.replace(_EXAMPLE.encode(), os.fsencode(f'"{path}"' if " " in path else path))
 
 
 def _program() -> str:
-    """The program `forkd` of the environment that we run from."""
+    """Returns the program `forkd` of the environment that we run from."""
     for folder in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
         if os.access(folder / "forkd", os.X_OK):
             return str(folder / "forkd")
     raise ForkdError(
-        f"there is no program forkd beside {sys.executable}, which a unit could start; "
+        f"there is no program forkd beside {sys.executable} that a unit could start; "
         f"install one: {sys.executable} -m pip install {shipped.DISTRIBUTION}"
     )
 
 
 def _unseen_by_others(program: str) -> str:
-    """Why the service's user could not run the program, "" if he could."""
+    """Returns why the service's user could not run the program, "" if it could."""
     why = _closed_folder(program)
     if not why and os.geteuid() == 0:
         why = _failure_as_nobody([program, "--version"])
     if not why:
         return ""
     return (
-        f"the service, which is not root, could not run {program}: {why}; install forkd with a Python that all may "
-        f"use: python3 -m venv /opt/forkd && /opt/forkd/bin/pip install {shipped.DISTRIBUTION}"
+        f"the service does not run as root and could not run {program}: {why}; install forkd with a Python that all "
+        f"users may run: python3 -m venv /opt/forkd && /opt/forkd/bin/pip install {shipped.DISTRIBUTION}"
     )
 
 
@@ -151,24 +153,24 @@ def _failure_as_nobody(command: list[str]) -> str:
 
 
 def _closed_folder(program: str) -> str:
-    """The first obstacle on the way to the program, to forkd or to Python, and whose way that is."""
+    """Returns the first folder or file that closes off the program, forkd or Python, "" if none does."""
     python = Path(sys.executable)
     for path in (Path(program), Path(__file__).parent, python, Path(os.path.realpath(python)), Path(sys.base_prefix)):
         for each in (path, *path.parents):
             if str(each) in _HIDDEN or not each.stat().st_mode & 0o001:
-                return f"{each} is closed to it, and {path} is needed"
+                return f"it needs {path}, but cannot enter {each}"
     return ""
 
 
 def _warn_of_hidden() -> None:
-    """A unit of the administrator's own comes before ours (systemd.unit(5)), also one of an earlier forkd."""
+    """Warns of the administrator's own units, or those of an earlier forkd, which hide ours (systemd.unit(5))."""
     for name in _UNITS:
         if (hiding := Path("/etc/systemd/system") / name).exists():
-            click.echo(f"warning: {hiding} is what systemd reads, instead of {UNITS}/{name}", err=True)
+            click.echo(f"warning: systemd reads {hiding} instead of {UNITS}/{name}", err=True)
 
 
 def _refuse_in_use() -> None:
-    """Does not take the units from under a running forkd."""
+    """Raises ForkdError rather than remove the units of a running forkd."""
     if not _BOOTED.is_dir():
         return
     names = [name.replace("@.", "@*.") for name in _UNITS]
@@ -182,7 +184,7 @@ def _refuse_in_use() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found |= dict.fromkeys(line.split()[0] for line in done.stdout.splitlines() if line.split())
     if found:
-        raise ForkdError(f"still running or enabled: first, systemctl disable --now {' '.join(found)}")
+        raise ForkdError(f"still running or enabled; first run: systemctl disable --now {' '.join(found)}")
 
 
 def _tell(steps: list[InstallStep], dry_run: bool) -> None:
@@ -196,11 +198,11 @@ def _tell(steps: list[InstallStep], dry_run: bool) -> None:
         if step.what is What.NOTHING and step.why:
             click.echo(f"kept {step.path} ({step.why})")
     if not done:
-        click.echo("nothing to do: all is in its place already")
+        click.echo("nothing to do: everything is already in place")
 
 
 def _afterwards(*, here: bool, wishes: InstallOptions, passed: bool) -> None:
-    """Has systemd know of it, and says what is left to do."""
+    """Notifies systemd, and prints what is left to do."""
     commands = [] if wishes.undo else [["systemd-sysusers", Path(SYSUSERS).name]]
     if _BOOTED.is_dir():
         commands.append(["systemctl", "daemon-reload"])
@@ -213,10 +215,12 @@ def _afterwards(*, here: bool, wishes: InstallOptions, passed: bool) -> None:
     if wishes.dry_run or not here:
         return
     if wishes.undo:
-        click.echo("the user forkd stays, and what forkd and its instances have in /var/lib and /var/log")
+        click.echo("left in place: the user forkd, and the data of forkd and its instances in /var/lib and /var/log")
     else:
         unit = "forkd.socket" if passed else "forkd"
-        click.echo(f"next: look at {SETTINGS}, then systemctl enable --now {unit} (systemctl restart forkd if it runs)")
+        click.echo(
+            f"next: check {SETTINGS}, then systemctl enable --now {unit} (or, if it runs, systemctl restart forkd)"
+        )
 
 
 def _run(command: list[str]) -> None:
