@@ -68,9 +68,9 @@ def _derived(file: Path) -> Path:
 
 def _folder() -> Path:
     """Returns systemd's RuntimeDirectory, the user's runtime folder, or a folder below /tmp."""
-    told = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    if told:
-        return Path(told)
+    provided = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if provided:
+        return Path(provided)
     if os.geteuid() == 0:
         return _ROOTS
     own = os.environ.get("XDG_RUNTIME_DIR")

@@ -33,11 +33,11 @@ def show(document: Mapping[str, Any], console: Console | None = None) -> None:
             console.print(Text(f"  {name}: workers {', '.join(exits)}"))
 
 
-def _registration(told: Mapping[str, Any] | None) -> str:
-    if told is None:
+def _registration(mapping: Mapping[str, Any] | None) -> str:
+    if mapping is None:
         return ""
-    how = "registered with" if told["registered"] else f"not registered ({told['wrong']}) with"
-    return f", {how} rpcbind as {told['program']:#x} version {told['version']}"
+    how = "registered with" if mapping["registered"] else f"not registered ({mapping['wrong']}) with"
+    return f", {how} rpcbind as {mapping['program']:#x} version {mapping['version']}"
 
 
 def _services(services: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -59,13 +59,13 @@ class InstallOptions(NamedTuple):
     undo: bool
 
 
-def run(wishes: InstallOptions) -> None:
+def run(asked: InstallOptions) -> None:
     """Installs or removes, or shows what that would do. Raises ForkdError with what prevents it."""
-    place = Place(wishes.root.absolute())
+    place = Place(asked.root.absolute())
     here = place.on_disk("/") == Path("/")
-    options = place.record.options | ({"ports": wishes.ports} if wishes.ports else {})
-    if wishes.undo:
-        if here and not wishes.dry_run:
+    options = place.record.options | ({"ports": asked.ports} if asked.ports else {})
+    if asked.undo:
+        if here and not asked.dry_run:
             _refuse_in_use()
         steps, options = undo(place.there(place.record.files), place.record.files), {}
     else:
@@ -77,13 +77,13 @@ def run(wishes: InstallOptions) -> None:
         pieces = _pieces(program, options.get("ports", "any"))
         paths = {*place.record.files, *(each.path + end for each in pieces for end in ("", BESIDE))}
         steps = decide(pieces, place.there(paths), place.record.files)
-    if not wishes.dry_run:
+    if not asked.dry_run:
         place.do(steps, options)
-    if here and not wishes.undo:
+    if here and not asked.undo:
         _warn_of_hidden()
-    _tell(steps, wishes.dry_run)
+    _report(steps, asked.dry_run)
     if any(each.what in (What.PUT, What.REPLACE, What.REMOVE) for each in steps):
-        _afterwards(here=here, wishes=wishes, passed=options.get("ports") == "passed")
+        _afterwards(here=here, asked=asked, passed=options.get("ports") == "passed")
 
 
 def _pieces(program: str, ports: str) -> list[Piece]:
@@ -187,7 +187,7 @@ def _refuse_in_use() -> None:
         raise ForkdError(f"still running or enabled; first run: systemctl disable --now {' '.join(found)}")
 
 
-def _tell(steps: list[InstallStep], dry_run: bool) -> None:
+def _report(steps: list[InstallStep], dry_run: bool) -> None:
     done = [each for each in steps if each.what is not What.NOTHING]
     for step in done:
         verb = f"would {step.what.value}" if dry_run else _SAID[step.what]
@@ -201,20 +201,20 @@ def _tell(steps: list[InstallStep], dry_run: bool) -> None:
         click.echo("nothing to do: everything is already in place")
 
 
-def _afterwards(*, here: bool, wishes: InstallOptions, passed: bool) -> None:
+def _afterwards(*, here: bool, asked: InstallOptions, passed: bool) -> None:
     """Notifies systemd, and prints what is left to do."""
-    commands = [] if wishes.undo else [["systemd-sysusers", Path(SYSUSERS).name]]
+    commands = [] if asked.undo else [["systemd-sysusers", Path(SYSUSERS).name]]
     if _BOOTED.is_dir():
         commands.append(["systemctl", "daemon-reload"])
     for command in commands:
         if not here or shutil.which(command[0]) is None:
             continue
-        click.echo(f"{'would run' if wishes.dry_run else 'ran'} {' '.join(command)}")
-        if not wishes.dry_run:
+        click.echo(f"{'would run' if asked.dry_run else 'ran'} {' '.join(command)}")
+        if not asked.dry_run:
             _run(command)
-    if wishes.dry_run or not here:
+    if asked.dry_run or not here:
         return
-    if wishes.undo:
+    if asked.undo:
         click.echo("left in place: the user forkd, and the data of forkd and its instances in /var/lib and /var/log")
     else:
         unit = "forkd.socket" if passed else "forkd"

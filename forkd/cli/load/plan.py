@@ -114,15 +114,15 @@ class LoadPlan:
         if not self.bodies:
             raise UsageError("--requests-from: the file has no requests; write one per line")
         for place, body in enumerate(self.bodies):
-            told = f"request {place + 1} of --requests-from" if len(self.bodies) > 1 else "--request"
+            which = f"request {place + 1} of --requests-from" if len(self.bodies) > 1 else "--request"
             if isinstance(self.framing, Delimited) and self.framing.mark in body:
-                raise UsageError(f"{told}: contains {self.framing.mark!r}, which would end it; leave it out")
+                raise UsageError(f"{which}: contains {self.framing.mark!r}, which would end it; leave it out")
             try:
                 wire = self.framing.encode(body)
             except ValueError as error:
-                raise UsageError(f"{told}: {error}") from None
+                raise UsageError(f"{which}: {error}") from None
             if not wire:
-                raise UsageError(f"{told}: is empty, so nothing would be sent")
+                raise UsageError(f"{which}: is empty, so nothing would be sent")
             self.expected(place)
 
 

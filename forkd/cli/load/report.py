@@ -83,8 +83,8 @@ def text(document: Mapping[str, Any]) -> str:
 
 def failures(document: Mapping[str, Any]) -> str:
     """Describes how many failures of each class there were."""
-    told = [f"{count:,} {name.replace('_', ' ')}" for name, count in document["failures"].items() if count]
-    return f"failures: {', '.join(told)}" if told else "no failures"
+    counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in document["failures"].items() if count]
+    return f"failures: {', '.join(counts)}" if counts else "no failures"
 
 
 def show(document: Mapping[str, Any], console: Console | None = None) -> None:

@@ -50,13 +50,13 @@ class LoadOptions:
     max_p99: float | None = None
 
 
-def run(plan: LoadPlan, address: Address, wishes: LoadOptions) -> int:
+def run(plan: LoadPlan, address: Address, options: LoadOptions) -> int:
     """Runs the whole test and prints its figures. Returns the exit status; raises ForkdError if it failed."""
-    if wishes.max_p99 is not None and not wishes.max_p99 > 0:
-        raise UsageError(f"--max-p99 {wishes.max_p99:g}: must be a number of seconds above 0")
-    if wishes.plot is not None:
+    if options.max_p99 is not None and not options.max_p99 > 0:
+        raise UsageError(f"--max-p99 {options.max_p99:g}: must be a number of seconds above 0")
+    if options.plot is not None:
         chart.require()
-    for path in (wishes.json, wishes.plot):
+    for path in (options.json, options.plot):
         if path is not None and path != "-":
             _write(path, b"", "ab")  # so that a long test does not end without its file
     _raise_descriptor_limit(plan)
@@ -72,9 +72,9 @@ def run(plan: LoadPlan, address: Address, wishes: LoadOptions) -> int:
             raise connecting
     document = report.document(plan, address, tally, timeline, interrupted=clients.interrupted)
     document["connect_failure"] = connecting and str(connecting)
-    complaints = verdict(document, wishes)
+    complaints = verdict(document, options)
     document["passed"] = not complaints
-    _tell(document, wishes)
+    _report(document, options)
     if clients.crashed:
         complaints.insert(0, f"{clients.crashed} of {plan.workers} client processes crashed; their last figures count")
     if complaints:
@@ -82,17 +82,17 @@ def run(plan: LoadPlan, address: Address, wishes: LoadOptions) -> int:
     return INTERRUPTED if clients.interrupted else Exit.DONE
 
 
-def verdict(document: dict[str, Any], wishes: LoadOptions) -> list[str]:
+def verdict(document: dict[str, Any], options: LoadOptions) -> list[str]:
     """Returns what is wrong with the outcome, by the limits that were set."""
     complaints = []
     failed = sum(document["failures"].values())
     p99 = document["latency"]["p99"]
     if not document["requests"] and failed:
         complaints.append(f"no request was answered; {report.failures(document)}")
-    if wishes.max_errors is not None and failed > wishes.max_errors:
-        complaints.append(f"{failed} failures are more than --max-errors {wishes.max_errors}")
-    if wishes.max_p99 is not None and p99 is not None and p99 > wishes.max_p99:
-        complaints.append(f"p99 of {p99:g} s is more than --max-p99 {wishes.max_p99:g}")
+    if options.max_errors is not None and failed > options.max_errors:
+        complaints.append(f"{failed} failures are more than --max-errors {options.max_errors}")
+    if options.max_p99 is not None and p99 is not None and p99 > options.max_p99:
+        complaints.append(f"p99 of {p99:g} s is more than --max-p99 {options.max_p99:g}")
     return complaints
 
 
@@ -112,22 +112,22 @@ class Clients:
         # `held` stays open while a client lives, our end of `leash` while we do.
         self._alive, held = os.pipe()
         leash, self._leash = os.pipe()
-        self._signals, told = os.pipe()
-        os.set_blocking(told, False)
+        self._signals, noted = os.pipe()
+        os.set_blocking(noted, False)
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         try:
             for share, tally in zip(shares(self._plan), self.tallies, strict=True):
                 pid = os.fork()
                 if not pid:
-                    for fd in (self._alive, self._leash, self._signals, told):
+                    for fd in (self._alive, self._leash, self._signals, noted):
                         os.close(fd)
                     _be_client(self._plan, share, self._target, tally, leash)
                 self._pids.append(pid)
             os.close(held)
             os.close(leash)
-            self._told = told
+            self._noted = noted
             self._before = [(number, signal.signal(number, _note)) for number in _STOPPING]
-            self._wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+            self._wakeup = signal.set_wakeup_fd(noted, warn_on_full_buffer=False)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         return self
@@ -153,7 +153,7 @@ class Clients:
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before:
             signal.signal(number, handler)
-        for fd in (self._alive, self._signals, self._told):
+        for fd in (self._alive, self._signals, self._noted):
             os.close(fd)
 
 
@@ -207,18 +207,18 @@ def _moment(tallies: Sequence[Tally]) -> report.Moment:
     return report.Moment(max(tally.seconds for tally in tallies), answered, failed)
 
 
-def _tell(document: dict[str, Any], wishes: LoadOptions) -> None:
-    if wishes.json != "-":
+def _report(document: dict[str, Any], options: LoadOptions) -> None:
+    if options.json != "-":
         report.show(document)
-    if wishes.json is not None:
+    if options.json is not None:
         text = report.text(document)
-        if wishes.json == "-":
+        if options.json == "-":
             sys.stdout.write(text)
             sys.stdout.flush()
         else:
-            _write(wishes.json, text.encode(), "wb")
-    if wishes.plot is not None:
-        _write(wishes.plot, chart.drawn(document), "wb")
+            _write(options.json, text.encode(), "wb")
+    if options.plot is not None:
+        _write(options.plot, chart.drawn(document), "wb")
 
 
 def _write(path: str, content: bytes, mode: Literal["ab", "wb"]) -> None:
