@@ -1,4 +1,4 @@
-"""The command line against a running server: what is asked, what is printed, and the exit status."""
+"""The command line against a running server: requests, output and exit status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 
 def command(server: Server, *arguments: str, status: int = 0) -> str:
-    """What a command prints about a server that is found by the control socket."""
+    """Returns what a command prints about a server, found by its control socket."""
     name, *rest = arguments
     result = program(name, "--control", str(server.control_path), *rest, cwd=server.control_path.parent)
     assert result.returncode == status, result.stderr
@@ -58,7 +58,7 @@ def test_an_application_runs_from_its_folder_without_a_file(tmp_path: Path) -> N
         assert [name for name, _ in server.addresses] == ["x", "x"]
         assert exchange(server.connect("x"), b"hello\n") == b"HELLO\n"
         with server.connect("x") as idle:
-            assert idle.recv(1) == b""  # it lets no more than 0.2 s of silence pass
+            assert idle.recv(1) == b""  # it allows only 0.2 s of silence
         found = server.status("x")
         assert (found["app"], found["workers"]["total"]) == ("mine:shout", 2)
         assert server.status()["master"]["config"] == "command line"
@@ -169,7 +169,7 @@ def test_the_shell_can_complete() -> None:
 
 @contextmanager
 def found_by_its_file(tmp_path: Path, name: str = "forkd.toml") -> Iterator[tuple[Server, str]]:
-    """A server whose file names no control socket; and the folder where it puts that, for the environment."""
+    """Yields a server whose file names no control socket, and the folder for it, for the environment."""
     (tmp_path / name).write_text(
         f'[service.test]\napp = "small:shout"\npath = "{HANDLERS}"\nworkers = 2\nlisten = "127.0.0.1:0"\n'
     )

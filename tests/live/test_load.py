@@ -1,4 +1,4 @@
-"""`forkd load` as a program against a running server: what it prints, writes, and its exit status."""
+"""`forkd load` as a program against a running server: what it prints and writes, and its exit status."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_connection_a_request(forkd: Forkd) -> None:
     server = forkd("small:shout", **KEYS).serving()
     what = figures(server, "--requests", "50", "--per-connection", "1", "--connections", "4")
     assert (what["requests"], what["connections"], set(what["failures"].values())) == (50, 50, {0})
-    # And one to see whether anybody is there.
+    # Plus one connection that checks whether a server is there.
     assert until(lambda: server.status("test")["connections"]["accepted"] == 51)
 
 
@@ -189,7 +189,7 @@ def test_ctrl_c_gives_the_figures_so_far(forkd: Forkd, number: signal.Signals) -
     server = forkd("small:shout", **KEYS).serving()
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["requests"] > 10)
-        # As the terminal does it: to every process of the group. Whoever is told to end, is told alone.
+        # A terminal sends SIGINT to every process of the group; SIGTERM goes to one process.
         (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
         out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
@@ -203,7 +203,7 @@ def test_clients_do_not_outlive_the_program(forkd: Forkd) -> None:
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["connections"]["open"] == 2)
         process.kill()
-        # Each holds the other end of our pipe, which therefore ends with the last of them.
+        # Each client holds the other end of our pipe, which therefore ends with the last one.
         process.communicate(timeout=LIMIT)
     assert until(lambda: server.status("test")["connections"]["open"] == 0)
 

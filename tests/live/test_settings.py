@@ -1,6 +1,6 @@
-"""What a person meets whose settings are wrong: exit status 78 and FILE:LINE: key, never forkd's own traceback.
+"""What forkd prints for wrong settings: exit status 78 and FILE:LINE: key, never a traceback of its own.
 
-What each broken file must answer stands in its first lines; `tests/rooms/test_config.py` holds the
+The first lines of each broken file hold the expected messages; `tests/rooms/test_config.py` checks the
 same against the room alone.
 """
 
@@ -20,7 +20,7 @@ BROKEN = Path(__file__).parents[1] / "broken"
 PURE = sorted(BROKEN.glob("*.toml"))
 TO_IMPORT = sorted(BROKEN.glob("import/*.toml"))
 AS_PROGRAMS = PURE[::7]
-SECONDS = 5.0  # far above the fraction of one that it takes
+SECONDS = 5.0  # far above the fraction of a second that it takes
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def expected(file: Path) -> list[str]:
 
 
 def names_forkd(text: str) -> list[str]:
-    """The frames of a traceback that are forkd's own, or its packages'."""
+    """Returns the frames of a traceback that belong to forkd or to its dependencies."""
     return re.findall(r'File ".*(?:/forkd/\w+\.py|site-packages/.*|<frozen .*)"', text)
 
 
@@ -64,7 +64,7 @@ def test_the_program_tells_the_same_at_once(file: Path) -> None:
     assert result.returncode == 78
     assert result.stderr.splitlines() == [f"{file.name}:{what}" for what in expected(file)]
     assert result.stdout == ""
-    assert worked < SECONDS  # what it took besides is the affair of other processes
+    assert worked < SECONDS  # the rest of the time went to other processes
 
 
 @pytest.mark.parametrize("name", ["several", "not_utf8", "key_misspelt", "empty"])
@@ -113,7 +113,7 @@ def test_check_imports_and_shows_the_applications_own_traceback(file: Path) -> N
 
 @pytest.mark.parametrize("file", TO_IMPORT, ids=lambda file: file.stem)
 def test_run_shows_the_same_and_leaves_nothing(file: Path, tmp_path: Path) -> None:
-    # The folder is where it puts the control socket that the file does not name.
+    # The control socket goes into this folder, because the file names none.
     with running([file.name], file.parent, program=["env", f"RUNTIME_DIRECTORY={tmp_path}", *FORKD]) as server:
         check_import(file, server.exited(), server.lines)
         server.gone()
@@ -173,7 +173,7 @@ def test_wrong_options_are_wrong_settings(options: list[str], told: str, capsys:
     assert told in line
 
 
-# What check sees besides.
+# What else check reports.
 
 
 def test_check_ends_with_an_application_that_leaves_a_thread_behind(tmp_path: Path) -> None:

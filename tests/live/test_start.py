@@ -1,4 +1,4 @@
-"""`forkd start`, `stop` and `restart`: a daemon that has nothing left of who started it, and an answer that is true."""
+"""`forkd start`, `stop` and `restart`: a daemon that inherits nothing from its caller, and a true report."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ SERVING = re.compile(r"(?m)^serving test on (\S+)$")
 
 
 def subreaper(on: int) -> None:
-    """Has orphans become children of this process, so that a test finds every one that it has made (prctl(2))."""
+    """Makes orphans children of this process, so that a test finds all that it has made (prctl(2))."""
     ctypes.CDLL(None).prctl(36, on, 0, 0, 0)
 
 
 class Host:
-    """A folder with a settings file, and the daemons that are started by it."""
+    """A folder with a settings file, and the daemons started from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ class Host:
         self.before = set(children(os.getpid()))
 
     def write(self, app: str = "small:shout", master: str = "", **keys: object) -> Host:
-        """The settings of one service."""
+        """Writes the settings of one service."""
         keys = {"app": f'"{app}"', "listen": '"127.0.0.1:0"', "path": f'"{HANDLERS}"', "workers": 1} | keys
         service = "".join(f"{key} = {value}\n" for key, value in keys.items())
         head = f'{ROOT_USER}control = "control.sock"\npidfile = "forkd.pid"\n{master}\n'
@@ -71,7 +71,7 @@ class Host:
         return self
 
     def gated(self, **keys: object) -> Path:
-        """The settings of a service whose import waits at a gate, which is given."""
+        """Writes the settings of a service whose import waits at a gate. Returns the gate."""
         os.mkfifo(self.folder / "gate")
         (self.folder / "gated.py").write_text(GATED)
         self.write("gated:shout", path='"."', **keys)
@@ -80,14 +80,14 @@ class Host:
     def forkd(
         self, *arguments: str, status: int = 0, before: list[str] | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command to its end, which has this exit status. That it ends shows that nobody holds its pipes."""
+        """Runs a command to its end, which must have this exit status. It ends only if no process holds its pipes."""
         done = program(*arguments, cwd=self.folder, before=before, **variables)
         assert done.returncode == status, done
         assert "Traceback" not in done.stderr or "handlers" in done.stderr
         return done
 
     def begin(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        """A command that is not waited for."""
+        """Starts a command without waiting for it."""
         return subprocess.Popen(
             [*FORKD, *arguments],
             cwd=self.folder,
@@ -100,7 +100,7 @@ class Host:
         )
 
     def start(self, *, before: list[str] | None = None, **variables: str) -> str:
-        """Starts it; gives where it serves."""
+        """Starts the daemon. Returns its address."""
         done = self.forkd("start", "forkd.toml", before=before, **variables)
         found = SERVING.findall(done.stderr)
         assert len(found) == 1, done.stderr
@@ -114,7 +114,7 @@ class Host:
         return control_client.ask(self.control, {"command": "status"}, LIMIT)
 
     def daemons(self) -> list[int]:
-        """The processes that have become ours, and theirs."""
+        """Returns the processes that have become our children, and their descendants."""
         return [pid for child in set(children(os.getpid())) - self.before for pid in family(child)]
 
     def nothing_is_left(self) -> None:
@@ -143,7 +143,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may look into; pytest's own are closed."""
+    """Returns a folder that every user may enter; pytest's own are private."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -218,7 +218,7 @@ def test_a_socket_and_a_pid_file_that_nobody_has_named(host: Host) -> None:
     assert list(run.iterdir()) == []
 
 
-# Why it does not start.
+# Reasons not to start.
 
 
 def broken_file(host: Host) -> None:
@@ -243,7 +243,7 @@ def no_such_folder(host: Host) -> None:
 
 
 def plain(text: str) -> str:
-    """What was said, records without the times and numbers that differ from run to run."""
+    """Returns the output, without the times and numbers in log records, which differ from run to run."""
     return re.sub(r"(?m)^20[\d-]+ [\d:.]+|(?<=pid=)\d+|(?<=age=)[\d.e-]+", "", text)
 
 
@@ -335,7 +335,7 @@ def test_root_is_not_taken_for_granted(host: Host) -> None:
     host.nothing_is_left()
 
 
-# One of many.
+# One daemon out of several.
 
 
 def test_of_twenty_at_once_one_runs(host: Host) -> None:
@@ -369,7 +369,7 @@ def test_one_in_the_foreground_is_in_its_place_too(forkd: Forkd, host: Host) -> 
 
 @pytest.fixture
 def stranger() -> Iterator[int]:
-    """Some other program."""
+    """Starts some other program."""
     other = subprocess.Popen(["sleep", "1000"])
     yield other.pid
     other.kill()
@@ -391,7 +391,7 @@ def test_a_number_of_another_program_is_no_server(host: Host, stranger: int) -> 
 def test_a_pid_file_that_a_dead_master_left(host: Host) -> None:
     address = host.write().start()
     old = host.pid
-    host.pidfile.rename(host.folder / "kept")  # or its fork server would remove it
+    host.pidfile.rename(host.folder / "kept")  # otherwise its fork server would remove it
     os.kill(old, signal.SIGKILL)
     until(lambda: not any(alive(pid) for pid in host.daemons()), "everybody gone")
     (host.folder / "kept").rename(host.pidfile)
@@ -480,7 +480,7 @@ def test_a_stop_that_takes_long(host: Host) -> None:
         assert (
             done.stderr == f"forkd: process {pid} is still running after 0.1 s; --quick does not wait for its workers\n"
         )
-        # Another one waits, too, and is no reason to hurry.
+        # Another command waits as well, which is no reason to hurry.
         host.forkd("stop", "--timeout", "0.1", "-c", "forkd.toml", status=Exit.TIMED_OUT)
         assert host.status()["master"]["phase"] == "stopping"
         host.forkd("stop", "--quick", "-c", "forkd.toml")
@@ -528,7 +528,7 @@ def test_an_upgrade_keeps_its_place(host: Host) -> None:
     host.nothing_is_left()
 
 
-# What a daemon has of who started it: nothing.
+# A daemon inherits nothing from its caller.
 
 
 def field(pid: int, name: str) -> str:
@@ -537,7 +537,7 @@ def field(pid: int, name: str) -> str:
 
 
 def stat(pid: int) -> list[str]:
-    """From the state on (proc(5)): state, parent, group, session, terminal."""
+    """Returns the fields of /proc/PID/stat from the state on (proc(5)): state, parent, group, session, terminal."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
@@ -593,7 +593,7 @@ def test_what_was_ignored_or_held_back_is_heeded(host: Host) -> None:
     master, server, worker = everybody(host)
     ours = sum(1 << number - 1 for number in signal.valid_signals())  # the C library keeps 32 and 33 for itself
     assert int(field(master, "SigIgn"), 16) & ours == python_ignores
-    for pid in (server, worker):  # they ignore what is for the master alone, and nothing else
+    for pid in (server, worker):  # they ignore the signals meant for the master, and no others
         assert not int(field(pid, "SigIgn"), 16) & (1 << signal.SIGALRM - 1 | 1 << signal.SIGCHLD - 1)
     assert [int(field(pid, "SigBlk"), 16) for pid in (master, server, worker)] == [0, 0, 0]
     os.kill(master, signal.SIGHUP)
@@ -618,7 +618,7 @@ def test_it_has_no_terminal_and_outlives_that_of_its_start(host: Host) -> None:
         assert tty == "0"
         assert int(session) not in (child, pid)  # a session's leader could have a terminal again
         assert int(group) == int(session)
-    os.close(terminal)  # whoever had it gets a HUP
+    os.close(terminal)  # its owner gets a HUP
     assert exchange(connect(SERVING.findall(said.decode().replace("\r", ""))[0]), b"hello\n") == b"HELLO\n"
     assert host.status()["services"]["test"]["generation"] == 1
 
@@ -635,7 +635,7 @@ def test_relative_paths_hold_in_another_folder(host: Host) -> None:
     address = host.start(before=first)
     assert exchange(connect(address), b"?\n") == b"wares\n"
     assert host.status()["master"]["config"] == str(host.folder / "forkd.toml")
-    # A title has the place where the environment was, which is found by what stands first there.
+    # A title overwrites the environment, whose place is found by its first entry.
     assert Path(f"/proc/{host.pid}/cmdline").read_bytes().startswith(b"forkd: master\0")
     host.forkd("reload", "-c", "forkd.toml")
     assert (host.folder / "forkd.log").exists()
@@ -643,7 +643,7 @@ def test_relative_paths_hold_in_another_folder(host: Host) -> None:
     host.nothing_is_left()
 
 
-# Signals that somebody before us held back, and process 1.
+# Signals that the caller had blocked, and process 1.
 
 
 def test_one_in_the_foreground_heeds_what_was_held_back(host: Host) -> None:
@@ -717,7 +717,7 @@ def test_as_process_1_it_reaps_and_stops(host: Host, first: subprocess.Popen[str
     assert field(master, "NSpid").split()[1] == "1"
     with connect(found[1]) as client:
         for _ in range(3):
-            assert call(client, b"0\n") == b"left\n"  # the orphan finds its standard input at its end
+            assert call(client, b"0\n") == b"left\n"  # the orphan finds its standard input ended
         until(lambda: len(family(master)) == 3 and not zombies(master), "no zombie, and no stranger")
         os.kill(master, signal.SIGTERM)
         assert client.recv(100) == b""

@@ -1,8 +1,8 @@
-"""Settings: what a file may say, what it means, and how every mistake is told.
+"""Settings: what a file may contain, what it means, and how every mistake is reported.
 
-The broken files stand in tests/broken; what each must answer is in its first lines, as
-`# expect: LINE: key: what`. Those in tests/broken/import are sound for this room: what is
-wrong with them shows when their application is imported.
+The broken files are in tests/broken. The first lines of each hold the expected messages, as
+`# expect: LINE: key: what`. Those in tests/broken/import are sound for this room: their mistakes
+show only when the application is imported.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def test_a_later_stage_can_name_the_line_of_a_mistake(tmp_path: Path) -> None:
     found = read(tmp_path, LEAST)
     error = found.error("service.echo.app", "there is no module 'shop'")
     assert error.problems == (Problem(found.file, 3, "service.echo.app", "there is no module 'shop'"),)
-    assert found.problem("service.echo.workers.max", "").line == 2  # not written: the line of its table
+    assert found.problem("service.echo.workers.max", "").line == 2  # not in the file: the line of its table
     assert found.problem("master.user", "").line == 1
 
 
@@ -433,7 +433,7 @@ def test_the_log_and_the_stop_timeout_want_none() -> None:
     assert changes(options(), new) == Changes((), (), (), ())
 
 
-# What is written elsewhere of the same list
+# The documents that repeat the list of settings
 
 
 def test_a_source_reads_its_settings_again(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_a_source_reads_its_settings_again(tmp_path: Path) -> None:
 
 def test_the_reference_page_is_that_of_the_program() -> None:
     page = HOME / "docs/settings.md"
-    assert page.read_text() == settings_page.reference(), "write it again: make reference"
+    assert page.read_text() == settings_page.reference(), "run: make reference"
 
 
 SAMPLE = HOME / "etc/forkd.toml"
@@ -467,7 +467,7 @@ def test_the_sample_serves_the_small_services_on_loopback() -> None:
 
 
 def sample_keys() -> dict[str, dict[str, str]]:
-    """Of each table in the sample the keys, also those in comments, with what is written there."""
+    """Returns the keys of each table in the sample, including those in comments, with their text."""
     tables: dict[str, dict[str, str]] = {}
     table: dict[str, str] = {}
     for line in SAMPLE.read_text().splitlines():
@@ -495,7 +495,7 @@ def test_the_sample_shows_every_key_with_its_default(table: str, key: Key) -> No
     if f"\n#{key.name} = " not in SAMPLE.read_text():
         assert key.required or key.name == "workers"
     elif written.endswith("# example"):
-        assert getattr(defaults, key.name) in (None, Path("/srv"))  # nothing a file could say
+        assert getattr(defaults, key.name) in (None, Path("/srv"))  # not a value that a file could hold
     else:
         default = re.split(r"\s+#", written)[0]
         assert default == key.default

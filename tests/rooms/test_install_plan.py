@@ -1,4 +1,4 @@
-"""What an installation does about each file: by what is to be there, what is, and what was put there."""
+"""What an installation does about each file, given what should be there, what is there and what was put there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a load test is asked to do: words to values, and a plan cut into shares."""
+"""What a load test should do: options turned into values, and a plan divided into shares."""
 
 from __future__ import annotations
 

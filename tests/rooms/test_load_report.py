@@ -1,4 +1,4 @@
-"""The figures of a load test as a document, a table, a line, a picture and a verdict."""
+"""The figures of a load test as a document, a table, a live line, a chart and a verdict."""
 
 from __future__ import annotations
 

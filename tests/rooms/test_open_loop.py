@@ -1,4 +1,4 @@
-"""An open loop: which requests are due, and who carries them."""
+"""An open loop: which requests are due, and which links carry them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def links(count: int, turns: Turns) -> list[Link]:
 
 
 def dealt(turns: Turns, now: int, among: list[Link], most: int = UNLIMITED) -> list[tuple[int, list[int]]]:
-    """Who, by number, was given what; each takes it."""
+    """Returns which link, by number, got which requests; each link takes them."""
     found = []
     for link, due in turns.deal(now, most):
         link.starts.extend(due)

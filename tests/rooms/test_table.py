@@ -1,4 +1,4 @@
-"""The status document as a person sees it."""
+"""The status document as printed on a terminal."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     found["workers"].append({**found["workers"][0], "service": "a-very-long-name-" * 4})
     table.show(found)
     out = capsys.readouterr().out
-    assert out.count("a-very-long-name-" * 4) == 4  # where it listens, in both tables, and how its workers ended
+    assert out.count("a-very-long-name-" * 4) == 4  # its addresses, both tables, and how its workers ended
     assert "\x1b" not in out
 
 

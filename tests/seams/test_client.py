@@ -1,4 +1,4 @@
-"""Dialling and the client against real sockets: what is sent, printed and said when something fails."""
+"""Connecting and the client, against real sockets: what is sent and printed, and the messages of failures."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from forkd.errors import (
 from forkd.kernel.address import Address, from_sockaddr, parse
 from forkd.sockets import dial, explain
 
-# Limits that a test runs into on purpose, in seconds; nothing else in here takes noticeable time.
+# Limits, in seconds, that tests exceed on purpose; nothing else here takes noticeable time.
 SOON = 0.05
 LATER = 0.15
 
 Behaviour = Callable[[socket.socket], object]
 
 
-# Servers, each one connection long.
+# Servers, each for one connection.
 
 
 def echo(connection: socket.socket) -> None:
@@ -47,7 +47,7 @@ def echo(connection: socket.socket) -> None:
 
 
 def count(connection: socket.socket) -> None:
-    """Answer after the client has ended its side, and only then."""
+    """Answers only after the client has ended its side."""
     total = 0
     while data := connection.recv(65536):
         total += len(data)
@@ -55,7 +55,7 @@ def count(connection: socket.socket) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with RST instead of FIN: SO_LINGER of no seconds, see socket(7)."""
+    """Closes with RST instead of FIN: SO_LINGER of 0 seconds, see socket(7)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -67,7 +67,7 @@ def only_listen(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def serving(behaviour: Behaviour, listener: socket.socket | None = None) -> Iterator[Address]:
-    """A server in a thread that accepts one connection, behaves, and closes it."""
+    """A server in a thread that accepts one connection, plays its part and closes it."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -86,13 +86,13 @@ def serving(behaviour: Behaviour, listener: socket.socket | None = None) -> Iter
 
 @contextlib.contextmanager
 def silence() -> Iterator[Address]:
-    """A server that never says or reads anything: the kernel completes the connection, and nobody accepts it."""
+    """A server that never sends or reads anything: the kernel completes the connection, but no process accepts it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield from_sockaddr(listener.family, listener.getsockname())
 
 
 def piped(data: bytes) -> int:
-    """The read end of a pipe that holds `data` (a pipe's worth at most) and then ends."""
+    """Returns the read end of a pipe that holds `data` (at most what fits) and then ends."""
     reading, writing = os.pipe()
     os.write(writing, data)
     os.close(writing)
@@ -108,7 +108,7 @@ def talk(
     end: bytes = b"\n",
     printed: bytearray | None = None,
 ) -> bytes:
-    """Call `address` with `requests` or with `said` on a pipe; what was printed, in `printed` too if it fails."""
+    """Calls `address` with `requests`, or with `said` on a pipe. Returns what was printed; `printed` has it, too."""
     reading = piped(said)
     with dial.connect(address) as sock, tempfile.TemporaryFile() as output:
         try:
@@ -242,13 +242,13 @@ def test_on_a_terminal_nothing_is_added_to_a_whole_line() -> None:
 
 def shown_on_a_terminal(address: Address) -> bytes:
     screen, terminal = pty.openpty()
-    tty.setraw(terminal)  # else the terminal makes \r\n of \n
+    tty.setraw(terminal)  # otherwise the terminal turns \n into \r\n
     with dial.connect(address) as sock:
         client.call(sock, None, None, terminal)
     os.close(terminal)
     shown = b""
     with os.fdopen(screen, "rb", buffering=0) as rest, contextlib.suppress(OSError):  # its end is EIO (pty(7))
-        while piece := rest.read(100):  # a write at a time
+        while piece := rest.read(100):  # one write at a time
             shown += piece
     return shown
 
@@ -316,7 +316,7 @@ def test_what_came_before_a_break_is_printed() -> None:
         connection.sendall(connection.recv(5))
         connection.recv(1)
         connection.sendall(b" last words")
-        connection.close()  # with bytes unread, which the kernel turns into a reset: RFC 2525, 2.17
+        connection.close()  # with unread bytes, which makes the kernel send a reset: RFC 2525, 2.17
 
     printed = bytearray()
     with serving(answer_once) as address, pytest.raises(BrokenOffError):
@@ -353,7 +353,7 @@ def test_a_server_that_leaves_before_all_was_sent_broke_off(tmp_path: Path) -> N
 
 def test_a_server_that_says_goodbye_while_a_request_is_readable_broke_off() -> None:
     with serving(lambda connection: connection.shutdown(socket.SHUT_WR)) as address, dial.connect(address) as sock:
-        assert sock.recv(1, socket.MSG_PEEK) == b""  # the goodbye is here before the call begins
+        assert sock.recv(1, socket.MSG_PEEK) == b""  # the end has arrived before the call begins
         reading = piped(b"hello\n")
         with pytest.raises(BrokenOffError, match="before all requests were sent"):
             client.call(sock, None, reading, None)
@@ -389,19 +389,19 @@ def test_a_server_that_does_not_read_is_silent_too(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_not_for_the_user() -> None:
-    # Room for an echo that comes late because the machine has other work.
+    # Leaves room for an echo that is late because the machine is busy.
     with typing(echo, timeout=10 * SOON) as (typed, shown, _):
         os.write(typed, b"one\n")
         assert os.read(shown, 100) == b"one\n"
         with silence() as another, pytest.raises(TimedOutError):
-            talk(another, timeout=10 * SOON + LATER)  # a clock: by now the first call would have given up
+            talk(another, timeout=10 * SOON + LATER)  # the first call would have given up by now
         os.write(typed, b"two\n")
         assert os.read(shown, 100) == b"two\n"
 
 
 @contextlib.contextmanager
 def typing(behaviour: Behaviour, timeout: float | None = 10) -> Iterator[tuple[int, int, threading.Thread]]:
-    """A call in a thread: where to type, where its output is shown, and the thread, which must end well."""
+    """Starts a call in a thread. Yields its input, its output and the thread, which must end without an error."""
     keyboard, typed = os.pipe()
     shown, screen = os.pipe()
     failures: list[ForkdError] = []
@@ -430,7 +430,7 @@ def typing(behaviour: Behaviour, timeout: float | None = 10) -> Iterator[tuple[i
 
 
 def refusing() -> tuple[socket.socket, Address]:
-    """An address that is bound but not listened on: nobody else can take it while the socket lives."""
+    """Yields an address that is bound but not listened on, so no other process can take it."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     return sock, from_sockaddr(sock.family, sock.getsockname())
@@ -459,7 +459,7 @@ def test_the_next_address_is_tried_where_the_first_refuses() -> None:
 
 
 def fill(address: Address, held: contextlib.ExitStack) -> None:
-    """Connect to a listener that accepts nobody, until its queue is full and a connect fails."""
+    """Connects to a listener that accepts nothing, until its queue is full and a connect fails."""
     while True:
         held.enter_context(dial.connect(address, timeout=SOON))
 
@@ -533,7 +533,7 @@ def check_unix(path: Path, words: str) -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid"])
 def test_a_name_that_is_not_found(host: str) -> None:
-    # Without a network, no name server may be there to say so (RFC 6761, 6.4 makes .invalid fail everywhere).
+    # Without a network, there may be no name server to say so (by RFC 6761, 6.4, .invalid never resolves).
     with pytest.raises(UnreachableError, match=rf"cannot connect to {host}:7: no such host.* \(EAI_\w+\); check"):
         dial.connect(Address(host, 7))
 
@@ -548,7 +548,7 @@ def test_addresses_that_cannot_be_called(text: str) -> None:
 
 
 def seen_peer(source: str | Address | None, target: str = "127.0.0.1") -> tuple[str, int]:
-    """Whom the server sees calling, when the client calls `target` from `source`."""
+    """Returns the address that the server sees if the client calls `target` from `source`."""
     peers: list[tuple[str, int]] = []
     with serving(lambda connection: peers.append(connection.getpeername())) as address:
         dial.connect(Address(target, address.port), source=source).close()
@@ -628,7 +628,7 @@ def test_a_socket_connected_to_itself_is_no_server() -> None:
         dial.connect(address, source=address)
 
 
-# What an errno means.
+# The meaning of each errno.
 
 HERE = Address("198.18.0.1", 7)
 PATH = Address("/run/forkd/echo.sock", 0, "unix")

@@ -1,4 +1,4 @@
-"""`forkd install` on a folder that stands for a machine: files as they are on disk, put there, kept, taken away."""
+"""`forkd install` on a folder that represents a machine: files installed, kept and removed on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.server import ROOT, program
 
 
 def install(machine: Path, *pieces: Piece) -> dict[str, str]:
-    """Puts the pieces in place; gives what was done to each file, where anything was."""
+    """Puts the pieces in place. Returns what was done to each file, if anything."""
     place = Place(machine)
     paths = {*place.record.files, *(each.path + end for each in pieces for end in ("", ".new"))}
     steps = decide(pieces, place.there(paths), place.record.files)

@@ -1,4 +1,4 @@
-"""The loop of a load test against sockets whose other end the test holds."""
+"""The loop of a load test, against sockets whose other end the test holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from forkd.cli.load.tally import Tally, durations
 from forkd.serving.framings import Chunks, Fixed, Netstrings
 from tests.server import LIMIT, until
 
-# A limit that a test runs into on purpose, in seconds.
+# A limit, in seconds, that tests exceed on purpose.
 SOON = 0.06
 MS = 1_000_000
 
@@ -30,7 +30,7 @@ Behaviour = Callable[[socket.socket, int], object]
 
 
 class Server:
-    """A listener in this process; `behave(connection, number)` is a thread's for each connection, in their order."""
+    """A listener in this process. A thread per connection calls `behave(connection, number)`, numbered in order."""
 
     def __init__(self, behave: Behaviour, *, family: int = socket.AF_INET, path: str = "", open: bool = True) -> None:
         self.accepted = 0
@@ -88,7 +88,7 @@ def serving() -> Iterator[Serving]:
 
 
 def loaded(target: Target, tally: Tally | None = None, **keys: Any) -> Tally:
-    """The figures of a whole test; nothing may take long in it."""
+    """Returns the figures of a whole test, which must be short."""
     plan = LoadPlan(**{"connections": 1, "timeout": LIMIT, **keys}).checked()
     (share,) = shares(plan)
     tally = Tally() if tally is None else tally
@@ -109,7 +109,7 @@ def failed(tally: Tally) -> dict[str, int]:
     return {name: count for name, count in tally.failures.items() if count}
 
 
-# Behaviours, each of one connection.
+# Behaviours, each for one connection.
 
 
 def echo(connection: socket.socket, number: int) -> None:
@@ -118,13 +118,13 @@ def echo(connection: socket.socket, number: int) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with RST instead of FIN: SO_LINGER of no seconds, see socket(7)."""
+    """Closes with RST instead of FIN: SO_LINGER of 0 seconds, see socket(7)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
 def last_word(connection: socket.socket, data: bytes) -> None:
-    """Send and end in one segment, as forkd's own workers do, and wait for the client's end."""
+    """Sends and ends in one segment, as forkd's workers do, then waits for the client's end."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     connection.sendall(data)
     connection.shutdown(socket.SHUT_WR)
@@ -132,7 +132,7 @@ def last_word(connection: socket.socket, data: bytes) -> None:
         pass
 
 
-# What goes well.
+# Successes.
 
 
 def test_every_request_is_sent_once_and_answered(serving: Serving) -> None:
@@ -224,7 +224,7 @@ def test_batches_that_are_made_on_the_way(serving: Serving) -> None:
     assert tally["bytes_out"] == 300 * 2001
 
 
-# Failures, each by its class, and the run goes on.
+# Failures: each is counted by class, and the run continues.
 
 
 def test_a_reset_costs_what_was_in_flight(serving: Serving) -> None:
@@ -355,7 +355,7 @@ def test_a_full_queue_of_a_unix_socket_times_out(tmp_path: Path) -> None:
 
 
 class Stalling:
-    """Answers at once, but for the third request, which waits until the test is `seconds` old."""
+    """Answers at once, except the third request, which waits until the test is `seconds` old."""
 
     def __init__(self, tally: Tally, seconds: float) -> None:
         self.tally = tally
@@ -376,8 +376,8 @@ def over(tally: Tally, nanoseconds: int) -> int:
 
 def test_requests_that_a_stall_held_up_have_waited_since_they_were_due(serving: Serving) -> None:
     tally = Tally()
-    # One every 5 ms, and from the third, due at 10 ms, no reply until 200 ms are over: those due in between have
-    # waited for the rest of that time, not only the one that was in flight.
+    # One every 5 ms, and from the third, due at 10 ms, no reply until 200 ms have passed. Those due in between
+    # waited for the rest of that time, not only the one in flight.
     loaded(serving(Stalling(tally, 0.2)).target, tally, requests=40, rate=200.0)
     assert tally["answered"] == 40
     assert over(tally, 100 * MS) >= 18
@@ -393,7 +393,7 @@ def test_a_closed_loop_would_have_left_them_out(serving: Serving) -> None:
 
 
 def noting(came: list[float]) -> Behaviour:
-    """An echo that notes when each request has come."""
+    """An echo that records when each request arrived."""
 
     def behave(connection: socket.socket, number: int) -> None:
         while data := connection.recv(100):
