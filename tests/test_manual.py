@@ -41,12 +41,12 @@ def read(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_page_is_that_of_the_program(name: str) -> None:
+def test_the_page_matches_the_program(name: str) -> None:
     assert (ROOT / "man" / name).read_text() == manual.pages()[name], "run: make reference"
 
 
 @pytest.mark.slow
-def test_it_is_written_where_it_is_told(tmp_path: Path) -> None:
+def test_the_pages_are_written_to_the_given_folder(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "docs.tools.manual", str(tmp_path)], cwd=ROOT, check=True, timeout=30)
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == manual.pages()
 

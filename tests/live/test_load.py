@@ -129,7 +129,7 @@ def test_a_unix_socket_and_requests_from_a_file(forkd: Forkd, tmp_path: Path) ->
     assert set(what["failures"].values()) == {0}
 
 
-def test_failures_fail_it_when_told_how_many_may_be(forkd: Forkd) -> None:
+def test_too_many_failures_fail_the_test(forkd: Forkd) -> None:
     server = forkd("small:die", **KEYS).serving()
     done = load(server, "--requests", "20", "--connections", "1", "--expect", "/x/")
     assert "failures: 20 wrong\n" in done.stdout
@@ -154,7 +154,7 @@ def test_a_worker_that_dies_breaks_connections_off(forkd: Forkd) -> None:
     assert what.stderr == "forkd: no request was answered; failures: 1 cut short\n"
 
 
-def test_nobody_there_is_told_as_by_call(forkd: Forkd) -> None:
+def test_a_missing_server_is_reported_as_by_call(forkd: Forkd) -> None:
     server = forkd("small:shout", **KEYS).serving()
     assert server.stop() == 0
     done, called = (program(name, address(server), cwd=server.control_path.parent) for name in ("load", "call"))
@@ -177,7 +177,7 @@ def test_nobody_there_is_told_as_by_call(forkd: Forkd) -> None:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_wrong_usage_is_told_before_anything_is_sent(tmp_path: Path, arguments: list[str], told: str) -> None:
+def test_wrong_usage_is_reported_before_anything_is_sent(tmp_path: Path, arguments: list[str], told: str) -> None:
     done = program("load", "127.0.0.1:1", *arguments, cwd=tmp_path)
     assert done.returncode == Exit.USAGE
     assert told in done.stderr
@@ -185,7 +185,7 @@ def test_wrong_usage_is_told_before_anything_is_sent(tmp_path: Path, arguments: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_gives_the_figures_so_far(forkd: Forkd, number: signal.Signals) -> None:
+def test_ctrl_c_shows_the_figures_so_far(forkd: Forkd, number: signal.Signals) -> None:
     server = forkd("small:shout", **KEYS).serving()
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["requests"] > 10)
@@ -208,7 +208,7 @@ def test_clients_do_not_outlive_the_program(forkd: Forkd) -> None:
     assert until(lambda: server.status("test")["connections"]["open"] == 0)
 
 
-def test_a_client_that_is_killed_is_told(forkd: Forkd) -> None:
+def test_a_killed_client_is_reported(forkd: Forkd) -> None:
     server = forkd("small:shout", **KEYS).serving()
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["requests"] > 10)

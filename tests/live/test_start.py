@@ -204,7 +204,7 @@ def test_an_application_needs_no_file(host: Host) -> None:
     assert not (host.folder / "control.pid").exists()
 
 
-def test_a_socket_and_a_pid_file_that_nobody_has_named(host: Host) -> None:
+def test_a_default_socket_and_pid_file(host: Host) -> None:
     host.write()
     file = host.folder / "forkd.toml"
     file.write_text(file.read_text().replace('control = "control.sock"\npidfile = "forkd.pid"\n', ""))
@@ -269,7 +269,7 @@ def test_an_address_in_use(host: Host) -> None:
         host.nothing_is_left()
 
 
-def test_what_is_logged_until_it_serves_is_seen_and_the_rest_is_told_to_be_lost(host: Host) -> None:
+def test_records_are_shown_until_it_serves_and_a_warning_says_that_the_rest_is_lost(host: Host) -> None:
     done = host.forkd("start", str(host.write("untidy:shout").folder / "forkd.toml"))
     assert re.search(r"(?m) warning after the import the thread 'the clock' runs; ", done.stderr)
     assert done.stderr.splitlines()[-1] == (
@@ -290,7 +290,7 @@ def test_a_log_file_has_it_all(host: Host) -> None:
     assert " info signal: stop " in text
 
 
-def test_one_that_is_killed_before_it_serves(host: Host) -> None:
+def test_a_daemon_killed_before_it_serves(host: Host) -> None:
     gate = host.gated()
     start = host.begin("start", "forkd.toml")
     at_gate(gate)
@@ -303,7 +303,7 @@ def test_one_that_is_killed_before_it_serves(host: Host) -> None:
     )
 
 
-def test_one_that_is_stopped_before_it_serves(host: Host) -> None:
+def test_a_daemon_stopped_before_it_serves(host: Host) -> None:
     gate = host.gated()
     start = host.begin("start", "forkd.toml")
     at_gate(gate)
@@ -314,7 +314,7 @@ def test_one_that_is_stopped_before_it_serves(host: Host) -> None:
     host.nothing_is_left()
 
 
-def test_who_interrupts_a_start_wants_no_server(host: Host) -> None:
+def test_an_interrupted_start_leaves_no_server(host: Host) -> None:
     gate = host.gated()
     start = host.begin("start", "forkd.toml")
     at_gate(gate)
@@ -325,7 +325,7 @@ def test_who_interrupts_a_start_wants_no_server(host: Host) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_root_is_not_taken_for_granted(host: Host) -> None:
+def test_running_as_root_must_be_confirmed(host: Host) -> None:
     host.write()
     file = host.folder / "forkd.toml"
     file.write_text(file.read_text().replace(ROOT_USER, ""))
@@ -338,7 +338,7 @@ def test_root_is_not_taken_for_granted(host: Host) -> None:
 # One daemon out of several.
 
 
-def test_of_twenty_at_once_one_runs(host: Host) -> None:
+def test_of_twenty_started_at_once_one_runs(host: Host) -> None:
     host.write()
     starts = [host.begin("start", "forkd.toml") for _ in range(20)]
     ended = [(start.communicate(timeout=2 * LIMIT)[1], start.returncode) for start in starts]
@@ -356,7 +356,7 @@ def test_of_twenty_at_once_one_runs(host: Host) -> None:
     host.nothing_is_left()
 
 
-def test_one_in_the_foreground_is_in_its_place_too(forkd: Forkd, host: Host) -> None:
+def test_a_forkd_in_the_foreground_prevents_a_start(forkd: Forkd, host: Host) -> None:
     server = forkd("small:shout", workers=1, master=ROOT_USER).serving()
     done = host.forkd("start", "forkd.toml", status=Exit.FAILED)
     assert done.stderr.startswith(f"forkd: runs already, as process {server.pid}: ")
@@ -376,7 +376,7 @@ def stranger() -> Iterator[int]:
     other.wait()
 
 
-def test_a_number_of_another_program_is_no_server(host: Host, stranger: int) -> None:
+def test_a_pid_of_another_program_is_not_a_server(host: Host, stranger: int) -> None:
     host.write()
     host.pidfile.write_text(f"{stranger}\n")
     host.forkd("stop", "-c", "forkd.toml", status=Exit.UNREACHABLE)
@@ -425,7 +425,7 @@ def test_it_is_found_without_its_control_socket_and_without_its_pid_file(host: H
         host.nothing_is_left()
 
 
-def test_whoever_else_listens_at_the_control_socket_is_left_alone(host: Host, stranger: int) -> None:
+def test_another_program_that_listens_at_the_control_socket_is_left_alone(host: Host, stranger: int) -> None:
     host.write()
     code = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True)\n"
@@ -444,7 +444,7 @@ def test_whoever_else_listens_at_the_control_socket_is_left_alone(host: Host, st
 
 
 @pytest.mark.skipif(bool(nobody_missing()), reason=str(nobody_missing()))
-def test_another_users_is_left_alone(host: Host, open_folder: Path) -> None:
+def test_the_server_of_another_user_is_left_alone(host: Host, open_folder: Path) -> None:
     host.write()
     (host.folder / "forkd.toml").rename(open_folder / "forkd.toml")
     host.folder, host.pidfile, host.control = open_folder, open_folder / "forkd.pid", open_folder / "control.sock"
@@ -460,7 +460,7 @@ def test_another_users_is_left_alone(host: Host, open_folder: Path) -> None:
 # Stops.
 
 
-def test_a_stop_answers_what_has_begun(host: Host) -> None:
+def test_a_stop_answers_started_requests(host: Host) -> None:
     address = host.write("small:nap").start()
     with connect(address) as client:
         client.sendall(b"0.5\n")
@@ -505,7 +505,7 @@ def test_a_restart_of_nothing_is_a_start(host: Host) -> None:
 
 
 @pytest.mark.parametrize("wrong", [broken_file, broken_import, unknown_user])
-def test_a_restart_to_what_is_broken_changes_nothing(host: Host, wrong: Callable[[Host], None]) -> None:
+def test_a_restart_with_broken_settings_changes_nothing(host: Host, wrong: Callable[[Host], None]) -> None:
     address = host.write().start()
     old = host.pid
     wrong(host)
@@ -564,7 +564,7 @@ def test_a_unix_socket_has_its_rights(host: Host) -> None:
     assert host.control.stat().st_mode & 0o777 == 0o600
 
 
-def test_no_descriptor_goes_along(host: Host) -> None:
+def test_no_descriptor_is_inherited(host: Host) -> None:
     host.write()
     kept = host.folder / "kept"
     with kept.open("w") as file:
@@ -583,7 +583,7 @@ def test_it_does_without_standard_streams(host: Host, closed: str) -> None:
     assert host.status()["master"]["phase"] == "serving"
 
 
-def test_what_was_ignored_or_held_back_is_heeded(host: Host) -> None:
+def test_signals_that_were_ignored_or_blocked_are_obeyed(host: Host) -> None:
     host.write()
     ignoring = "import os, signal, sys\nfor each in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:\n"
     ignoring += "    signal.signal(each, signal.SIG_IGN)\nsignal.pthread_sigmask(0, signal.valid_signals())\n"
@@ -602,7 +602,7 @@ def test_what_was_ignored_or_held_back_is_heeded(host: Host) -> None:
     until(lambda: not alive(master), "its end")
 
 
-def test_it_has_no_terminal_and_outlives_that_of_its_start(host: Host) -> None:
+def test_it_has_no_terminal_and_outlives_the_one_of_its_start(host: Host) -> None:
     host.write()
     child, terminal = pty.fork()
     if child == 0:
@@ -646,7 +646,7 @@ def test_relative_paths_hold_in_another_folder(host: Host) -> None:
 # Signals that the caller had blocked, and process 1.
 
 
-def test_one_in_the_foreground_heeds_what_was_held_back(host: Host) -> None:
+def test_a_forkd_in_the_foreground_obeys_signals_that_were_blocked(host: Host) -> None:
     host.write()
     holding = "import os, signal, sys\nsignal.pthread_sigmask(0, signal.valid_signals())\n"
     holding += "os.execvp(sys.argv[1], sys.argv[1:])\n"
@@ -725,7 +725,7 @@ def test_as_process_1_it_reaps_and_stops(host: Host, first: subprocess.Popen[str
     host.nothing_is_left()
 
 
-def test_as_process_1_it_loses_no_signal_that_comes_early(host: Host) -> None:
+def test_as_process_1_it_loses_no_early_signal(host: Host) -> None:
     if reason := pid_namespace_missing():
         pytest.skip(f"process 1 of a pid namespace: {reason}")
     settings = (host.write().folder / "forkd.toml").read_bytes()

@@ -102,7 +102,7 @@ def test_a_file_with_a_broken_application_is_sound_until_it_is_imported(file: Pa
         ("long", "is longer than 1 MiB: this is not a settings file"),
     ],
 )
-def test_a_file_that_can_not_be_read_is_a_mistake_too(tmp_path: Path, name: str, what: str) -> None:
+def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "long").write_bytes(b"#" * (config.MAX_BYTES + 1))
     path = f"{tmp_path}/{name}"
@@ -116,14 +116,14 @@ def test_a_file_of_exactly_the_greatest_length_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, text + "x" * (config.MAX_BYTES - len(text))).services
 
 
-def test_a_text_that_ends_early_is_told_on_its_last_line(tmp_path: Path) -> None:
+def test_a_text_that_ends_early_is_reported_on_its_last_line(tmp_path: Path) -> None:
     for text in ("a = 1\nb = ", "a = 1\nb = [\n"):
         with pytest.raises(ConfigError) as error:
             read(tmp_path, text)
         assert [problem.line for problem in error.value.problems] == [2]
 
 
-def test_what_is_very_long_is_told_shortly(tmp_path: Path) -> None:
+def test_long_values_are_shortened_in_messages(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read(tmp_path, LEAST + f'worker = "{"w" * 1000}"\n{"k" * 1000} = 1\npath = ""\nuser = "{"é" * 300}"\n')
     assert [len(problem.what) < 200 and len(problem.key) <= 203 for problem in error.value.problems] == [True] * 4
@@ -182,7 +182,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert LogSettings() == LogSettings(level="info", format="text", file="-")
 
 
-def test_a_full_file_means_what_it_says(tmp_path: Path) -> None:
+def test_a_full_file_sets_every_value(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         """
@@ -276,7 +276,7 @@ def test_workers_are_a_number_or_a_table(tmp_path: Path, written: str, meant: Wo
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(0, 1), (1, 1), (64, 64), (5000, 1024)])
-def test_there_is_a_worker_for_each_core_within_bounds(tmp_path: Path, cores: int, workers: int) -> None:
+def test_there_is_one_worker_per_core_within_bounds(tmp_path: Path, cores: int, workers: int) -> None:
     assert read(tmp_path, LEAST, cores=cores).services["echo"].workers == Workers(min=workers, max=workers)
 
 
@@ -340,7 +340,7 @@ def test_options_mean_the_same_as_a_file() -> None:
     }
 
 
-def test_workers_are_those_of_the_option_or_one_a_core() -> None:
+def test_workers_come_from_the_option_or_the_cores() -> None:
     assert options(workers=7).services["shout"].workers == Workers(min=7, max=7)
     assert options(cores=2).services["shout"].workers == Workers(min=2, max=2)
     assert options("a:b", "workers=3", workers=7).services["b"].workers == Workers(min=3, max=3)
@@ -364,7 +364,7 @@ def test_a_service_without_a_name_has_that_of_its_function(app: str, name: str) 
         ("[" * 5000, "[" * 5000),
     ],
 )
-def test_a_value_that_is_no_toml_is_a_text(value: str, meant: str) -> None:
+def test_a_value_that_is_not_toml_is_a_string(value: str, meant: str) -> None:
     with pytest.raises(ConfigError) as error:
         options("a:b", f"backlog={value}")
     assert f'not the string "{meant[:60]}'.replace("\n", "\\n") in str(error.value)
@@ -388,14 +388,16 @@ def test_a_value_that_is_no_toml_is_a_text(value: str, meant: str) -> None:
         ({}, ["path=/\udcff"], r'the string "path=/\udcff" is not UTF-8'),
     ],
 )
-def test_a_mistake_in_the_options_is_told_like_one_in_a_file(given: dict[str, Any], sets: list[str], told: str) -> None:
+def test_a_mistake_in_the_options_is_reported_like_one_in_a_file(
+    given: dict[str, Any], sets: list[str], told: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         options("a:b", *sets, **given)
     assert mistakes(error)[0].startswith(f"command line: {told}")
     assert len(mistakes(error)) == 1
 
 
-def test_every_mistake_in_the_options_is_told_at_once() -> None:
+def test_every_mistake_in_the_options_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         options("nothing", "nonsense", "threads=many", listen=[], workers=0)
     assert [problem.key for problem in error.value.problems] == [

@@ -60,7 +60,7 @@ def test_a_framing_by_its_name(text: str, framing: object) -> None:
         "netstrings:5",
     ],
 )
-def test_what_is_no_framing_is_told(text: str) -> None:
+def test_an_unknown_framing_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--framing {text}: ")):
         framing_named(text)
 
@@ -93,12 +93,12 @@ def test_what_is_no_framing_is_told(text: str) -> None:
         ({"framing": Chunks(), "pipeline": 2, "expect": "/x/"}, "--pipeline with chunks"),
     ],
 )
-def test_what_cannot_be_done_is_told(keys: dict[str, Any], told: str) -> None:
+def test_an_impossible_plan_is_refused(keys: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=re.escape(told)):
         LoadPlan(**keys).checked()
 
 
-def test_what_can_be_done_is_let_through() -> None:
+def test_a_possible_plan_is_accepted() -> None:
     for keys in (
         {},
         {"framing": Chunks(), "pipeline": 9, "expect": "echo"},
@@ -121,7 +121,7 @@ def test_batches_are_made_beforehand_where_they_are_small_and_alike() -> None:
     assert LoadPlan(pipeline=1000, bodies=(b"x" * 100,)).batches == []
 
 
-def test_what_is_expected() -> None:
+def test_expected_replies() -> None:
     plan = LoadPlan(bodies=(b"a", b"b"), expect="echo")
     assert [plan.expected(place) for place in (0, 1)] == [b"a", b"b"]
     assert LoadPlan().expected(0) is None
@@ -153,7 +153,7 @@ def test_the_schedules_of_shares_take_turns() -> None:
     assert due == pytest.approx([number / 1000 for number in range(12)])
 
 
-def test_a_schedule_counts_what_has_been_due() -> None:
+def test_a_schedule_counts_requests_that_were_due() -> None:
     schedule = EvenSchedule(1000, 10.0)
     assert [schedule.due(now) for now in (0, 999, 1000, 1009, 1010, 1995)] == [0, 0, 1, 1, 2, 100]
     assert [schedule.time(number) for number in (0, 1, 99)] == [1000, 1010, 1990]
@@ -168,7 +168,7 @@ def test_a_schedule_of_broken_intervals_does_not_drift() -> None:
 
 
 @given(gaps=st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=30), looks=st.lists(st.integers(0, 10**7), max_size=20))
-def test_a_random_schedule_counts_what_has_been_due_however_it_is_asked(gaps: list[float], looks: list[int]) -> None:
+def test_a_random_schedule_counts_the_same_however_often_it_is_asked(gaps: list[float], looks: list[int]) -> None:
     class Chance(random.Random):
         left = itertools.chain(gaps, itertools.repeat(1e9))
 

@@ -89,6 +89,6 @@ def test_each_connection_has_its_own_counter() -> None:
     assert judge.wrong == 1
 
 
-def test_what_breaks_the_framing_is_an_error() -> None:
+def test_broken_framing_is_an_error() -> None:
     with pytest.raises(FramingError):
         told(LoadPlan(framing=Netstrings()), [b"hello"])

@@ -70,7 +70,7 @@ def test_nothing_has_happened_yet() -> None:
     assert not any("workers" in line for line in lines)
 
 
-def test_brackets_are_text_and_no_markup() -> None:
+def test_brackets_are_text_not_markup() -> None:
     found = document()
     found["master"]["config"] = "[bold]/x/[red].toml"
     found["services"]["echo"]["listen"] = ["unix:/run/[/].sock"]
@@ -83,7 +83,7 @@ def test_brackets_are_text_and_no_markup() -> None:
     ("wrong", "how"),
     [(None, "registered with"), ("Connection refused", "not registered (Connection refused) with")],
 )
-def test_a_registration_is_told(wrong: str | None, how: str) -> None:
+def test_a_registration_is_shown(wrong: str | None, how: str) -> None:
     found = document()
     mapping = {"program": 0x20049001, "version": 1, "port": 7007}
     found["services"]["echo"]["rpcbind"] = mapping | {"registered": not wrong, "wrong": wrong}

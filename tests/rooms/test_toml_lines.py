@@ -53,7 +53,7 @@ def test_each_key_has_its_line(text: str, expected: dict[str, int]) -> None:
     assert places(text) == expected
 
 
-def test_what_is_nested_deeper_than_any_setting_is_left_out() -> None:
+def test_keys_nested_deeper_than_any_setting_are_left_out() -> None:
     text = f"{'a.' * 500}a = 1\n[{'b.' * 500}b]\nc = 1\nd = {'[' * 200}{']' * 200}\n"
     found = places(text)
     assert max(key.count(".") + key.count("[") for key in found) < DEPTH
@@ -220,7 +220,7 @@ LINES = st.one_of(
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(LINES, max_size=6).map("".join))
-def test_whatever_tomllib_accepts_gives_the_same_keys(text: str) -> None:
+def test_every_text_that_tomllib_accepts_has_the_same_keys(text: str) -> None:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError:  # about half have a duplicate key, or a table inside a number

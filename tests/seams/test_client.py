@@ -179,7 +179,7 @@ def test_a_closed_input_is_an_empty_one() -> None:
         client.call(sock, None, closed, None)
 
 
-def test_no_input_at_all_is_an_empty_one() -> None:
+def test_a_closed_input_counts_as_empty() -> None:
     with serving(count) as address, dial.connect(address) as sock:
         client.call(sock, None, None, None)
 
@@ -253,7 +253,7 @@ def shown_on_a_terminal(address: Address) -> bytes:
     return shown
 
 
-def test_an_output_that_nobody_reads_ends_the_call_quietly() -> None:
+def test_an_output_without_a_reader_ends_the_call_quietly() -> None:
     def greet(connection: socket.socket) -> None:
         connection.sendall(b"hello\n")
         only_listen(connection)
@@ -267,13 +267,13 @@ def test_an_output_that_nobody_reads_ends_the_call_quietly() -> None:
         os.close(descriptor)
 
 
-def test_an_output_that_cannot_be_written_is_told() -> None:
+def test_an_output_that_cannot_be_written_is_reported() -> None:
     with serving(echo) as address, dial.connect(address) as sock, Path("/dev/full").open("wb") as full:  # noqa: SIM117
         with pytest.raises(ForkdError, match=r"standard output cannot be written: .*ENOSPC"):
             client.call(sock, [b"hello"], None, full)
 
 
-def test_an_input_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_input_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     with serving(echo) as address, dial.connect(address) as sock:  # noqa: SIM117
         with pytest.raises(ForkdError, match=r"standard input cannot be read: .*EISDIR"):
@@ -311,7 +311,7 @@ def test_a_reset_is_a_break() -> None:
     assert int(caught.value.exit_status) == 76
 
 
-def test_what_came_before_a_break_is_printed() -> None:
+def test_bytes_before_a_break_are_printed() -> None:
     def answer_once(connection: socket.socket) -> None:
         connection.sendall(connection.recv(5))
         connection.recv(1)
@@ -324,7 +324,7 @@ def test_what_came_before_a_break_is_printed() -> None:
     assert printed == b"hello last words"
 
 
-def test_what_comes_after_a_break_of_our_side_is_printed() -> None:
+def test_bytes_after_a_break_of_our_side_are_printed() -> None:
     ours, theirs = socket.socketpair()
     reading = piped(b"")
     with ours, theirs, tempfile.TemporaryFile() as output:
@@ -379,7 +379,7 @@ def test_silence_has_a_limit(requests: list[bytes] | None) -> None:
     assert int(e.value.exit_status) == 75
 
 
-def test_a_server_that_does_not_read_is_silent_too(tmp_path: Path) -> None:
+def test_a_server_that_does_not_read_counts_as_silent(tmp_path: Path) -> None:
     path = tmp_path / "requests"
     path.touch()
     os.truncate(path, 64 << 20)
@@ -388,7 +388,7 @@ def test_a_server_that_does_not_read_is_silent_too(tmp_path: Path) -> None:
             client.call(sock, None, requests, None, timeout=SOON)
 
 
-def test_the_limit_is_not_for_the_user() -> None:
+def test_the_limit_does_not_apply_to_the_user() -> None:
     # Leaves room for an echo that is late because the machine is busy.
     with typing(echo, timeout=10 * SOON) as (typed, shown, _):
         os.write(typed, b"one\n")
@@ -444,7 +444,7 @@ def test_a_closed_port_is_refused() -> None:
     assert str(caught.value).startswith(f"cannot connect to {address}: no process listens there (ECONNREFUSED); ")
 
 
-def test_every_address_tried_is_told() -> None:
+def test_every_address_tried_is_reported() -> None:
     sock, address = refusing()
     with sock, pytest.raises(UnreachableError) as caught:
         dial.connect(parse(f"*:{address.port}"))
@@ -589,7 +589,7 @@ def test_ways_to_write_a_source(text: str, address: Address) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1.2.3.4.5", "[::1", "host:port"])
-def test_what_is_no_source(text: str) -> None:
+def test_invalid_sources(text: str) -> None:
     with pytest.raises(AddressError):
         dial.parse_source(text)
 
@@ -621,7 +621,7 @@ def test_a_source_of_another_kind(target: str, source: str) -> None:
         dial.connect(parse(target), source=source)
 
 
-def test_a_socket_connected_to_itself_is_no_server() -> None:
+def test_a_socket_connected_to_itself_is_not_a_server() -> None:
     sock, address = refusing()
     sock.close()
     with pytest.raises(UnreachableError, match="ECONNREFUSED"):
@@ -713,7 +713,7 @@ def test_a_failed_source_in_words(number: int, words: str) -> None:
     assert str(found).startswith(f"cannot call from {HERE}: {words}")
 
 
-def test_our_own_limit_is_told_from_the_kernels() -> None:
+def test_our_own_limit_is_distinguished_from_the_kernels() -> None:
     found = explain.explain(TimeoutError("timed out"), HERE, name="host.example:7", timeout=2.5)
     assert type(found) is TimedOutError
     assert str(found).startswith(

@@ -183,7 +183,7 @@ def test_replies_in_single_bytes_are_put_together(serving: Serving, framing: Any
     assert (tally["answered"], failed(tally)) == (10, {})
 
 
-def test_requests_that_the_kernel_has_no_room_for_go_out_in_pieces(serving: Serving) -> None:
+def test_requests_that_do_not_fit_the_kernels_buffer_leave_in_pieces(serving: Serving) -> None:
     tally = loaded(serving(echo).target, requests=3, bodies=(b"x" * (6 << 20),), framing=Chunks(), expect="echo")
     assert (tally["answered"], failed(tally)) == (3, {})
     assert tally["bytes_out"] == tally["bytes_in"] == 3 * (6 << 20)
@@ -203,7 +203,7 @@ def test_several_requests_a_connection(serving: Serving) -> None:
     assert (tally["answered"], tally["connected"], failed(tally)) == (21, 6, {})
 
 
-def test_a_server_that_ends_after_each_reply_is_no_failure(serving: Serving) -> None:
+def test_a_server_that_ends_after_each_reply_is_not_a_failure(serving: Serving) -> None:
     def polite(connection: socket.socket, number: int) -> None:
         last_word(connection, connection.recv(100))
 
@@ -227,7 +227,7 @@ def test_batches_that_are_made_on_the_way(serving: Serving) -> None:
 # Failures: each is counted by class, and the run continues.
 
 
-def test_a_reset_costs_what_was_in_flight(serving: Serving) -> None:
+def test_a_reset_loses_the_requests_in_flight(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         if number == 1:
             connection.recv(100)
@@ -264,7 +264,7 @@ def test_a_wrong_reply_is_counted_and_the_connection_goes_on(serving: Serving) -
     assert (failed(tally), tally["answered"], tally["connected"]) == ({"wrong": 4}, 20, 1)
 
 
-def test_a_reply_that_nobody_asked_for_is_wrong(serving: Serving) -> None:
+def test_an_unexpected_reply_is_wrong(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         connection.recv(100)
         connection.sendall(b"hello\nhello\n")
@@ -274,7 +274,7 @@ def test_a_reply_that_nobody_asked_for_is_wrong(serving: Serving) -> None:
     assert (failed(tally), tally["answered"]) == ({"wrong": 1}, 3)
 
 
-def test_what_breaks_the_framing_is_wrong_and_ends_the_connection(serving: Serving) -> None:
+def test_broken_framing_is_wrong_and_ends_the_connection(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         if number == 1:
             connection.recv(100)
@@ -285,7 +285,7 @@ def test_what_breaks_the_framing_is_wrong_and_ends_the_connection(serving: Servi
     assert (failed(tally), tally["answered"], tally["connected"]) == ({"wrong": 1}, 4, 2)
 
 
-def test_silence_is_borne_for_so_long_only(serving: Serving) -> None:
+def test_silence_is_limited(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         if number > 1:
             echo(connection, number)
@@ -296,7 +296,7 @@ def test_silence_is_borne_for_so_long_only(serving: Serving) -> None:
     assert (failed(tally), tally["answered"]) == ({"timed out": 2}, 3)
 
 
-def test_the_end_of_the_time_waits_for_what_is_in_flight(serving: Serving) -> None:
+def test_the_end_of_the_time_waits_for_requests_in_flight(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         data = connection.recv(100)
         until(lambda: tally.seconds >= SOON)
@@ -324,13 +324,13 @@ def test_refused_ones_are_counted_and_tried_again(serving: Serving) -> None:
     assert tally["errno"] == errno.ECONNREFUSED
 
 
-def test_nobody_there_for_the_whole_time(serving: Serving, tmp_path: Path) -> None:
+def test_no_server_for_the_whole_time(serving: Serving, tmp_path: Path) -> None:
     for target in (serving(echo, open=False).target, Target(socket.AF_UNIX, str(tmp_path / "none"))):
         tally = loaded(target, duration=SOON, connections=2)
         assert (tally["answered"], tally["connected"], list(failed(tally))) == (0, 0, ["refused"])
 
 
-def test_a_number_of_requests_that_nobody_takes_has_an_end(serving: Serving) -> None:
+def test_a_number_of_requests_without_a_server_has_an_end(serving: Serving) -> None:
     def once(connection: socket.socket, number: int) -> None:
         server.listener.close()
         last_word(connection, connection.recv(100))
@@ -422,7 +422,7 @@ def test_a_time_holds_as_many_requests_as_are_due_in_it(serving: Serving) -> Non
     assert (tally["answered"], tally["unsent"], failed(tally)) == (20, 0, {})
 
 
-def test_what_was_due_and_could_not_be_sent_is_told(serving: Serving) -> None:
+def test_requests_that_were_due_but_not_sent_are_reported(serving: Serving) -> None:
     def silent(connection: socket.socket, number: int) -> None:
         while connection.recv(100):
             pass
@@ -433,7 +433,7 @@ def test_what_was_due_and_could_not_be_sent_is_told(serving: Serving) -> None:
     assert tally["unsent"] >= SOON * 1000 - 2 - tally["timed out"]
 
 
-def test_an_open_loop_fills_its_pipelines_with_what_is_overdue(serving: Serving) -> None:
+def test_an_open_loop_fills_its_pipelines_with_overdue_requests(serving: Serving) -> None:
     got: list[bytes] = []
 
     def behave(connection: socket.socket, number: int) -> None:
@@ -450,7 +450,7 @@ def test_an_open_loop_fills_its_pipelines_with_what_is_overdue(serving: Serving)
     assert max(data.count(b"\n") for data in got) > 1
 
 
-def test_what_was_sent_in_the_warm_up_does_not_count(serving: Serving) -> None:
+def test_requests_of_the_warm_up_do_not_count(serving: Serving) -> None:
     got = []
 
     def behave(connection: socket.socket, number: int) -> None:
