@@ -6,7 +6,7 @@ from forkd.cli.load.plan import UNLIMITED
 from forkd.cli.load.tally import Tally
 
 
-class Figures:
+class LoopFigures:
     """The counts of one process of a load test. Times are nanoseconds."""
 
     __slots__ = ("answered", "bytes_in", "bytes_out", "last", "latencies", "longest", "since", "tally")

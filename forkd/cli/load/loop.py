@@ -17,7 +17,7 @@ import time
 from enum import Enum, auto
 from typing import Final
 
-from forkd.cli.load.figures import Figures
+from forkd.cli.load.figures import LoopFigures
 from forkd.cli.load.link import ORDINARY, Link, State, Target
 from forkd.cli.load.links import Links
 from forkd.cli.load.open_loop import Turns
@@ -56,7 +56,7 @@ class ClientLoop:
         self._chunk = _LITTLE
         self._turns: Turns | None = None  # an open loop's
         self._to_send = 0
-        self._figures = Figures(tally)
+        self._figures = LoopFigures(tally)
 
     def run(self) -> None:
         """Runs the share to its end."""
