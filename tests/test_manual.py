@@ -1,4 +1,4 @@
-"""The manual pages: those of the program, whole, and good in the eyes of the programs that show them."""
+"""The manual pages: generated from the program, complete, and valid for the programs that display them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGES = ("forkd.1", "forkd.toml.5")
 
 
 def sections(name: str) -> dict[str, list[str]]:
-    """The sections and their parts in a page, each with the tags of its entries, as they are read."""
+    """Returns the sections and subsections of a page, each with the tags of its entries, as displayed."""
     found: dict[str, list[str]] = {}
     lines = iter((ROOT / "man" / name).read_text().splitlines())
     for line in lines:
@@ -41,12 +41,12 @@ def read(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_page_is_that_of_the_program(name: str) -> None:
-    assert (ROOT / "man" / name).read_text() == manual.pages()[name], "write it anew: make reference"
+def test_the_page_matches_the_program(name: str) -> None:
+    assert (ROOT / "man" / name).read_text() == manual.pages()[name], "run: make reference"
 
 
 @pytest.mark.slow
-def test_it_is_written_where_it_is_told(tmp_path: Path) -> None:
+def test_the_pages_are_written_to_the_given_folder(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "docs.tools.manual", str(tmp_path)], cwd=ROOT, check=True, timeout=30)
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == manual.pages()
 

@@ -118,7 +118,7 @@ def test_the_reference_lists_the_ends_of_connections() -> None:
     assert sorted(told) == sorted(each.name.lower() for each in End)
 
 
-def test_the_library_tells_its_types(tmp_path: Path) -> None:
+def test_the_library_ships_its_types(tmp_path: Path) -> None:
     assert resources.files("forkd").joinpath("py.typed").is_file()
     assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["forkd"]
 
@@ -127,7 +127,7 @@ def test_there_is_one_version() -> None:
     assert PROJECT["project"]["version"] == forkd.__version__
 
 
-def test_the_program_is_the_one_of_the_project() -> None:
+def test_the_program_matches_the_project() -> None:
     assert PROJECT["project"]["scripts"] == {"forkd": "forkd.cli.main:main"}
     assert PROJECT["project"]["requires-python"] == ">=3.11"
     try:

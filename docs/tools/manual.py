@@ -1,8 +1,7 @@
-"""The manual pages, forkd(1) and forkd.toml(5), written from the program itself.
+"""Writes the manual pages, forkd(1) and forkd.toml(5), from the program itself.
 
-Commands and options come from `cli`, signals and exit statuses from their tables, keys from
-`settings`; only what none of them can say stands here. `python -m docs.tools.manual FOLDER` writes the
-pages anew; a test compares. No command of the program needs this room.
+Commands and options come from `forkd.cli`, signals and exit statuses from their tables, and keys from the settings'
+schema. This room adds only what none of those can say. `make reference` writes the pages; a test compares.
 """
 
 from __future__ import annotations
@@ -22,136 +21,136 @@ from docs.tools.roff import entry, example, heading, page, prose, running, subhe
 from docs.tools.settings_page import RULES, TABLES, default
 from forkd import errors
 from forkd.cli.main import cli
-from forkd.master import commands
+from forkd.master import commands as signals
 from forkd.settings.schema import Key, keys
 
-DATE: Final = "2026-11-25"  # of the words below; a day of the program's own would make each build another
+DATE: Final = "2026-12-01"  # when the text below last changed; the date of the build would make every build differ
 
 _ABOUT: Final = "a preforking server that turns a Python function into a TCP service"
 
 _DESCRIPTION: Final = """\
 `forkd` turns a Python function into a TCP service. It binds the port, keeps a pool of forked workers, cuts the stream
-into requests, watches the deadlines, replaces what crashes, and changes to new code without refusing anybody.
+into requests, enforces deadlines, replaces workers that crash, and rolls out new code without refusing a connection.
 
-A *master* binds the sockets and never imports an application. For each service it starts a fork server, which imports
-the application once and forks the workers on the master's order. Workers accept connections, pass each request to the
-handler and send its replies. The titles of all these processes tell in `ps` what they are.
+The *master* binds the sockets and never imports an application. For each service it starts a fork server, which imports
+the application once and forks workers when the master says so. Workers accept connections, pass each request to the
+handler and send its replies. Each of these processes shows its role in `ps`.
 
-How a service is written is told in the README of the distribution, what stands in a settings file in `forkd.toml`(5).
+The README in the distribution explains how to write a service; `forkd.toml`(5) describes the settings file.
 
-`forkd --version` prints the version. `-h` or `--help`, after `forkd` or after a command, prints a summary.
+`forkd --version` prints the version. `-h` or `--help`, after `forkd` or a command, prints a summary.
 """
 
 _COMMANDS: Final = """\
-`stop`, `reload`, `upgrade`, `status`, `stacks` and `scale` find the running forkd by its settings file,
-`/etc/forkd.toml` unless `-c` names another, or by its control socket. Only root and the user that the master runs as
-are heard.
+`stop`, `reload`, `upgrade`, `status`, `stacks` and `scale` find the running forkd by its settings file
+(`/etc/forkd.toml`, unless `-c` names another) or by its control socket. Only root and the user that the master runs as
+may use them.
 """
 
-# What a command's help leaves out, which is read in a hurry.
+# What a command's help leaves out, because people read that in a hurry.
 _MORE: Final = {
     "install": """\
-It runs as root, from the environment in which the service is to run; the units start the `forkd` that stands there.
-Once more, it brings what is there up to the version that is installed now. Units go to `/usr/local/lib/systemd/system`,
-the user `forkd` is made by `systemd-sysusers`(8), and what was put where is written down in
-`/usr/local/share/forkd/installed.json`. A file that was changed since, or was there before, is neither overwritten nor
-removed; a new version of it is put beside it, with `.new` after its name.""",
+Run it as root, from the environment that the service is to use: the units start the `forkd` of that environment. Run it
+again after an update to bring the installed files up to date. Units go to `/usr/local/lib/systemd/system`,
+`systemd-sysusers`(8) creates the user `forkd`, and `/usr/local/share/forkd/installed.json` records which files were
+installed where. Files that you have edited, or that were there before, are never overwritten or removed; forkd puts the
+new version beside yours, with `.new` added to its name.""",
     "start": """\
-A daemon works in `/`, with umask 022, without a terminal and with nothing on its standard streams; relative paths in
-the settings start at their file, relative folders in `PYTHONPATH` at the working folder of the start. It has a pid
-file, `master.pidfile` or one beside the control socket, which it keeps locked: of many that are started at once one
-runs, and the others end with exit status 1 and name its process. What it logs goes to `master.log.file`; while that is
-`-`, it is shown until the services serve, and lost then. Started as root, it refuses to run a service for which no user
-is named; `user = "root"` insists. Ctrl-C before it serves ends the daemon, too. Process 1 of a container is
-`forkd run`.""",
+A daemon runs in `/` with umask 022, without a terminal, and with its standard streams at `/dev/null`. Relative paths
+in the settings start at the folder of the settings file, relative folders in `PYTHONPATH` at the folder where `forkd
+start` was typed. The daemon keeps its pid file locked, which is `master.pidfile` or a file beside the control
+socket. If several daemons start at once, one wins; the others end with exit status 1 and report its PID. Log records
+go to `master.log.file`; if that is `-`, they are shown until the services are ready and lost after that. As root,
+`forkd start` refuses to run a service that names no user; `user = "root"` overrides that. Ctrl-C before the services
+are ready also ends the daemon. In a container, use `forkd run` as process 1.""",
     "stop": """\
-Where none runs, the exit status is 69. It stops what `forkd run` serves, too. No process is signalled that does not
-hold the pid file, or listen at the control socket and answer like a forkd.""",
+If no forkd is running, the exit status is 69. It also stops a forkd started with `forkd run`. It signals only a process
+that holds the pid file, or that listens at the control socket and answers as forkd does.""",
     "restart": """\
-What was not started by `forkd start` is not restarted either: it would no longer be watched by what had started
-it.""",
+It refuses to restart a forkd that `forkd start` did not start, because whatever started that one would no longer
+watch it.""",
     "call": """\
-Bytes are copied as they are. At the end of its input forkd ends its side of the connection, and prints what still comes
-until the server ends its own. A connection that cannot be made is explained in words, with the name of the error.""",
+Bytes are copied unchanged. At the end of its input, forkd ends its side of the connection and prints what still arrives
+until the server ends the other side. If a connection fails, forkd explains why and names the error.""",
     "load": r"""
-Without `--duration` and `--requests` a test goes on for 10 seconds. Replies that are on their way at the end are waited
-for. In a *MARK*, `\0`, `\n`, `\r`, `\t`, `\\` and `\xHH` stand for bytes that a shell cannot pass on. The table of
-figures tells failures by class: refused, unreachable, timed out, reset, cut short and wrong.""",
+Without `--duration` and `--requests`, a test lasts 10 seconds. At the end it waits for the replies that are still
+due. In a *MARK*, `\0`, `\n`, `\r`, `\t`, `\\` and `\xHH` stand for bytes that a shell cannot pass on. The report
+counts failures by class: refused, unreachable, timed out, reset, cut short and wrong.""",
 }
 
-_SIGNALS: Final = "The master obeys these; `forkd status --json` and the key `pidfile` tell its process number."
+_SIGNALS: Final = "The master obeys these signals. Find its PID with `forkd status --json`, or in the pid file."
 
 _OTHER_SIGNALS: Final = """\
-A worker that is sent TERM answers the requests that have begun and is replaced. The other signals are for the master
-alone.
+A worker that receives TERM answers the requests it has started, and is replaced. Send all other signals only to the
+master.
 """
 
 _ENVIRONMENT: Final = (
     (
         "`RUNTIME_DIRECTORY`, `XDG_RUNTIME_DIR`",
         (
-            "Where the control socket and a daemon's pid file are when the settings do not name them; see FILES. "
-            "The first is set by systemd."
+            "The folder of the control socket and of a daemon's pid file, if the settings do not name them; see FILES. "
+            "systemd sets the first."
         ),
     ),
     (
         "`LISTEN_PID`, `LISTEN_FDS`, `LISTEN_FDNAMES`",
         (
-            "Listening sockets that systemd passes in, for the addresses `systemd:NAME`, and those that it has kept "
-            "for forkd since its last run."
+            "Listening sockets from systemd: those for addresses `systemd:NAME`, and those that it has kept for forkd "
+            "since the last run."
         ),
     ),
     (
         "`NOTIFY_SOCKET`",
         (
-            "Where systemd is told that forkd serves, reloads or stops, or why it does not start; and given the "
-            "listening sockets to keep through a restart, if the unit has `FileDescriptorStoreMax=`: at least one more "
-            "than there are listeners."
+            "Where forkd reports to systemd that it serves, reloads or stops, or why it does not start. If the unit "
+            "has `FileDescriptorStoreMax=`, forkd also hands its listening sockets to systemd, to keep through a "
+            "restart; set it to at least one more than there are listeners."
         ),
     ),
     (
         "`WATCHDOG_USEC`, `WATCHDOG_PID`",
-        "How often systemd wants to be told that all is well, which it is while every service has a worker.",
+        "How often systemd expects a watchdog ping; forkd sends them while every service has a worker.",
     ),
     (
         "`_FORKD_COMPLETE`",
-        "With `bash_source`, `zsh_source` or `fish_source`, forkd prints the completion for that shell and ends.",
+        "With `bash_source`, `zsh_source` or `fish_source`, forkd prints the completion script of that shell and ends.",
     ),
 )
 
 _FILES: Final = (
-    ("`/etc/forkd.toml`", "The settings, unless another file is named."),
-    ("`/etc/forkd/`*NAME*`.toml`", "The settings of the instance that systemd knows as `forkd@`*NAME*."),
+    ("`/etc/forkd.toml`", "The settings, unless you name another file."),
+    ("`/etc/forkd/`*NAME*`.toml`", "The settings of the systemd instance `forkd@`*NAME*."),
     (
         "`/run/forkd/`",
         (
-            "The folder of root's control sockets and pid files, where the settings name none; each is named after its "
-            "settings file, or its service where there is no file. Others have theirs in `$XDG_RUNTIME_DIR/forkd/`, or "
-            "in `/tmp/forkd-`*UID* if that is not set; whoever has `RUNTIME_DIRECTORY` set, in that folder."
+            "The folder of root's control sockets and pid files, if the settings do not name them. Each is named after "
+            "its settings file or, if there is none, its service. Other users have theirs in `$XDG_RUNTIME_DIR/forkd/` "
+            "or, if that is not set, in `/tmp/forkd-`*UID*. If `RUNTIME_DIRECTORY` is set, that folder is used instead."
         ),
     ),
 )
 
-_INTERRUPTED: Final = "A command that Ctrl-C ends has exit status 130; `forkd run` takes it for a quick stop."
+_INTERRUPTED: Final = "A command ended by Ctrl-C has exit status 130; `forkd run` treats Ctrl-C as a quick stop."
 
 _EXAMPLES: Final = (
     (
-        "To serve a function `shout` of a module `shouting` in this folder:",
+        "Serve the function `shout` of the module `shouting` in this folder:",
         "forkd run shouting:shout --listen 127.0.0.1:7000",
     ),
-    ("To ask it something:", "forkd call 127.0.0.1:7000 hello"),
+    ("Send it a request:", "forkd call 127.0.0.1:7000 hello"),
     (
-        "To try out changed settings and code, and to take them into use if they are good:",
+        "Check changed settings and code, and reload if they are good:",
         "forkd check && forkd reload",
     ),
     (
-        "To have a pipeline of tests fail when one reply in a hundred takes longer than 5 ms:",
+        "Make a test pipeline fail if one reply in a hundred takes longer than 5 ms:",
         "forkd load 127.0.0.1:7000 --request hello --expect HELLO --max-p99 0.005",
     ),
 )
 
 _SETTINGS: Final = f"""\
-`forkd`(1) reads its settings from a TOML file (https://toml.io), `/etc/forkd.toml` unless it is told another one.
+`forkd`(1) reads its settings from a TOML file (https://toml.io): `/etc/forkd.toml`, unless you name another one.
 
 {RULES}"""
 
@@ -181,7 +180,7 @@ max_age = 86400
 
 
 def pages() -> dict[str, str]:
-    """The text of each page, by the name of its file."""
+    """Returns the text of each page, by file name."""
     source = f"forkd {forkd.__version__}"
     return {
         "forkd.1": page("forkd", 1, date=DATE, source=source, about="User Commands", parts=_program()),
@@ -200,8 +199,8 @@ def _program() -> Iterator[str]:
         yield prose("\n\n".join(filter(None, (_help(command), _MORE.get(name)))))
         yield from (_option(each) for each in command.params if isinstance(each, click.Option))
     yield from (heading("SIGNALS"), prose(_SIGNALS))
-    for number, asked in commands.COMMANDS.items():
-        yield entry(f"`{number.name.removeprefix('SIG')}`", _sentence(commands.MEANINGS[asked]))
+    for number, asked in signals.COMMANDS.items():
+        yield entry(f"`{number.name.removeprefix('SIG')}`", _sentence(signals.MEANINGS[asked]))
     yield from (".PP", prose(_OTHER_SIGNALS))
     yield from (heading("ENVIRONMENT"), *(entry(*each) for each in _ENVIRONMENT))
     yield from (heading("FILES"), *(entry(*each) for each in _FILES))
@@ -239,7 +238,7 @@ def _said_of(key: Key) -> str:
 
 
 def _commands() -> Iterator[tuple[str, tuple[click.Command, str]]]:
-    """Each command by its name, with what is typed after it."""
+    """Yields the name of each command, with the command and its arguments as typed."""
     context = click.Context(cli, info_name="forkd")
     for name, command in cli.commands.items():
         pieces = command.collect_usage_pieces(click.Context(command, parent=context, info_name=name))
@@ -247,7 +246,7 @@ def _commands() -> Iterator[tuple[str, tuple[click.Command, str]]]:
 
 
 def _help(command: click.Command) -> str:
-    """What `--help` says, with what is typed in place of a word marked as such."""
+    """Returns the text of `--help`, with placeholders marked."""
     names = {each.human_readable_name.upper() for each in command.params if isinstance(each, click.Argument)}
     names |= {each.metavar for each in command.params if each.metavar and each.metavar.isupper()}
     lines = inspect.cleandoc(command.help or "").split("\n")
@@ -265,7 +264,7 @@ def _option(option: click.Option) -> str:
 
 
 def _marked(usage: str) -> str:
-    """The words in capitals as what they are, stand-ins for something else."""
+    """Marks words in capitals as placeholders."""
     return re.sub(r"\b[A-Z]+\b", r"*\g<0>*", usage)
 
 

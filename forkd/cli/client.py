@@ -1,8 +1,7 @@
-"""The client behind `forkd call`: say requests over a connected socket, print what comes back.
+"""The client behind `forkd call`: sends requests over a connected socket and prints what comes back.
 
-One loop over poll(2) keeps both directions moving. It knows nothing of framings: bytes go out and
-come in as they are; the socket comes from `dial`. The story goes on in `cli`, which turns the
-errors raised here into an exit status.
+One loop over poll(2) keeps both directions moving. It knows nothing about framings: bytes go out and come in
+unchanged. The socket comes from `dial`. `main` turns the errors raised here into exit statuses.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ from msgspec import Struct, field
 
 from forkd.errors import BrokenOffError, ForkdError, TimedOutError
 from forkd.kernel.address import from_sockaddr
+from forkd.sockets.explain import errno_name
 
 Stream: TypeAlias = IO[bytes] | int | None
-"""A file with a descriptor, a descriptor, or None for one that was closed before forkd began."""
+"""A file with a descriptor, a descriptor, or None if it was closed before forkd started."""
 
-# What is read at once, and how much one direction holds back before its reader has to wait.
+# How much to read at once, and how much one direction may buffer before reading for it pauses.
 _CHUNK: Final = 65536
 
 
@@ -37,23 +37,23 @@ def call(
     end: bytes = b"\n",
     name: str = "",
 ) -> None:
-    """Send each of `requests` with `end` after it or, without any, copy `input`; print the answer to `output`.
+    """Sends each of `requests` followed by `end`, or copies `input` if there are none; prints replies to `output`.
 
-    At the end of input our side of the connection ends (shutdown(2)), and what comes until the
-    server ends its own is printed. Bytes are copied as they are: a last line without a newline
-    stays without. Nothing waits for anything else, so it serves as a filter in a pipe, and on a
-    terminal every line goes out when it is typed. Descriptors are used directly, past any buffer,
-    and `sock` is left non-blocking and open. A closed `output` ends the call quietly.
+    At the end of input it ends our side of the connection (shutdown(2)), then prints what arrives until the server
+    ends its own. Bytes are copied unchanged: a last line without a newline stays without one. Neither direction
+    waits for the other, so it works as a filter in a pipe, and on a terminal each line is sent when it is typed. It
+    uses the descriptors directly, past any buffer, and leaves `sock` non-blocking and open. A closed `output` ends
+    the call quietly.
 
-    `timeout` is how many seconds nothing may happen while it is the server's turn: something is
-    unsent or unanswered, or our side has ended. While the next word is the user's, it does not run.
+    `timeout` limits the seconds of silence while it is the server's turn: something is unsent or unanswered, or our
+    side has ended. It does not run while the user is expected to type.
 
-    Raises TimedOutError for such a silence, and BrokenOffError for a reset (tcp(7): ECONNRESET,
-    EPIPE) and for a server that ends its side while requests are still to be sent: read already,
-    or readable at that moment. One that says goodbye after the last request so far has done well.
-    ForkdError if input cannot be read or output not written. KeyboardInterrupt passes through.
+    Raises TimedOutError after such a silence. Raises BrokenOffError for a reset (tcp(7): ECONNRESET, EPIPE), and if
+    the server ends its side while requests are still to be sent, already read or readable at that moment; a server
+    that ends after the last request so far is fine. Raises ForkdError if input cannot be read or output written.
+    KeyboardInterrupt passes through.
 
-    `name` is what errors call the server, if not by its address.
+    `name` is what errors call the server, instead of its address.
     """
     exchange = _Exchange(sock, _descriptor(input), _descriptor(output), timeout, name or _peer_name(sock))
     if requests:
@@ -67,17 +67,17 @@ def call(
 
 
 class _Exchange(Struct):
-    """Both directions of one call, each with what it holds back for a slow reader."""
+    """Both directions of one call, each with its buffer for a slow reader."""
 
     sock: socket.socket
-    source: int | None  # None once there is nothing more to read
+    source: int | None  # None once there is nothing left to read
     sink: int | None
     timeout: float | None
     peer: str
     to_send: bytearray = field(default_factory=bytearray)
     to_print: bytearray = field(default_factory=bytearray)
     listening: bool = True  # until the server ends its side
-    unanswered: bool = False  # whether the last word is ours
+    unanswered: bool = False  # whether the last bytes were ours
     last_printed: bytes = b"\n"
     failure: ForkdError | None = None
 
@@ -86,7 +86,7 @@ class _Exchange(Struct):
         while self.listening or self.to_print:
             ready = self._wait()
             on_socket = ready.get(self.sock.fileno(), 0)
-            # Receiving comes first: once the server has ended its side, nothing more is to be sent.
+            # Receive first: once the server has ended its side, nothing more may be sent.
             if on_socket & ~select.POLLOUT:
                 self._receive()
             if on_socket and self.to_send:
@@ -99,21 +99,21 @@ class _Exchange(Struct):
             raise self.failure
 
     def finish_line(self) -> None:
-        """Leave a terminal's cursor where a prompt belongs."""
+        """Leaves a terminal's cursor where a prompt belongs."""
         if self.last_printed == b"\n" or self.sink is None or not os.isatty(self.sink):
             return
         with contextlib.suppress(OSError):
             os.write(self.sink, b"\n")
 
     def _wait(self) -> dict[int, int]:
-        # poll and not epoll: epoll_ctl(2) refuses regular files with EPERM, to poll(2) they are always ready.
+        # Not epoll: epoll_ctl(2) refuses regular files with EPERM, while poll(2) reports them as always ready.
         poller = select.poll()
         for descriptor, events in self._wanted().items():
             poller.register(descriptor, events)
         ready = poller.poll(self._patience())
         if not ready:
             raise self.failure or TimedOutError(
-                f"{self.peer} has been silent for {self.timeout:g} s; see what keeps the server (forkd stacks)"
+                f"{self.peer} has been silent for {self.timeout:g} s; forkd stacks shows what holds the server up"
             )
         return dict(ready)
 
@@ -121,7 +121,7 @@ class _Exchange(Struct):
         wanted: dict[int, int] = {}
 
         def want(descriptor: int | None, event: int, when: bool) -> None:
-            # One descriptor may stand for two things, and poll keeps only what was registered last.
+            # The same descriptor may be wanted twice, and poll keeps only the last registration.
             if when and descriptor is not None:
                 wanted[descriptor] = wanted.get(descriptor, 0) | event
 
@@ -132,11 +132,11 @@ class _Exchange(Struct):
         return wanted
 
     def _patience(self) -> float | None:
-        """Milliseconds until the server has been silent for too long; None while it need not speak."""
+        """Returns how many milliseconds the server may stay silent; None while it owes nothing."""
         servers_turn = self.source is None or self.to_send or self.unanswered
         if self.timeout is None or self.to_print or not servers_turn:
             return None
-        return min(self.timeout * 1000, 2**31 - 1)  # poll(2) counts in an int
+        return min(self.timeout * 1000, 2**31 - 1)  # poll(2) takes an int
 
     def _receive(self) -> None:
         try:
@@ -157,7 +157,7 @@ class _Exchange(Struct):
         self.listening = False
         if self.failure is None and (self.to_send or _has_more(self.source)):
             self.failure = BrokenOffError(
-                f"{self.peer} ended the connection while requests were still to be sent; look at the server's log"
+                f"{self.peer} ended the connection before all requests were sent; look at the server's log"
             )
         self._stop_sending()
 
@@ -167,7 +167,7 @@ class _Exchange(Struct):
         except BlockingIOError:
             return
         except OSError as error:
-            # What had arrived before the break can still be received: the end is _receive's to find.
+            # What arrived before the break can still be received; _receive will find the end.
             self.failure = _broken_off(self.peer, error)
             self._stop_sending()
             return
@@ -181,7 +181,7 @@ class _Exchange(Struct):
 
     def _end_our_side_if_done(self) -> None:
         if self.source is None and not self.to_send:
-            with contextlib.suppress(OSError):  # ENOTCONN after a reset, which _receive is told of
+            with contextlib.suppress(OSError):  # ENOTCONN after a reset, which _receive will report
                 self.sock.shutdown(socket.SHUT_WR)
 
     def _read(self) -> None:
@@ -197,8 +197,8 @@ class _Exchange(Struct):
     def _print(self) -> None:
         assert self.sink is not None
         try:
-            # No more than PIPE_BUF: so much goes into a pipe that is ready, without O_NONBLOCK, which
-            # would change the terminal or pipe for every other process that holds it (pipe(7)).
+            # A pipe that is ready takes PIPE_BUF without blocking. O_NONBLOCK would instead change the terminal
+            # or pipe for every other process that holds it (pipe(7)).
             written = os.write(self.sink, self.to_print[: select.PIPE_BUF])
         except BlockingIOError:
             return
@@ -206,12 +206,12 @@ class _Exchange(Struct):
             self._hang_up()
             return
         except OSError as error:
-            raise ForkdError(f"standard output cannot be written: {error.strerror} ({_errno_name(error)})") from None
+            raise ForkdError(f"standard output cannot be written: {error.strerror} ({errno_name(error)})") from None
         self.last_printed = bytes(self.to_print[written - 1 : written])
         del self.to_print[:written]
 
     def _hang_up(self) -> None:
-        """Nobody reads what we print: a filter leaves without a word, as cat does before head."""
+        """Stops without a message because the reader of our output is gone, as cat does before head."""
         self.listening = False
         self.failure = None
         self.to_print.clear()
@@ -220,8 +220,8 @@ class _Exchange(Struct):
 
 def _broken_off(peer: str, error: OSError) -> ForkdError:
     if error.errno == errno.ETIMEDOUT:  # keepalive or retransmission gave up, see tcp(7)
-        return TimedOutError(f"{peer} does not answer any more (ETIMEDOUT); is the way there still open?")
-    return BrokenOffError(f"{peer} broke the connection off ({_errno_name(error)}); look at the server's log")
+        return TimedOutError(f"{peer} no longer answers (ETIMEDOUT); is the network path still up?")
+    return BrokenOffError(f"{peer} broke off the connection ({errno_name(error)}); look at the server's log")
 
 
 def _has_more(descriptor: int | None) -> bool:
@@ -233,16 +233,16 @@ def _has_more(descriptor: int | None) -> bool:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """What the input has now: b"" at its end, None if it was not ready after all."""
+    """Reads what the input has now. Returns b"" at its end, None if it was not ready after all."""
     try:
         return os.read(descriptor, _CHUNK)
     except BlockingIOError:
         return None
     except OSError as error:
-        # A descriptor closed from the start, and a terminal that was hung up, have nothing to say.
+        # A descriptor closed from the start and a terminal that hung up both count as ended.
         if error.errno in (errno.EBADF, errno.EIO):
             return b""
-        raise ForkdError(f"standard input cannot be read: {error.strerror} ({_errno_name(error)})") from None
+        raise ForkdError(f"standard input cannot be read: {error.strerror} ({errno_name(error)})") from None
 
 
 def _descriptor(stream: Stream) -> int | None:
@@ -252,10 +252,6 @@ def _descriptor(stream: Stream) -> int | None:
 def _peer_name(sock: socket.socket) -> str:
     try:
         peer = sock.getpeername()
-    except OSError:  # reset already: the first receive tells
+    except OSError:  # already reset, which the first receive will report
         return "the server"
     return str(from_sockaddr(sock.family, peer)) if peer else "the server"
-
-
-def _errno_name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, f"errno {error.errno}")

@@ -1,8 +1,8 @@
-"""`forkd start`: a process that has nothing left of who started it, and the wait until it serves.
+"""`forkd start`: becomes a daemon, while the process that was started waits until it serves.
 
-python-daemon does what a daemon has to do (PEP 3143, daemon(7)): a session of its own, no terminal, the
-folder "/", no descriptor of anybody's. Who typed the command keeps a socket to it, which says that the server
-serves, or why not, or ends with it: nobody asks, and nobody guesses how long that may take.
+python-daemon detaches it (PEP 3143, daemon(7)): a session of its own, no terminal, the folder "/", no inherited
+descriptor. The waiting process keeps a socket to the daemon, over which the daemon reports that it serves or why it
+does not, and which ends with the daemon. So neither side polls or guesses how long a start may take.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from forkd.log import log
 
 UMASK: Final = 0o022
 _STANDARD_ERROR: Final = 2
-_PIECE: Final = 4000  # characters, which in no form are too many for one message
-_STOPPED: Final = "it was told to stop before it served"
+_PIECE: Final = 4000  # characters; in any encoding they fit into one message
+_STOPPED: Final = "it was stopped before it was ready"
 
 
 class Teller:
-    """The daemon's side: tells those who wait what became of it, once. What it says to nobody is lost."""
+    """The daemon's side: reports once how the start went. If no one is waiting, the report is lost."""
 
     def __init__(self, sock: socket.socket, log_fd: int) -> None:
         self.log_fd = log_fd
         self._sock = sock
-        sock.setblocking(False)  # who waits may be stopped, and must not stop us
+        sock.setblocking(False)  # the waiting process may be stopped, and must not block us
         os.set_blocking(log_fd, False)
 
     def begun(self) -> None:
-        """Hands over a pidfd of this process, by which it can be told that nobody wants it any more."""
+        """Hands over a pidfd of this process, by which the waiting process can call the start off."""
         held = os.pidfd_open(os.getpid())
         self._say({"begun": os.getpid()}, held)
         os.close(held)
@@ -52,7 +52,7 @@ class Teller:
         self._sock.close()
 
     def failed(self, reason: str, status: int) -> None:
-        """It has ended, before it served."""
+        """Reports that the daemon ended before it served."""
         text = reason or _STOPPED
         for at in range(0, len(text), _PIECE):
             self._say({"reason": text[at : at + _PIECE]})
@@ -64,7 +64,7 @@ class Teller:
 
 
 class StartOutcome(NamedTuple):
-    """How a start ended: the exit status, what is served or why nothing is, and the daemon's process."""
+    """How a start ended: the exit status, lines on what is served or the reason why not, and the daemon's PID."""
 
     status: int
     lines: Sequence[str] = ()
@@ -73,7 +73,7 @@ class StartOutcome(NamedTuple):
 
 
 def start(serve: Callable[[Teller], Ended]) -> StartOutcome:
-    """Calls `serve` in a daemon. Returns when that serves or has failed; and once more in the daemon, at its end."""
+    """Calls `serve` in a daemon. Returns when it serves or has failed, and again in the daemon when that ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     records, log_fd = os.pipe()
     child = os.fork()
@@ -88,11 +88,11 @@ def start(serve: Callable[[Teller], Ended]) -> StartOutcome:
     finally:
         ours.close()
         os.close(records)
-        os.waitpid(child, 0)  # it has left the daemon to init long ago
+        os.waitpid(child, 0)  # it has ended; init is now the daemon's parent
 
 
 def _live(serve: Callable[[Teller], Ended], teller: Teller, keep: list[int]) -> StartOutcome:
-    """The daemon's whole life."""
+    """Runs the daemon, from detaching to its end."""
     try:
         _detach(keep)
         teller.begun()
@@ -100,7 +100,7 @@ def _live(serve: Callable[[Teller], Ended], teller: Teller, keep: list[int]) -> 
     except ForkdError as error:
         ended = Ended(error.exit_status, str(error))
     except BaseException as error:
-        # Standard error is gone: what nobody has foreseen is told to who waits, and to the log.
+        # Standard error is gone, so an unforeseen error goes to the waiting process and to the log.
         log.say("error", "the master failed", error=error)
         ended = Ended(Exit.FAILED, f"{type(error).__name__}: {error}")
     teller.failed(ended.reason, ended.status)
@@ -111,32 +111,32 @@ def _detach(keep: list[int]) -> None:
     """Becomes a daemon."""
     _name_folders()
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # it was closed, and the library cannot do without it
+        if getattr(sys, name) is None:  # it was closed, and the library needs it
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
     try:
-        # Detached also where the library thinks it needless, as below a shell that is process 1 of a container.
-        # Signals and core files are forkd's own affair.
+        # Detach even if the library thinks it needless, as under a shell that is process 1 of a container.
+        # forkd handles signals and core files itself.
         daemon.DaemonContext(
             detach_process=True, files_preserve=keep, prevent_core=False, signal_map={}, umask=UMASK
         ).open()
     except daemon.daemon.DaemonError as error:
         raise ForkdError(f"cannot become a daemon: {error}") from None
     for fd in range(3):
-        # The library has closed them and opened the null device, which Python has closed at an exec (PEP 446): in a
-        # fork server, whatever is opened next would be its standard output.
+        # The library opened the null device here, which Python closes at an exec (PEP 446): whatever a fork server
+        # opened next would become its standard output.
         os.set_inheritable(fd, True)
     signals.heed_all()
 
 
 def _name_folders() -> None:
-    """Makes the folders in PYTHONPATH independent of the working folder, for fork servers look there, too."""
+    """Makes the folders in PYTHONPATH absolute, because fork servers search them from another working folder."""
     if paths := os.environ.get("PYTHONPATH"):
         process.find_title()
         os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
 
 
 class _StartWait:
-    """The side of who started the daemon: shows what it logs, and waits for its word."""
+    """The waiting process's side: shows what the daemon logs, and waits for its report."""
 
     def __init__(self, sock: socket.socket, records: int) -> None:
         self._sock = sock
@@ -149,7 +149,7 @@ class _StartWait:
         self._unwanted = False
 
     def until_over(self) -> StartOutcome:
-        """Waits; who interrupts that (once: twice does not wait) wants no server."""
+        """Waits for the report. Ctrl-C calls the start off and waits for its end; a second Ctrl-C does not wait."""
         try:
             self._wait()
         except KeyboardInterrupt:
@@ -161,7 +161,7 @@ class _StartWait:
             if self._held is not None:
                 os.close(self._held)
         if self._outcome is None:
-            raise BrokenOffError(f"process {self._pid or 'unknown'} was to serve, but ended without a word")
+            raise BrokenOffError(f"process {self._pid or 'unknown'} ended before it was ready, without a reason")
         return self._outcome
 
     def _wait(self) -> None:
@@ -180,10 +180,10 @@ class _StartWait:
             while self._show():
                 pass
         if self._held is not None and (self._outcome is None or self._outcome.status):
-            select.select([self._held], [], [])  # the next try is to find nothing of this one
+            select.select([self._held], [], [])  # so that the next start finds nothing left of this one
 
     def _hear(self) -> bool:
-        """Takes a word; False when it was the last."""
+        """Takes one message; returns False at the end."""
         try:
             received = channel.receive(self._sock, 1)
         except ConnectionError:
@@ -207,7 +207,7 @@ class _StartWait:
                 signal.pidfd_send_signal(self._held, signal.SIGINT)
 
     def _show(self) -> bool:
-        """Passes on what was logged; False at its end."""
+        """Passes on what was logged; returns False at the end."""
         data = os.read(self._records, 65536)
         with suppress(OSError):
             os.write(_STANDARD_ERROR, data)

@@ -1,7 +1,7 @@
-"""What stands between a reading of the settings and a master that serves them, however that is started.
+"""Prepares a master: everything between reading the settings and serving them, however forkd is started.
 
-The settings are read, what must not be served is refused or told of, and it is settled where the
-master will be found. Nothing is bound yet, and no application imported; the story goes on in `master`.
+It reads the settings, refuses or warns of what should not be served, and decides where commands will find the
+master. Nothing is bound and no application imported yet. Next in the story: `master`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forkd.settings.schema import Settings
 
 
 class Launch(NamedTuple):
-    """A server that may be started: its settings, which `source` gives anew, and its premises (see `premises`)."""
+    """A server that is ready to start: its settings, where to read them again, its control socket and its pid file."""
 
     source: Source
     settings: Settings
@@ -28,12 +28,12 @@ class Launch(NamedTuple):
 
 
 def prepare(source: Source, *, detached: bool = False) -> Launch:
-    """Reads the settings and looks at all that can be known before anything is opened.
+    """Reads the settings and checks everything that can be checked before anything is opened.
 
-    A `detached` server is one that nobody watches: it always has a pid file, and what `forkd run` only warns of
-    is refused. Raises ConfigError or another ForkdError with the reason.
+    A `detached` server runs unattended, so it always has a pid file, and things that `forkd run` only warns of are
+    refused. Raises ConfigError or another ForkdError with the reason.
     """
-    if os.getpid() == 1:  # of a container: a signal that comes before the master's inbox would be lost (kill(2))
+    if os.getpid() == 1:  # in a container, a signal sent before the master's inbox exists would be lost (kill(2))
         process.hold_signals()
     settings = source.read()
     for line in trust.tools():
@@ -50,18 +50,18 @@ def prepare(source: Source, *, detached: bool = False) -> Launch:
 
 
 def _look_for_root(settings: Settings, *, detached: bool) -> None:
-    """Who starts a server as root should know, or have written down, that applications run as root."""
+    """Warns that applications run as root; for a detached server, insists that the settings say so."""
     for line in check.others_users(settings):
         _warn(line)
     if os.geteuid() != 0:
         return
     names = ", ".join(check.root_services(settings))
-    option = "" if settings.places else " by --set user=NAME"
+    option = "" if settings.places else " with --set user=NAME"
     if names and detached:
-        what = f'{names} would run as root: name another user{option}, or insist with user = "root"'
+        what = f'{names} would run as root: name another user{option}, or confirm with user = "root"'
         raise settings.error("master.user", what)
     if names:
-        log.tell(f"forkd: running {names} as root; set master.user{option} to run as somebody else")
+        log.tell(f"forkd: running {names} as root; set master.user{option} to run as another user")
 
 
 def _warn(line: str) -> None:

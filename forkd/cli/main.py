@@ -1,4 +1,4 @@
-"""The command line: arguments to one call, errors to exit statuses; no sockets and no decisions."""
+"""The command line: turns arguments into one call and errors into exit statuses. It holds no sockets or decisions."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from forkd.cli import check, client, launch, options, start
 from forkd.cli.install import command as install_command
 from forkd.cli.load import command as load_command
 from forkd.cli.options import CORES, FILE, complain, config_option, control_option, seconds
+from forkd.cli.running_master import ASK_SECONDS
 from forkd.errors import ConfigError, ControlError, Exit, ForkdError
 from forkd.ipc import control_client
 from forkd.kernel import address
 from forkd.log import log
 from forkd.security import trust
 from forkd.settings import config
+from forkd.settings.schema import MAX_WORKERS
 from forkd.sockets import dial
 from forkd.sockets.rpcbind import lookup
 from forkd.systemd import notify, reports
 
-_ASK_SECONDS: Final = 10.0
+_INTERRUPTED: Final = 128 + signal.SIGINT  # as a shell reports it
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The program `forkd`."""
     _open_standard_three()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would keep from us how our children end (wait(2))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, it would hide how our children end (wait(2))
     try:
         status = cli.main(arguments, prog_name="forkd", standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -45,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         complain(str(error), error.exit_status)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit would complain
         sys.exit(Exit.FAILED)
-    except OSError as error:  # a working folder that is gone, a full disk behind standard output
+    except OSError as error:  # such as a deleted working folder, or a full disk behind standard output
         complain(f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror or error}", Exit.FAILED)
         sys.exit(Exit.FAILED)
     sys.exit(status if isinstance(status, int) else Exit.DONE)
@@ -66,13 +68,13 @@ def cli() -> None:
 def run(**given: Any) -> int:
     """Serves in the foreground.
 
-    TARGET is a settings file (by default /etc/forkd.toml), or an application, as in
+    TARGET is a settings file (default: /etc/forkd.toml) or an application, as in
 
         forkd run mymodule:shout --listen 127.0.0.1:7000
     """
     source = options.source(**given)
 
-    from forkd.master import master  # the other commands do without it, and start faster
+    from forkd.master import master  # late, because other commands start faster without it
 
     try:
         ended = master.serve(*launch.prepare(source))
@@ -80,7 +82,7 @@ def run(**given: Any) -> int:
         cause = error.cause if isinstance(error, ForkdError) else error.errno
         notify.last_words(reports.failed(f"{error}", cause or 0))
         raise
-    if ended.reason:  # a standard error that nobody reads must not keep a server from ending
+    if ended.reason:  # log.tell: a standard error that no one reads must not keep a server from ending
         log.tell(log.marked("error", options.last_word(ended.reason, ended.status)))
         notify.last_words(reports.failed(ended.reason, 0))
     return ended.status
@@ -93,9 +95,9 @@ for command in start.COMMANDS:
 @cli.command()
 @control_option
 def reload(file: str, control: Path | None) -> int:
-    """Starts a new generation, with the file read again; the old one stays if it does not serve.
+    """Reads the settings again and starts a new generation; if that fails, the old one stays.
 
-    Ends when the new one serves, or with the reason and exit status 1.
+    Returns when the new generation serves, or reports why it does not, with exit status 1.
     """
     return _change(file, control, "reload")
 
@@ -103,24 +105,24 @@ def reload(file: str, control: Path | None) -> int:
 @cli.command()
 @control_option
 def upgrade(file: str, control: Path | None) -> int:
-    """Replaces the master's program by what is installed now (forkd, or Python), then reloads.
+    """Replaces the master's program with the version installed now (of forkd or Python), then reloads.
 
-    The new program is tried out first; one that would not start changes nothing. Ends when the new generation
-    serves, or with the reason and exit status 1.
+    First tries the new program; if it would not start, nothing changes. Returns when the new generation serves, or
+    reports why it does not, with exit status 1.
     """
     return _change(file, control, "upgrade")
 
 
 @cli.command()
 @control_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def status(file: str, control: Path | None, as_json: bool) -> None:
     """Shows what every service and worker is doing."""
     document = _ask(file, control, {"command": "status"})
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    from forkd.cli import table  # rich is for this command alone
+    from forkd.cli import table  # only this command needs rich
 
     table.show(document)
 
@@ -129,17 +131,17 @@ def status(file: str, control: Path | None, as_json: bool) -> None:
 @control_option
 @click.argument("service", default="", shell_complete=options.services)
 def stacks(file: str, control: Path | None, service: str) -> None:
-    """Shows every worker's Python stack, now."""
+    """Shows the current Python stack of every worker."""
     for each in _ask(file, control, {"command": "stacks", "service": service}):
         click.echo(f"{each['service']} worker={each['worker']} gen={each['gen']} pid={each['pid']}")
-        text = each["stack"] or "it did not answer: stopped, or stuck in the kernel"
+        text = each["stack"] or "no answer: the process is stopped, or stuck in the kernel"
         click.echo("".join(f"    {line}\n" for line in text.splitlines()))
 
 
 @cli.command()
 @control_option
 @click.argument("service", shell_complete=options.services)
-@click.argument("size", type=click.IntRange(1, 1024), metavar="N")
+@click.argument("size", type=click.IntRange(1, MAX_WORKERS), metavar="N")
 def scale(file: str, control: Path | None, service: str, size: int) -> None:
     """Sets the size of SERVICE's pool to N workers, until the next reload."""
     _ask(file, control, {"command": "scale", "service": service, "size": size})
@@ -150,7 +152,7 @@ def scale(file: str, control: Path | None, service: str, size: int) -> None:
 @config_option
 @options.insecure_option
 def check_(target: str | None, file: str, insecure: bool) -> None:
-    """Checks a settings file and imports its applications, in processes of their own; binds nothing."""
+    """Checks a settings file and imports its applications in separate processes; binds nothing."""
     source = config.Source(CORES, target or file, insecure=insecure)
     settings = source.read()
     trust.examine(source, settings, lambda line: click.echo(f"warning: {line}", err=True))
@@ -170,13 +172,13 @@ def check_(target: str | None, file: str, insecure: bool) -> None:
     default=5.0,
     show_default=True,
     metavar="S",
-    help="Seconds to connect.",
+    help="Seconds allowed to connect.",
 )
 @click.option(
-    "--timeout", type=float, callback=seconds, metavar="S", help="Seconds of silence to bear.  [default: for ever]"
+    "--timeout", type=float, callback=seconds, metavar="S", help="Seconds of silence allowed.  [default: no limit]"
 )
-@click.option("--source", metavar="ADDRESS", help="Where to call from; otherwise the kernel picks.")
-@click.option("--rpc", metavar="PROGRAM[:VERSION]", help="Ask the port mapper for the port; ADDRESS is a host alone.")
+@click.option("--source", metavar="ADDRESS", help="Local address to call from; the kernel picks one by default.")
+@click.option("--rpc", metavar="PROGRAM[:VERSION]", help="Ask the port mapper for the port; ADDRESS is only a host.")
 def call(
     target: str, requests: tuple[str, ...], connect_timeout: float, timeout: float | None, source: str, rpc: str | None
 ) -> None:
@@ -198,17 +200,17 @@ cli.add_command(install_command.install)
 
 
 def _open_standard_three() -> None:
-    """Fills descriptors 0 to 2 where they were closed, or the next sockets would be taken for them."""
+    """Opens those of descriptors 0 to 2 that were closed, so that no socket takes their place."""
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free one, which is this
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is fd
             os.set_inheritable(fd, True)
 
 
 def _change(file: str, control: Path | None, command: str) -> int:
-    """Asks for a new generation and tells how that ended."""
+    """Asks for a new generation and reports the outcome. Returns the exit status."""
     try:
         result = _ask(file, control, {"command": command}, timeout=None)
     except (ConfigError, ControlError) as error:
@@ -221,7 +223,7 @@ def _change(file: str, control: Path | None, command: str) -> int:
     return Exit.DONE
 
 
-def _ask(file: str, path: Path | None, command: dict[str, Any], timeout: float | None = _ASK_SECONDS) -> Any:
-    """Asks the forkd that serves `file`, or the one at `path`."""
+def _ask(file: str, path: Path | None, command: dict[str, Any], timeout: float | None = ASK_SECONDS) -> Any:
+    """Sends a command to the forkd that serves `file`, or to the one at `path`."""
     path, _ = options.premises(file, path)
     return control_client.ask(path, command, timeout)

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they come to."""
+"""Options that several commands share, and what they mean."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from forkd.settings.schema import MAX_SECONDS
 DEFAULT_FILE: Final = "/etc/forkd.toml"
 CORES: Final = len(os.sched_getaffinity(0))
 
-# A path so that shells complete it; whether it may be read is told by an attempt, with its own exit status.
+# A path, so that shells complete it. Opening it will show whether it can be read, with its own exit status.
 FILE: Final = click.Path(readable=False)
 
 config_option = click.option(
@@ -33,30 +33,30 @@ config_option = click.option(
     default=DEFAULT_FILE,
     show_default=True,
     metavar="FILE",
-    help="The settings' file.",
+    help="The settings file.",
 )
 
 
 insecure_option = click.option(
     "--insecure",
     is_flag=True,
-    help="As root, serve also what others than root and the service's user could change.",
+    help="As root, serve even files that users other than root and the service's own could change.",
 )
 
 
 def control_option(command: Any) -> Any:
-    """Options by which a command finds a running forkd."""
+    """Adds the options by which a command finds a running forkd."""
     path = click.Path(path_type=Path, readable=False)
-    command = click.option("--control", type=path, metavar="PATH", help="The control socket, instead of a file's.")(
+    command = click.option("--control", type=path, metavar="PATH", help="The control socket, instead of the file's.")(
         command
     )
     return config_option(command)
 
 
 def premises(file: str, control: Path | None) -> tuple[Path, Path]:
-    """Control socket and pid file of a running forkd, which `control_option` tells.
+    """Returns the control socket and the pid file of a running forkd, from the values of `control_option`.
 
-    What is wrong with its file by now does not matter, as long as it can be found all the same.
+    Mistakes that its file has by now do not matter, as long as the socket can be found.
     """
     pidfile = None
     if control is None:
@@ -64,7 +64,7 @@ def premises(file: str, control: Path | None) -> tuple[Path, Path]:
             settings = config.load(file, cores=CORES)
         except ConfigError as error:
             control = paths.last_known(Path(file))
-            if not os.path.exists(control):  # noqa: PTH110  # which tells nothing of a folder that is closed to us
+            if not os.path.exists(control):  # noqa: PTH110  # False, not an error, if the folder is closed to us
                 raise _with_a_way_out(error, file) from None
         else:
             control, pidfile = paths.control_path(settings), settings.master.pidfile
@@ -74,26 +74,26 @@ def premises(file: str, control: Path | None) -> tuple[Path, Path]:
 def _with_a_way_out(error: ConfigError, file: str) -> ConfigError:
     if os.path.exists(file):  # noqa: PTH110
         return error
-    other = "name the file of the forkd that runs with -c, or its control socket with --control"
+    other = "name the running forkd's file with -c, or its control socket with --control"
     return ConfigError([each._replace(what=f"{each.what}; {other}") for each in error.problems])
 
 
 def target_options(command: Any) -> Any:
-    """What is to be served, for a command that serves it; `source` makes one value of it."""
+    """Adds the arguments that say what to serve; `source` turns them into one value."""
     for each in (
         insecure_option,
         click.option(
-            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of a service; may be given again."
+            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set any key of the service; repeatable."
         ),
-        click.option("--name", metavar="NAME", help="What to call the service."),
+        click.option("--name", metavar="NAME", help="Name of the service."),
         click.option(
             "--worker",
             metavar="KIND",
             shell_complete=one_of(*KINDS),
-            help=f"The kind of worker: {' or '.join(KINDS)}.",
+            help=f"Kind of worker: {' or '.join(KINDS)}.",
         ),
-        click.option("--workers", type=int, metavar="N", help="How many workers."),
-        click.option("--listen", multiple=True, metavar="ADDRESS", help="Where to listen; may be given again."),
+        click.option("--workers", type=int, metavar="N", help="Number of workers."),
+        click.option("--listen", multiple=True, metavar="ADDRESS", help="Address to listen on; repeatable."),
         click.argument("target", required=False, type=FILE),
     ):
         command = each(command)
@@ -109,36 +109,36 @@ def source(
     sets: tuple[str, ...],
     insecure: bool,
 ) -> Source:
-    """Where the settings come from that `target_options` name."""
+    """Returns the source of the settings, from the values of `target_options`."""
     if target is not None and _is_application(target):
         return Source(CORES, None, target, name, listen, workers, worker, sets, str(Path.cwd()), insecure)
     if target is not None and (target.endswith(".py") or _is_word(target)):
         module = target.removesuffix(".py")
-        raise UsageError(f"{target}: an application is named as module:name, such as {module}:NAME")
+        raise UsageError(f"{target}: name an application as module:name, such as {module}:NAME")
     if listen or sets or any(each is not None for each in (workers, worker, name)):
-        raise click.UsageError("options go with an application (module:name); a file says all itself")
+        raise click.UsageError("options need an application (module:name); with a settings file, set the keys there")
     return Source(CORES, target or DEFAULT_FILE, insecure=insecure)
 
 
 def seconds(context: click.Context, parameter: click.Parameter, seconds: float | None) -> float | None:
-    """Lets through what a setting may be, and no nan, to which a clock has no answer."""
+    """Accepts the same range as the settings, and so no nan, which no clock can wait for."""
     if seconds is not None and not 0 < seconds <= MAX_SECONDS:
-        raise click.BadParameter(f"{seconds:g} is no number of seconds above 0 and up to {MAX_SECONDS}")
+        raise click.BadParameter(f"{seconds:g} is not a number of seconds above 0 and up to {MAX_SECONDS}")
     return seconds
 
 
 def complain(message: str, status: int) -> None:
-    """Says on standard error why a command failed."""
+    """Prints to standard error why a command failed."""
     click.echo(log.marked("error", last_word(message, status)), err=True)
 
 
 def last_word(message: str, status: int) -> str:
-    """What stands last on standard error; mistakes in the settings begin with their place, not with our name."""
+    """Returns the last line for standard error. Mistakes in settings begin with their place, not with our name."""
     return message if status == Exit.CONFIG else f"forkd: {message}"
 
 
 def _is_word(target: str) -> bool:
-    """Whether it is no file, and looks like a module."""
+    """True if it is not a file and looks like a module."""
     return target.replace(".", "").isidentifier() and not target.endswith(".toml") and not Path(target).exists()
 
 
@@ -146,11 +146,11 @@ def _is_application(target: str) -> bool:
     return ":" in target and "/" not in target and not target.endswith(".toml")
 
 
-_ASK_SECONDS: Final = 1.0
+_COMPLETION_SECONDS: Final = 1.0  # a user is waiting in the middle of a line
 
 
 def services(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The services of the forkd that the words so far name; of its file, if it is not running."""
+    """Completes the services of the forkd named so far on the line, or of its file if it is not running."""
     names: list[str] = []
     with suppress(ForkdError, OSError):
         path: Path | None = context.params.get("control")
@@ -158,10 +158,10 @@ def services(context: click.Context, parameter: click.Parameter, incomplete: str
             settings = config.load(context.params["file"], cores=1)
             names = list(settings.services)
             path = paths.control_path(settings)
-        names = list(control_client.ask(path, {"command": "status"}, _ASK_SECONDS)["services"])
+        names = list(control_client.ask(path, {"command": "status"}, _COMPLETION_SECONDS)["services"])
     return [name for name in names if name.startswith(incomplete)]
 
 
 def one_of(*words: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """Of these words those that begin as what is typed."""
+    """Returns a completion that offers these words."""
     return lambda context, parameter, incomplete: [word for word in words if word.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""Where a forkd has its control socket when the settings name none, so that commands find it again."""
+"""Decides where the control socket is if the settings do not name one, so that commands find it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from forkd.errors import ControlError
 from forkd.settings.schema import Settings
 
 _ROOTS: Final = Path("/run/forkd")
-_STEM: Final = 16  # characters of a file's name; unix(7) has no room for long paths
+_STEM: Final = 16  # characters of the file name to keep, because unix(7) limits paths
 
 
 def control_path(settings: Settings) -> Path:
-    """The control socket for these settings: the one they name, else one derived from their file's path.
+    """Returns the control socket for these settings: the one they name, or one derived from their file's path.
 
     Two files, and so two servers, never share one.
     """
@@ -28,7 +28,7 @@ def control_path(settings: Settings) -> Path:
 
 
 def last_known(file: Path) -> Path:
-    """The same for a file that may have mistakes by now, or be gone: what it says of `control`, if that can be read."""
+    """Returns the same for a file that may now have mistakes or be gone, from its `control` if that can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         named: str = tomllib.loads(file.read_text())["master"]["control"]
         return file.parent.absolute() / named
@@ -36,12 +36,12 @@ def last_known(file: Path) -> Path:
 
 
 def pidfile_beside(path: Path) -> Path:
-    """The pid file that goes with a control socket when the settings name none."""
+    """Returns the pid file that goes with a control socket if the settings do not name one."""
     return path.with_suffix(".pid") if path.suffix != ".pid" else path.with_name(f"{path.name}.pid")
 
 
 def make_folder(path: Path) -> None:
-    """Makes the folder of a derived control socket, and refuses one that others could meddle with."""
+    """Creates the folder of a derived control socket; raises ControlError if others could tamper with it."""
     folder = path.parent
     if folder != _folder():
         return
@@ -50,27 +50,27 @@ def make_folder(path: Path) -> None:
     try:
         found = folder.lstat()
     except OSError:
-        return  # there can be no control socket then, which the master will warn of
+        return  # then there will be no control socket, and the master warns of that
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise ControlError(f"{folder} is not a folder of this user alone: remove it, or set master.control")
+        raise ControlError(f"{folder} is not a private folder of this user: remove it, or set master.control")
 
 
 def _derived(file: Path) -> Path:
-    path = os.path.abspath(file)  # noqa: PTH100  # as written, but for "..": a link may point elsewhere tomorrow
+    path = os.path.abspath(file)  # noqa: PTH100  # resolves "..", but no links: those may point elsewhere later
     name = f"{file.stem[:_STEM]}-{zlib.crc32(os.fsencode(path)):08x}.sock"
     folder = _folder()
     if folder == _ROOTS:
         instance = folder.with_name(f"{folder.name}-{file.stem}") / name
-        if instance.exists():  # what systemd runs as an instance (forkd@.service) has a folder of its own
+        if instance.exists():  # an instance of forkd@.service has a folder of its own
             return instance
     return folder / name
 
 
 def _folder() -> Path:
-    """systemd's RuntimeDirectory, or the user's own, or one in the folder for temporary files."""
-    told = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    if told:
-        return Path(told)
+    """Returns systemd's RuntimeDirectory, the user's runtime folder, or a folder below /tmp."""
+    provided = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if provided:
+        return Path(provided)
     if os.geteuid() == 0:
         return _ROOTS
     own = os.environ.get("XDG_RUNTIME_DIR")

@@ -1,4 +1,4 @@
-"""The words of `forkd start`, `stop` and `restart`: their options to calls; what becomes of them is told in words."""
+"""The commands `forkd start`, `stop` and `restart`: turns their options into calls and prints the outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forkd.cli import check, launch, options, paths, running_master
 from forkd.cli.launch import Launch
 from forkd.errors import ControlError, UnreachableError, UsageError
 
-quick_option = click.option("--quick", is_flag=True, help="Gives workers 2 s to end, and no more (as SIGINT does).")
+quick_option = click.option("--quick", is_flag=True, help="Give workers only 2 s to end (as SIGINT does).")
 
 
 @click.command()
@@ -20,8 +20,8 @@ quick_option = click.option("--quick", is_flag=True, help="Gives workers 2 s to 
 def start(**given: Any) -> int:
     """Serves as a daemon.
 
-    Takes what `forkd run` takes. Ends when every service serves, or with the reason why not and the exit status
-    that `forkd run` would have had.
+    Takes the same arguments as `forkd run`. Returns when every service serves, or reports why not, with the exit
+    status of `forkd run`.
     """
     return _start(_prepare(given))
 
@@ -34,12 +34,12 @@ def start(**given: Any) -> int:
     type=float,
     callback=options.seconds,
     metavar="S",
-    help="Seconds to wait for its end.  [default: for ever]",
+    help="Seconds to wait for it to end.  [default: no limit]",
 )
 def stop(file: str, control: Path | None, quick: bool, timeout: float | None) -> None:
-    """Stops a running forkd, and ends when it is gone.
+    """Stops a running forkd and waits until it is gone.
 
-    No new callers are let in; requests that have begun are answered, for as long as stop_timeout lets them.
+    It accepts no new connections, and answers the requests it has started, within stop_timeout.
     """
     control, pidfile = options.premises(file, control)
     found = running_master.find(control, pidfile)
@@ -54,9 +54,9 @@ def stop(file: str, control: Path | None, quick: bool, timeout: float | None) ->
 def restart(quick: bool, **given: Any) -> int:
     """Stops the daemon, if it runs, and starts it.
 
-    Takes what `forkd start` takes. First the settings are checked and the applications imported, as by `forkd check`:
-    what cannot be served leaves the running daemon as it is. Callers are refused in between, as they are not
-    by `forkd reload` and `forkd upgrade`.
+    Takes the same arguments as `forkd start`. First checks the settings and imports the applications, as
+    `forkd check` does; if that fails, the running daemon stays as it is. Connections are refused in between;
+    `forkd reload` and `forkd upgrade` refuse none.
     """
     launched = _prepare(given)
     check.trial(launched.settings)
@@ -64,7 +64,7 @@ def restart(quick: bool, **given: Any) -> int:
     if found is not None:
         if found.detached is False:
             raise ControlError(
-                f"process {found.pid} was not started by forkd start: restart it where it was started "
+                f"process {found.pid} was not started by forkd start: restart it the way it was started "
                 "(systemctl restart), or try forkd upgrade"
             )
         found.stop(quick=quick)
@@ -75,12 +75,12 @@ COMMANDS: Final = (start, stop, restart)
 
 
 def _prepare(given: dict[str, Any]) -> Launch:
-    """What is to be served, in words that hold in any working folder."""
+    """Prepares what to serve, with paths that hold in any working folder."""
     if os.getpid() == 1:
-        raise UsageError("a container ends with its process 1, which is this one: use forkd run")
+        raise UsageError("this is process 1 of a container, which ends with it: use forkd run")
     source = options.source(**given)
     if source.file is not None:
-        source = source._replace(file=os.path.abspath(source.file))  # noqa: PTH100  # as in rundir
+        source = source._replace(file=os.path.abspath(source.file))  # noqa: PTH100  # as in paths
     return launch.prepare(source, detached=True)
 
 
@@ -88,7 +88,7 @@ def _start(launched: Launch) -> int:
     running_master.refuse(launched.control, _pidfile(launched))
 
     from forkd.cli import detach
-    from forkd.master import master  # the other commands do without them, and start faster
+    from forkd.master import master  # late, because other commands start faster without them
 
     outcome = detach.start(lambda teller: master.serve(*launched, teller))
     if outcome.reason:
@@ -96,9 +96,9 @@ def _start(launched: Launch) -> int:
     for line in outcome.lines:
         click.echo(line, err=True)
     if outcome.lines and launched.settings.master.log.file == "-":
-        click.echo("forkd: from here on nothing is logged: a daemon needs a file for that, master.log.file", err=True)
+        click.echo("forkd: nothing is logged from here on: a daemon needs a log file, master.log.file", err=True)
     if outcome.lines and launched.source.file is None:
-        click.echo(f"forkd: to be stopped by: forkd stop --control {launched.control}", err=True)
+        click.echo(f"forkd: to stop it: forkd stop --control {launched.control}", err=True)
     return outcome.status
 
 

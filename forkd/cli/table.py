@@ -1,24 +1,20 @@
-"""The status document as tables for a terminal; the only room that needs rich, and so loaded last."""
+"""Prints the status document as tables on a terminal. It needs rich, so it is loaded late."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_PIPE_WIDTH: Final = 1000
+from forkd.cli.load.terminal import plain_console, plain_table
 
 
 def show(document: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the document of `forkd status --json` for a person."""
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = _PIPE_WIDTH  # rich would take 80 columns and cut the tables to that
+    """Prints the document of `forkd status --json` as text and tables."""
+    console = console or plain_console()
     master = document["master"]
     console.print(
         Text(
@@ -37,11 +33,11 @@ def show(document: Mapping[str, Any], console: Console | None = None) -> None:
             console.print(Text(f"  {name}: workers {', '.join(exits)}"))
 
 
-def _registration(told: Mapping[str, Any] | None) -> str:
-    if told is None:
+def _registration(mapping: Mapping[str, Any] | None) -> str:
+    if mapping is None:
         return ""
-    how = "registered with" if told["registered"] else f"not registered ({told['wrong']}) with"
-    return f", {how} rpcbind as {told['program']:#x} version {told['version']}"
+    how = "registered with" if mapping["registered"] else f"not registered ({mapping['wrong']}) with"
+    return f", {how} rpcbind as {mapping['program']:#x} version {mapping['version']}"
 
 
 def _services(services: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -82,7 +78,7 @@ def _workers(workers: list[Mapping[str, Any]]) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table(gap=1)
     words = {"service", "listens on", "state"}
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right", no_wrap=True)

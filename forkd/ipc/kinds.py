@@ -33,9 +33,9 @@ class WorkerKind(NamedTuple):
 
 
 KINDS: Final = {
-    "sync": WorkerKind("one connection at a time in a worker", "sync", one_at_a_time=True),
+    "sync": WorkerKind("a worker serves one connection at a time", "sync", one_at_a_time=True),
     "event": WorkerKind(
-        "many connections in a worker, requests run to completion",
+        "a worker serves many connections, and each request runs to completion",
         "event",
         coroutine_loop="tasks",
         takes_threads=True,

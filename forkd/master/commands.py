@@ -16,8 +16,8 @@ class Command(Enum):
     RELOAD = "reload"
     REOPEN = "reopen logs"
     UPGRADE = "upgrade"
-    MORE = "a worker more"
-    FEWER = "a worker fewer"
+    MORE = "add a worker"
+    FEWER = "remove a worker"
     DRAIN = "drain"
 
 
@@ -35,13 +35,13 @@ COMMANDS: Final = {
 
 # What a person is told of each, in the README and the manual.
 MEANINGS: Final = {
-    Command.STOP: "graceful stop: queued connections are served, begun requests answered; a second one is quick",
-    Command.QUICK_STOP: "quick stop: workers that are not done after 2 s are killed",
-    Command.DUMP_STOP: "quick stop, with every worker's Python stack in the log first",
-    Command.RELOAD: "reloads, as `forkd reload` does",
-    Command.REOPEN: "reopens the log file",
-    Command.UPGRADE: "upgrades, as `forkd upgrade` does",
-    Command.MORE: "a worker more in every service",
-    Command.FEWER: "an idle worker fewer in every service",
-    Command.DRAIN: "the workers leave, callers wait in the queue; HUP brings workers back (ignored on a terminal)",
+    Command.STOP: "graceful stop: queued connections are served, begun requests answered; a second TERM makes it quick",
+    Command.QUICK_STOP: "quick stop: workers that are still busy after 2 s are killed",
+    Command.DUMP_STOP: "quick stop, after logging every worker's Python stack",
+    Command.RELOAD: "reload, as `forkd reload` does",
+    Command.REOPEN: "reopen the log file",
+    Command.UPGRADE: "upgrade, as `forkd upgrade` does",
+    Command.MORE: "add one worker to every service",
+    Command.FEWER: "remove one idle worker from every service",
+    Command.DRAIN: "drain: workers leave, callers wait in the queue; HUP starts workers again (ignored on a terminal)",
 }

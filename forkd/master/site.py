@@ -20,6 +20,7 @@ from forkd.kernel.address import Address
 from forkd.kernel.owned_file import OwnedFile
 from forkd.lifecycle.events import Plan
 from forkd.security.identity import runs_as
+from forkd.settings.reading import NO_IPV4_PORT
 from forkd.settings.schema import Listen, ServiceSettings, Settings
 from forkd.sockets.listener import Listener, open_listeners
 from forkd.sockets.rpcbind.protocol import Mapping
@@ -164,7 +165,7 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
 def _check_rpcbind(settings: Settings, name: str, listeners: list[Listener]) -> None:
     """Refuses to tell the port mapper of a service that it has no word for: version 2 of its protocol is for IPv4."""
     if settings.services[name].rpcbind is not None and not _ipv4_port(listeners):
-        why = "tells of TCP ports for IPv4, and this service listens on none"
+        why = NO_IPV4_PORT
         raise settings.error(f"service.{name}.rpcbind", why)
 
 

@@ -18,6 +18,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from forkd.errors import ConfigError, Problem
+from forkd.kernel import process
 from forkd.kernel.accounts import user_name
 from forkd.security import identity
 from forkd.security.paths import PathStep, files, way
@@ -43,9 +44,8 @@ def examine(source: Source, settings: Settings, warn: Callable[[str], None]) -> 
 
 def tools() -> Iterator[str]:
     """A sentence for each thing that root runs besides, Python and forkd, and that others could change."""
-    package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH120, PTH100
     trusted = {0, *_caller()}
-    for path in (sys.executable, os.path.dirname(os.__file__), package) if os.geteuid() == 0 else ():  # noqa: PTH120
+    for path in (sys.executable, os.path.dirname(os.__file__), process.package_folder()) if os.geteuid() == 0 else ():  # noqa: PTH120
         for weak in weaknesses(path, trusted, whole=True):
             yield f"root runs what is in {path}, but {weak.what}"
 

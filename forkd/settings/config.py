@@ -1,8 +1,8 @@
-"""TOML text to frozen settings, with every mistake told at once; and what changed between two.
+"""Turns TOML text into frozen settings, reports every mistake at once, and compares two readings.
 
-It reads one file and knows nothing else: no sockets, processes, arguments or environment
-(the number of cores is told to it). The lines of the keys come from `tomlplaces`, what the keys
-are stands in `settings`, and `checks` compares the two. The story goes on in `listener`.
+It reads one file and touches nothing else: no sockets, processes, arguments or environment (the caller passes
+the number of cores). `toml_lines` finds the line of each key, `schema` lists the keys, and `reading` checks one
+against the other. Next in the story: `sockets.listener`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from forkd.settings.toml_lines import places, printable
 
 MAX_BYTES = 1024 * 1024
 COMMAND_LINE = "command line"
-"""What stands for the file when the settings come from options."""
+"""Stands in for the file name when the settings come from options."""
 
 _RESTART = ("control", "pidfile")
 
 
 class Source(NamedTuple):
-    """Where settings come from, to be read again at a reload: a file, or options of the command line.
+    """Where settings come from, kept so that a reload can read them again: a file, or command-line options.
 
-    `file` is a path; without one `app` and the options say all, and `folder` is where they were given.
-    `insecure`: what others could change is served all the same, as root (`trust`).
+    `file` is a path. If it is None, `app` and the options hold everything, and relative paths start at `folder`.
+    With `insecure`, root serves even files that others could change (`trust`).
     """
 
     cores: int
@@ -44,7 +44,7 @@ class Source(NamedTuple):
     insecure: bool = False
 
     def read(self) -> Settings:
-        """The settings as they are now; ConfigError names every mistake in them."""
+        """Reads the settings as they are now. Raises ConfigError with every mistake."""
         if self.file is not None:
             return load(self.file, cores=self.cores)
         return from_options(
@@ -60,7 +60,7 @@ class Source(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What differs between two settings: keys that need a restart, and the services a reload touches."""
+    """The differences between two readings: keys that need a restart, and services that a reload affects."""
 
     restart: tuple[str, ...]
     added: tuple[str, ...]
@@ -69,14 +69,14 @@ class Changes(NamedTuple):
 
 
 def load(path: Path | str, *, cores: int) -> Settings:
-    """The settings in the file at `path`; ConfigError names every mistake in it."""
+    """Reads the settings file at `path`. Raises ConfigError with every mistake in it."""
     file = printable(str(path))
     try:
         with Path(path).open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
         folder = Path(path).absolute().parent
     except (OSError, ValueError) as error:
-        raise _refusal(file, 0, f"can not be read: {_reason(error)}") from None
+        raise _refusal(file, 0, f"cannot be read: {_reason(error)}") from None
     text = _decode(file, data)
     return read(file, folder, _parse(file, text), {"": 1, **places(text)}, cores)
 
@@ -92,7 +92,7 @@ def from_options(
     folder: Path,
     cores: int,
 ) -> Settings:
-    """The settings of one service from command-line options; what `sets` says goes over the options."""
+    """Builds the settings of one service from command-line options; `sets` overrides the other options."""
     service: dict[str, Any] = {"app": app}
     given = {"listen": list(listen) or None, "workers": workers, "worker": worker}
     service.update({key: value for key, value in given.items() if value is not None})
@@ -105,17 +105,19 @@ def from_options(
     try:
         return read(COMMAND_LINE, folder, {"master": master, "service": {name: service}}, {}, cores, problems)
     except ConfigError as error:
-        raise ConfigError([_as_an_option(each) for each in error.problems]) from None
+        if "listen" in service:
+            raise
+        missing = f"service.{printable(name)}.listen"
+        raise ConfigError([_as_an_option(each, missing, "--listen") for each in error.problems]) from None
 
 
-def _as_an_option(problem: Problem) -> Problem:
-    """What is missing on a command line has the name of an option there."""
-    missing = problem.what.startswith("is missing") and problem.key.endswith(".listen")
-    return problem._replace(key="--listen") if missing else problem
+def _as_an_option(problem: Problem, key: str, option: str) -> Problem:
+    """Replaces a missing key with the option that would set it."""
+    return problem._replace(key=option) if problem.key == key else problem
 
 
 def changes(old: Settings, new: Settings) -> Changes:
-    """What a reload from `old` to `new` means. Other changes of [master] need nothing special."""
+    """Returns what a reload from `old` to `new` affects. Other changes in [master] need no special treatment."""
     return Changes(
         restart=tuple(f"master.{key}" for key in _RESTART if getattr(old.master, key) != getattr(new.master, key)),
         added=tuple(name for name in new.services if name not in old.services),
@@ -127,7 +129,7 @@ def changes(old: Settings, new: Settings) -> Changes:
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # the command line gives bytes that are no UTF-8 as lone surrogates (PEP 383)
+    except UnicodeEncodeError:  # Python decodes such bytes as lone surrogates (PEP 383)
         return False
     return True
 
@@ -138,7 +140,7 @@ def _refusal(file: str, line: int, what: str) -> ConfigError:
 
 def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "no such file"
     if isinstance(error, IsADirectoryError):
         return "it is a folder"
     return (isinstance(error, OSError) and error.strerror) or str(error)
@@ -146,7 +148,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 def _decode(file: str, data: bytes) -> str:
     if len(data) > MAX_BYTES:
-        raise _refusal(file, 0, "is longer than 1 MiB: that is no settings file")
+        raise _refusal(file, 0, "is longer than 1 MiB: this is not a settings file")
     if data.startswith(b"\xef\xbb\xbf"):
         raise _refusal(file, 1, "begins with a byte order mark: save it as UTF-8 without one")
     try:
@@ -169,18 +171,18 @@ def _parse(file: str, text: str) -> dict[str, Any]:
 
 
 def _plain(what: str) -> str:
-    """The parser's complaint, in words for somebody who did not write the parser."""
+    """Rewords the parser's message for people who do not know the parser."""
     if what == "Cannot overwrite a value":
-        return "this key stands there twice"
+        return "duplicate key"
     if what.startswith("Exceeds the limit"):
         return "a number has too many digits"
     if twice := re.fullmatch(r"Cannot declare \('(.*)',?\) twice", what):
-        return f"the table [{twice[1].replace(chr(39) + ', ' + chr(39), '.')}] stands there twice"
+        return f"duplicate table [{twice[1].replace(chr(39) + ', ' + chr(39), '.')}]"
     return printable(what[:1].lower() + what[1:])
 
 
 def _set(service: dict[str, Any], master: dict[str, Any], text: str) -> Problem | None:
-    """Put one KEY=VALUE where it belongs."""
+    """Stores one KEY=VALUE in the table it belongs to. Returns what is wrong with it, if anything."""
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -193,13 +195,13 @@ def _set(service: dict[str, Any], master: dict[str, Any], text: str) -> Problem 
     for name in tables:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            return Problem(COMMAND_LINE, 0, printable(key), f"{name} is {show(table)} already, and no table")
+            return Problem(COMMAND_LINE, 0, printable(key), f"{name} is already {show(table)}, not a table")
     table[last] = _value(value)
     return None
 
 
 def _value(text: str) -> object:
-    """A TOML value, or else the text itself."""
+    """Parses a TOML value; anything else is taken as a string."""
     try:
         match tomllib.loads(f"value = {text}"):
             case {"value": value, **rest} if not rest:
@@ -210,5 +212,5 @@ def _value(text: str) -> object:
 
 
 def _name_for(app: str) -> str:
-    """A service's name when none is given: the last name in `app`, as far as it may be one."""
+    """Derives a service name from the last name in `app`, without the characters that a name may not contain."""
     return re.sub(r"[^A-Za-z0-9_.-]", "", re.split(r"[.:]", app)[-1]).lstrip("_.-")[:64] or "service"

@@ -1,7 +1,7 @@
-"""A table of plain values, as TOML gives it, to frozen settings: each value by itself, then together.
+"""Turns a table of plain values, as TOML yields it, into frozen settings; checks each value, then combinations.
 
-Every mistake is noted, in words for a person, and none stops the search for the next. What
-the keys are stands in `settings`; where the table came from is `config`'s knowledge.
+It records every mistake in plain words and goes on to look for the next. `schema` lists the keys; `config` knows
+where the table came from.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _MODE = re.compile(r"0?[0-7]{3}")
 _TABLES = ("master", "service")
 
+NO_IPV4_PORT = "registers IPv4 TCP ports, but this service listens on none"
+"""What is wrong with `rpcbind` for a service that has only other listeners."""
+
 
 def read(
     file: str,
@@ -44,9 +47,9 @@ def read(
     cores: int,
     problems: Sequence[Problem] = (),
 ) -> Settings:
-    """The settings in `table`; ConfigError names every mistake, `problems` included, in the order of the lines.
+    """Returns the settings in `table`. Raises ConfigError with every mistake, `problems` included, in line order.
 
-    `lines` is where the keys stand; relative paths start at `folder`; `cores` is how many workers there are by default.
+    `lines` maps each dotted key to its line. Relative paths start at `folder`. `cores` is the default for workers.
     """
     reading = _Reader(file, folder, lines, min(max(cores, 1), MAX_WORKERS))
     reading.problems.extend(problems)
@@ -57,9 +60,9 @@ def read(
 
 
 def show(value: object) -> str:
-    """A value as a person would name it who has never heard of Python."""
+    """Describes a value without Python's terms."""
     if isinstance(value, str):
-        return f'the text "{_shorten(printable(value), 60)}"'
+        return f'the string "{_shorten(printable(value), 60)}"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
@@ -67,12 +70,12 @@ def show(value: object) -> str:
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     if isinstance(value, int) and value.bit_length() > 64:
-        return "a number so large"
+        return "so large a number"
     return str(value)
 
 
 class _Reader:
-    """One pass over one table. Each method gives a good value, or None and has noted what is wrong."""
+    """One pass over one table. Each method returns a valid value, or records the mistake and returns None."""
 
     def __init__(self, file: str, folder: Path, lines: dict[str, int], cores: int) -> None:
         self.file = file
@@ -80,7 +83,7 @@ class _Reader:
         self.lines = lines
         self.cores = cores
         self.problems: list[Problem] = []
-        self.taken: dict[object, str] = {}  # addresses and RPC programs, with the key that took them
+        self.taken: dict[object, str] = {}  # the key that uses each address or RPC program
         self.readers: dict[str, Callable[[str, Key, Any], Any]] = {
             "address": self._address,
             "control": self._path,
@@ -108,7 +111,7 @@ class _Reader:
         self.problems.append(Problem(self.file, line_of(self.lines, key), _shorten(key, 200), _shorten(what, 400)))
 
     def _unknown(self, at: str, table: dict[str, Any], known: Collection[str]) -> set[str]:
-        """Note the keys that nobody knows; give those that were probably meant."""
+        """Records unknown keys; returns the known ones that were probably meant."""
         meant = set()
         for name in table:
             if name in known:
@@ -120,14 +123,14 @@ class _Reader:
                 thing = "table"
                 if at.startswith("service."):
                     dotted = _join(at.removeprefix("service."), name)
-                    hint = f'; a service with a dot in its name stands in quotes: [service."{dotted}"]'
+                    hint = f'; quote a service name that has a dot: [service."{dotted}"]'
             if near:
                 hint = f'; did you mean "{near[0]}"?'
             self._wrong(_join(at, name), f"unknown {thing}{hint}")
         return meant
 
     def _fields(self, at: str, value: object, kind: type[msgspec.Struct]) -> dict[str, Any]:
-        """The good values of a table, by key."""
+        """Returns the valid values of a table, by key."""
         if not isinstance(value, dict):
             self._wrong(at, f"must be a table, not {show(value)}")
             return {}
@@ -173,7 +176,9 @@ class _Reader:
         at = _join("service", name)
         before = len(self.problems)
         if not _NAME.fullmatch(name):
-            self._wrong(at, "a service's name has 1 to 64 letters, digits, dots, - or _, a letter or digit first")
+            self._wrong(
+                at, "a service name is 1 to 64 letters, digits, dots, - or _, and starts with a letter or digit"
+            )
         found = self._fields(at, table, ServiceSettings)
         if isinstance(table, dict):
             self._check_together(at, table, found)
@@ -184,13 +189,13 @@ class _Reader:
         return ServiceSettings(name=name, **found)
 
     def _check_together(self, at: str, table: dict[str, Any], found: dict[str, Any]) -> None:
-        """What one key alone can not tell."""
+        """Checks what depends on more than one key."""
         kind = KINDS.get(found.get("worker", "" if "worker" in table else DEFAULT_KIND))
         if found.get("threads") and kind is not None and not kind.takes_threads:
-            self._wrong(f"{at}.threads", f"goes with {those_that(lambda kind: kind.takes_threads)} only")
+            self._wrong(f"{at}.threads", f"requires {those_that(lambda kind: kind.takes_threads)}")
         listeners = found.get("listen")
         if listeners and "rpcbind" in found and all(_no_ipv4(listener.address) for listener in listeners):
-            self._wrong(f"{at}.rpcbind", "tells of TCP ports for IPv4, and this service listens on none")
+            self._wrong(f"{at}.rpcbind", NO_IPV4_PORT)
 
     def _path(self, at: str, key: Key, value: object) -> Path | str | None:
         if not isinstance(value, str) or not value or "\0" in value:
@@ -220,7 +225,7 @@ class _Reader:
         if where and (where.kind != "unix" or where.host.startswith("@")):
             for name in ("mode", "user", "group"):
                 if name in value:
-                    self._wrong(f"{at}.{name}", "only a unix socket with a path has rights")
+                    self._wrong(f"{at}.{name}", "applies only to a unix socket that has a path")
         return Listen(**fields) if len(self.problems) == before else None
 
     def _address(self, at: str, key: Key, value: object) -> address.Address | None:
@@ -236,10 +241,10 @@ class _Reader:
         return found if fresh else None
 
     def _take(self, thing: object, at: str) -> bool:
-        """Whether nobody had `thing` before; the second one to want it is told who has."""
+        """Reserves `thing` for the key `at`. Returns False, and records a mistake, if another key has it."""
         owner = self.taken.setdefault(thing, at)
         if owner != at:
-            self._wrong(at, f"is the same as {owner}")
+            self._wrong(at, f"is already used by {owner}")
         return owner == at
 
     def _mode(self, at: str, key: Key, value: object) -> int | None:
@@ -260,7 +265,7 @@ class _Reader:
         fields = self._fields(at, value, Workers)
         for name in ("min", "spare"):
             if "max" in fields and fields.get(name, 0) > fields["max"]:
-                self._wrong(f"{at}.{name}", f"is {fields[name]}, more than max, which is {fields['max']}")
+                self._wrong(f"{at}.{name}", f"is {fields[name]}, but max is {fields['max']}")
         return Workers(**fields) if len(self.problems) == before else None
 
     def _rpcbind(self, at: str, _: Key, value: object) -> Rpcbind | None:
@@ -269,7 +274,7 @@ class _Reader:
 
 
 def _no_ipv4(where: address.Address) -> bool:
-    """Whether an address is surely none for IPv4; of a name, and of what systemd passes in, that is found out later."""
+    """True if an address cannot be IPv4. For host names and sockets from systemd, only binding will show."""
     return where.kind == "unix" or (where.kind == "tcp" and ":" in where.host)
 
 

@@ -1,8 +1,8 @@
 """The settings as frozen values: every key with its type, bounds, default and one-line meaning.
 
-This is the one list: `config` reads a file by it, and the reference page, the help texts and
-the man pages are made from it. It must not know files, TOML or where a value came from; the
-only mark of its origin that a value keeps is the line of each key, for later complaints.
+This is the only list of settings: `config` reads files by it, and the reference page and the manual page are made
+from it. It knows nothing about files or TOML. All that a value keeps of its origin is the line of each key, so that
+problems found later can name it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 MAX_SECONDS = 31 * 86400
 MAX_WORKERS = 1024
 
-# For texts and tables `title` says what a person must write; for numbers it says what is counted.
+# `title` says what to write: all of it for strings and tables, only the kind of number for numbers.
 _COUNT = "a whole number"
 _SECONDS = "a number of seconds"
 
@@ -48,49 +48,49 @@ _App = Annotated[
 
 
 class Listen(Struct, frozen=True, kw_only=True):
-    """One entry of `listen`: an address, and the rights of the socket file that it may be."""
+    """One entry of `listen`: an address and, for a unix socket, the owner and permissions of its file."""
 
-    address: Annotated[Address, Meta(title='an address, such as "127.0.0.1:7007"', description="where to listen")]
+    address: Annotated[Address, Meta(title='an address such as "127.0.0.1:7007"', description="where to listen")]
     mode: Annotated[
-        Annotated[int, Meta(title='an octal text, such as "0660"')] | None,
-        Meta(description="rights of the socket's file", extra={"default": "as the umask has it"}),
+        Annotated[int, Meta(title='an octal string such as "0660"')] | None,
+        Meta(description="permissions of the socket file", extra={"default": "set by the umask"}),
     ] = None
-    user: Annotated[_Account | None, Meta(description="owner of the socket's file")] = None
-    group: Annotated[_Group | None, Meta(description="group of the socket's file")] = None
+    user: Annotated[_Account | None, Meta(description="owner of the socket file")] = None
+    group: Annotated[_Group | None, Meta(description="group of the socket file")] = None
 
 
 class Workers(Struct, frozen=True, kw_only=True):
-    """How many workers a service has. A plain number N means min = N, max = N."""
+    """How many workers a service has. A plain number N sets both min and max to N."""
 
-    min: Annotated[int, Meta(ge=1, le=MAX_WORKERS, title=_COUNT, description="never fewer than this")] = 1
-    max: Annotated[int, Meta(ge=1, le=MAX_WORKERS, title=_COUNT, description="never more than this")]
-    spare: Annotated[int, Meta(ge=0, le=MAX_WORKERS, title=_COUNT, description="idle ones kept ready")] = 0
+    min: Annotated[int, Meta(ge=1, le=MAX_WORKERS, title=_COUNT, description="never fewer workers than this")] = 1
+    max: Annotated[int, Meta(ge=1, le=MAX_WORKERS, title=_COUNT, description="never more workers than this")]
+    spare: Annotated[int, Meta(ge=0, le=MAX_WORKERS, title=_COUNT, description="idle workers to keep ready")] = 0
 
 
 class Rpcbind(Struct, frozen=True, kw_only=True):
-    """What the machine's port mapper is told of a service (RFC 1833)."""
+    """The RPC program that the machine's port mapper registers for a service (RFC 1833)."""
 
     program: Annotated[int, Meta(ge=1, le=0xFFFFFFFF, title=_COUNT, description="number of the RPC program")]
     version: Annotated[int, Meta(ge=0, le=0xFFFFFFFF, title=_COUNT, description="version of the RPC program")] = 1
 
 
 class ServiceSettings(Struct, frozen=True, kw_only=True):
-    """One `[service.NAME]` table. A time of 0 means for ever."""
+    """One `[service.NAME]` table. A time of 0 means no limit."""
 
     name: str
     app: Annotated[_App, Meta(description="the service to run, as `module:name`")]
     path: Annotated[
         _Path,
         Meta(
-            description="folder where modules are looked for first; a relative one starts at the file's folder",
-            extra={"default": "the file's folder"},
+            description="folder to search first for modules; a relative path starts at the folder of the settings file",
+            extra={"default": "the folder of the settings file"},
         ),
     ]
     listen: Annotated[
         tuple[Listen, ...],
         Meta(
-            title='an address, such as "127.0.0.1:7007", or a list of addresses',
-            description="where to listen: an address or a list",
+            title='an address such as "127.0.0.1:7007", or a list of addresses',
+            description="where to listen: an address or a list of addresses",
         ),
     ]
     backlog: Annotated[int, Meta(ge=1, le=65535, title=_COUNT, description="length of the accept queue")] = 1024
@@ -104,35 +104,39 @@ class ServiceSettings(Struct, frozen=True, kw_only=True):
             ge=0,
             le=1024,
             title=_COUNT,
-            description="only with `event`: run requests on so many threads (0: on none, to completion)",
+            description="only with `event`: how many threads run requests (0: none, each runs to completion)",
         ),
     ] = 0
     workers: Annotated[
         Workers,
         Meta(
             title=f"a whole number from 1 to {MAX_WORKERS}, or a table with max, min and spare",
-            description="a number, or `min`, `max` and `spare` (idle ones kept ready)",
-            extra={"default": "one a core"},
+            description="how many workers: a number, or `min`, `max` and `spare` (idle workers to keep ready)",
+            extra={"default": "one per core"},
         ),
     ]
     request_timeout: Annotated[
-        _Seconds, Meta(description="how long a handler may take before its worker is killed (0: for ever)")
+        _Seconds, Meta(description="how long a handler may take before its worker is killed (0: no limit)")
     ] = 30.0
-    read_timeout: Annotated[_Seconds, Meta(description="from a request's first byte to its last (0: for ever)")] = 20.0
-    idle_timeout: Annotated[_Seconds, Meta(description="silence before a request (0: for ever)")] = 60.0
-    write_timeout: Annotated[_Seconds, Meta(description="how long a reply may wait on a slow reader (0: for ever)")] = (
+    read_timeout: Annotated[
+        _Seconds, Meta(description="longest time from the first byte of a request to its last (0: no limit)")
+    ] = 20.0
+    idle_timeout: Annotated[_Seconds, Meta(description="longest silence before a request (0: no limit)")] = 60.0
+    write_timeout: Annotated[
+        _Seconds, Meta(description="how long a reply may wait for a slow reader (0: no limit)")
+    ] = 30.0
+    boot_timeout: Annotated[_Limit, Meta(description="how long a new fork server or worker may take to be ready")] = (
         30.0
     )
-    boot_timeout: Annotated[_Limit, Meta(description="until a new fork server or worker must be ready")] = 30.0
     drain_timeout: Annotated[
         _Seconds,
-        Meta(description="how long an old generation may finish its connections after a reload (0: for ever)"),
+        Meta(description="how long an old generation may take to finish its connections after a reload (0: no limit)"),
     ] = 300.0
     rpcbind: Annotated[
         Rpcbind | None,
         Meta(
             title="a table with program and version",
-            description="tell the machine's port mapper (rpcbind) the listener's port; withdrawn at stop",
+            description="register the listener's port with the machine's port mapper (rpcbind); withdrawn at a stop",
         ),
     ] = None
     max_requests: Annotated[
@@ -141,11 +145,11 @@ class ServiceSettings(Struct, frozen=True, kw_only=True):
             ge=0,
             le=10**12,
             title=_COUNT,
-            description="a worker is replaced after so many requests, give or take 10 % (0: never)",
+            description="replace a worker after this many requests, give or take 10 % (0: never)",
         ),
     ] = 0
     max_age: Annotated[
-        _Seconds, Meta(description="a worker is replaced after so many seconds, give or take 10 % (0: never)")
+        _Seconds, Meta(description="replace a worker after this many seconds, give or take 10 % (0: never)")
     ] = 0.0
     max_memory: Annotated[
         int,
@@ -153,32 +157,32 @@ class ServiceSettings(Struct, frozen=True, kw_only=True):
             ge=0,
             le=10**9,
             title="a whole number of MiB",
-            description="a worker is replaced when it holds so many MiB, give or take 10 % (0: never)",
+            description="replace a worker when it holds this many MiB, give or take 10 % (0: never)",
         ),
     ] = 0
     black_box: Annotated[
         bool,
         Meta(
             title="true or false",
-            description="the log record of a worker's violent end shows the first 64 bytes of the request in hand",
+            description="when a worker crashes or is killed, log the first 64 bytes of the request in hand",
         ),
     ] = True
     access: Annotated[
         bool,
         Meta(
             title="true or false",
-            description="a record in the log for each connection: peer, seconds, requests, bytes, and why it ended",
+            description="write a log record for each connection: peer, seconds, requests, bytes, and why it ended",
         ),
     ] = False
     fork_check: Annotated[
         Literal["warn", "refuse", "off"],
         Meta(
-            description="what becomes of an application that leaves a thread running, or a socket open, after its "
-            "import: a fork would break the one and share the other"
+            description="what to do if an application leaves a thread running or a socket open after its import: "
+            "a fork would lose the thread and share the socket"
         ),
     ] = "warn"
     user: Annotated[
-        _Account | None, Meta(description="whom this service runs as", extra={"default": "`[master]`'s"})
+        _Account | None, Meta(description="the user this service runs as", extra={"default": "`[master]`'s"})
     ] = None
     group: Annotated[
         _Group | None, Meta(description="the group this service runs as", extra={"default": "`[master]`'s"})
@@ -189,14 +193,15 @@ class LogSettings(Struct, frozen=True, kw_only=True):
     """The `[master.log]` table."""
 
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="what is less urgent is not written")
+        Literal["debug", "info", "warning", "error"], Meta(description="records below this level are not written")
     ] = "info"
-    format: Annotated[Literal["text", "json"], Meta(description="how a line looks")] = "text"
+    format: Annotated[Literal["text", "json"], Meta(description="the format of a line")] = "text"
     file: Annotated[
         str,
         Meta(
             title='a path, or "-"',
-            description='`"-"` is standard error, which a daemon (`forkd start`) has not; a path is reopened on USR1',
+            description='`"-"` is standard error (a daemon started with `forkd start` has none); '
+            "a path is reopened on USR1",
         ),
     ] = "-"
 
@@ -205,25 +210,27 @@ class MasterSettings(Struct, frozen=True, kw_only=True):
     """The `[master]` table."""
 
     user: Annotated[
-        _Account | None, Meta(description="what fork servers and workers run as when the master is root")
+        _Account | None, Meta(description="the user that fork servers and workers run as if the master is root")
     ] = None
     group: Annotated[_Group | None, Meta(description="the group they run as", extra={"default": "the user's own"})] = (
         None
     )
-    control: Annotated[_Path | None, Meta(description="the control socket, for status, reload and the like")] = None
+    control: Annotated[
+        _Path | None, Meta(description="path of the control socket, for `status`, `reload` and other commands")
+    ] = None
     pidfile: Annotated[
         _Path | None,
         Meta(
-            description="holds the master's process number while it runs, and is locked by it",
-            extra={"default": "none; with `forkd start`: beside the control socket"},
+            description="file that holds the master's PID and is locked while the master runs",
+            extra={"default": "none; with `forkd start`, a file beside the control socket"},
         ),
     ] = None
-    stop_timeout: Annotated[_Limit, Meta(description="seconds a stop may take before workers are killed")] = 30.0
+    stop_timeout: Annotated[_Limit, Meta(description="how long a stop may take before workers are killed")] = 30.0
     log: Annotated[LogSettings, Meta(title="a table", extra={"default": "see below"})] = LogSettings()
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """Everything a file (or a command line) says. `places` gives the line of each dotted key."""
+    """All the settings of a file or a command line. `places` maps each dotted key to its line."""
 
     file: str
     master: MasterSettings
@@ -231,20 +238,20 @@ class Settings(Struct, frozen=True, kw_only=True):
     places: dict[str, int]
 
     def problem(self, key: str, what: str) -> Problem:
-        """A mistake found later, such as a module that is not there, with the line where `key` stands."""
+        """Returns a mistake found later, such as a missing module, with the line of `key`."""
         return Problem(self.file, line_of(self.places, key), key, what)
 
     def error(self, key: str, what: str) -> ConfigError:
-        """The same as an exception, to be raised."""
+        """Returns the same as an exception to raise."""
         return ConfigError([self.problem(key, what)])
 
     def runs_as(self, service: ServiceSettings) -> tuple[str | None, str | None]:
-        """The user and the group that `service` runs as: its own, or those of [master]."""
+        """Returns the user and the group that `service` runs as: its own, or those of [master]."""
         return service.user or self.master.user, service.group or self.master.group
 
 
 class Key(NamedTuple):
-    """One setting for a reader: what to write, what it means, and what holds when nothing is written."""
+    """One setting as documented: what to write, what it means, and its default."""
 
     name: str
     type: Any
@@ -256,12 +263,12 @@ class Key(NamedTuple):
 
 @cache
 def keys(table: type[Struct]) -> dict[str, Key]:
-    """The keys of a table, in the order in which they are explained."""
+    """Returns the keys of a table, in the order of the documentation."""
     return {field.name: _key(field) for field in structs.fields(table) if get_origin(field.type) is Annotated}
 
 
 def toml(value: object) -> str:
-    """A default as it would stand in the file."""
+    """Formats a default as it would be written in the file."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -286,7 +293,7 @@ def _key(field: structs.FieldInfo) -> Key:
 
 
 def _metas(kind: Any) -> list[Meta]:
-    """Every Meta of a type, also those inside `... | None`."""
+    """Returns every Meta of a type, including those inside `... | None`."""
     if get_origin(kind) is Annotated:
         return [*_metas(kind.__origin__), *kind.__metadata__]
     return [meta for inner in get_args(kind) for meta in _metas(inner)]

@@ -1,8 +1,8 @@
-"""Where each key of a TOML text stands: dotted key to line, so that a mistake can name its line.
+"""Finds the line of each dotted key of a TOML text, so that a mistake can name its line.
 
-Python's `tomllib` keeps no lines. This room walks the same text once more, a token at a time,
-and looks only at keys and brackets. It must be given a text that `tomllib` has accepted: it
-checks nothing, and knows nothing of what the keys mean. The story goes on in `config`.
+Python's `tomllib` does not keep lines. This room walks the same text again, token by token, and looks only at
+keys and brackets. It checks nothing, so the text must be one that `tomllib` has accepted, and it knows nothing about
+the keys' meaning. Next in the story: `config`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 import tomllib
 
 DEPTH = 32
-"""Keys nested deeper than this are left out (they can be no setting, and would cost their square in memory)."""
+"""Deeper keys are left out: no setting is so deep, and their memory would grow with the square of the depth."""
 
 _Path = tuple[str | int, ...]
 
-# A string may end in up to two quotes more than its closing three: hence the two ways for a quote to be inside.
-# Each character fits one branch, so nothing is tried twice. (Possessive quantifiers would say so, but CPython
-# gets them wrong before 3.11.4.)
+# A string may end in two quotes more than the closing three, hence the two branches for a quote inside it.
+# Each character fits only one branch, so there is no backtracking. (Possessive quantifiers would say the same,
+# but CPython has a bug in them before 3.11.4.)
 _TOKEN = re.compile(
     r"""(?P<comment>\#[^\n]*)
       | (?P<text>\"{3} (?: [^"\\] | \\. | "(?!"") | "(?=\"{3}) )* \"{3}
@@ -32,7 +32,7 @@ _TOKEN = re.compile(
 
 
 def places(text: str) -> dict[str, int]:
-    """The line, counted from 1, where each key, table and element of a list first stands."""
+    """Returns the line, counted from 1, where each key, table and list element first appears."""
     walk = _Walk()
     for token in _TOKEN.finditer(text):
         walk.step(token.lastgroup, token[0])
@@ -40,14 +40,14 @@ def places(text: str) -> dict[str, int]:
 
 
 def line_of(places: dict[str, int], key: str) -> int:
-    """The line of `key`, or of the nearest table around it; the entry "" stands for the whole text."""
+    """Returns the line of `key`, or of the nearest table around it; the entry "" covers the whole text."""
     while key and key not in places:
         key = key[: max(key.rfind("."), key.rfind("["), 0)]
     return places.get(key, 0)
 
 
 def dotted(path: _Path) -> str:
-    """A path as people write it: `service.echo.listen[1]`. What can not be printed is escaped."""
+    """Writes a path as people do, `service.echo.listen[1]`, with unprintable characters escaped."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -58,12 +58,12 @@ def dotted(path: _Path) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with an escape for each character that can not be shown."""
+    """Returns `text` on one line, with unprintable characters escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class _Frame:
-    """One open bracket: a table that keys land in (`element` is None) or an array and its next element."""
+    """An open bracket: a table that receives keys (`element` is None), or an array and its next element."""
 
     __slots__ = ("element", "key", "parts", "path")
 
@@ -74,13 +74,13 @@ class _Frame:
         self.key: _Path | None = None  # the key whose value is being read
 
     def next(self) -> None:
-        """A comma, or at the top the end of a line: what follows is a new key or element."""
+        """Starts a new key or element, after a comma or, at the top level, the end of a line."""
         self.parts, self.key = [], None
         if self.element is not None:
             self.element += 1
 
     def value(self) -> _Path:
-        """The path of the value that begins here."""
+        """Returns the path of the value that begins here."""
         if self.element is not None:
             return (*self.path, self.element)
         assert self.key is not None
@@ -88,14 +88,14 @@ class _Frame:
 
 
 class _Walk:
-    """The state between two tokens. A stack instead of recursion: depth is the text's choice, not ours."""
+    """The state between two tokens. It is a stack, not recursion, because the text decides the depth."""
 
     def __init__(self) -> None:
         self.found: dict[str, int] = {}
         self.line = 1
         self.frames = [_Frame(())]
-        self.brackets = 0  # of a header at the start of this line: [table] or [[array of tables]]
-        self.entries: dict[_Path, int] = {}  # of each array of tables, the last one's number
+        self.brackets = 0  # opened at the start of this line: [table] or [[array of tables]]
+        self.entries: dict[_Path, int] = {}  # the index of the last table in each array of tables
 
     def step(self, kind: str | None, token: str) -> None:
         frame = self.frames[-1]
@@ -122,7 +122,7 @@ class _Walk:
         elif header and mark == "[":
             self.brackets += 1
         elif header:
-            if frame.parts:  # else it is the second bracket of ]]
+            if frame.parts:  # otherwise this is the second bracket of ]]
                 frame.path = self._header(frame.parts)
                 frame.parts = []
         elif mark in "[{":
@@ -161,7 +161,7 @@ class _Walk:
 
 
 def _parts(token: str) -> list[str]:
-    """The pieces of a dotted key that one token holds."""
+    """Returns the parts of a dotted key that one token contains."""
     if token[0] not in "\"'":
         return [part for part in token.split(".") if part]
     if "\\" in token and token[0] == '"':

@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from typing import Any
 
 from forkd.errors import ForkdError, TimedOutError, UsageError
 from forkd.kernel.address import WILDCARD, Address, from_sockaddr, parse
+from forkd.kernel.sockopts import timeval
 from forkd.sockets.explain import explain, explain_source
 
 
@@ -113,16 +113,11 @@ def _bind(sock: socket.socket, local: Any) -> None:
 def _connect_unix(sock: socket.socket, target: Any, timeout: float | None) -> None:
     # A non-blocking connect would fail at once where a server's queue is full: unix(7) waits only
     # while the socket blocks, and SO_SNDTIMEO is the limit of that (socket(7)).
+    unlimited = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, len(timeval(0)))
     if timeout is not None:
-        _set_send_timeout(sock, timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(timeout))
     sock.connect(target)
-    _set_send_timeout(sock, 0)
-
-
-def _set_send_timeout(sock: socket.socket, seconds: float) -> None:
-    whole = int(seconds)
-    timeval = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, unlimited)
 
 
 def _connect_tcp(sock: socket.socket, target: Any, timeout: float | None) -> None:

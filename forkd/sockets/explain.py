@@ -77,7 +77,7 @@ def explain_source(error: OSError, source: Address) -> ForkdError:
 
 
 def explained(error: OSError, what: str, meanings: _Meanings, timeout: float | None) -> ForkdError:
-    number, name = error.errno or 0, _errno_name(error)
+    number, name = error.errno or 0, errno_name(error)
     if isinstance(error, TimeoutError):  # without an errno, it is our own limit that ended the wait
         number, name = errno.ETIMEDOUT, "ETIMEDOUT"
     kernel_gave_up = timeout is None or error.errno == errno.ETIMEDOUT
@@ -87,7 +87,8 @@ def explained(error: OSError, what: str, meanings: _Meanings, timeout: float | N
     return _CLASSES.get(number, UnreachableError)(f"{what}: {why} ({name}){semicolon}{hint}")
 
 
-def _errno_name(error: OSError) -> str:
+def errno_name(error: OSError) -> str:
+    """Returns the symbol of an error, such as ECONNREFUSED, for people to look up."""
     if isinstance(error, socket.gaierror):
         names = (name for name in dir(socket) if name.startswith("EAI_") and getattr(socket, name) == error.errno)
         return next(names, f"EAI {error.errno}")

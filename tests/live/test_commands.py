@@ -1,4 +1,4 @@
-"""The command line against a running server: what is asked, what is printed, and the exit status."""
+"""The command line against a running server: requests, output and exit status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 
 def command(server: Server, *arguments: str, status: int = 0) -> str:
-    """What a command prints about a server that is found by the control socket."""
+    """Returns what a command prints about a server, found by its control socket."""
     name, *rest = arguments
     result = program(name, "--control", str(server.control_path), *rest, cwd=server.control_path.parent)
     assert result.returncode == status, result.stderr
@@ -58,7 +58,7 @@ def test_an_application_runs_from_its_folder_without_a_file(tmp_path: Path) -> N
         assert [name for name, _ in server.addresses] == ["x", "x"]
         assert exchange(server.connect("x"), b"hello\n") == b"HELLO\n"
         with server.connect("x") as idle:
-            assert idle.recv(1) == b""  # it lets no more than 0.2 s of silence pass
+            assert idle.recv(1) == b""  # it allows only 0.2 s of silence
         found = server.status("x")
         assert (found["app"], found["workers"]["total"]) == ("mine:shout", 2)
         assert server.status()["master"]["config"] == "command line"
@@ -71,7 +71,7 @@ def test_options_do_not_go_with_a_file(tmp_path: Path, capsys: pytest.CaptureFix
         with pytest.raises(SystemExit) as ended:
             main.main(["run", str(file), *option])
         assert ended.value.code == 2
-        assert "options go with an application" in capsys.readouterr().err
+        assert "options need an application" in capsys.readouterr().err
 
 
 # Help and wrong usage.
@@ -169,7 +169,7 @@ def test_the_shell_can_complete() -> None:
 
 @contextmanager
 def found_by_its_file(tmp_path: Path, name: str = "forkd.toml") -> Iterator[tuple[Server, str]]:
-    """A server whose file names no control socket; and the folder where it puts that, for the environment."""
+    """Yields a server whose file names no control socket, and the folder for it, for the environment."""
     (tmp_path / name).write_text(
         f'[service.test]\napp = "small:shout"\npath = "{HANDLERS}"\nworkers = 2\nlisten = "127.0.0.1:0"\n'
     )
@@ -230,13 +230,13 @@ def test_a_forkd_is_found_whatever_its_file_has_become(tmp_path: Path, mistake: 
 
 
 @pytest.mark.parametrize("target", ["small", "small.py", "package.small"])
-def test_who_names_a_module_is_told_how_an_application_is_named(tmp_path: Path, target: str) -> None:
+def test_a_bare_module_name_gets_a_hint(tmp_path: Path, target: str) -> None:
     for options in ([], ["--listen", "127.0.0.1:0"]):
         done = program("run", target, *options, cwd=tmp_path)
         module = target.removesuffix(".py")
         assert (done.returncode, done.stderr) == (
             2,
-            f"forkd: {target}: an application is named as module:name, such as {module}:NAME\n",
+            f"forkd: {target}: name an application as module:name, such as {module}:NAME\n",
         )
 
 
@@ -247,12 +247,12 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     options = ["forkd.services:echo", "--listen", "127.0.0.1:0"]
     with running(options, tmp_path, program=["env", f"RUNTIME_DIRECTORY={folder}", *FORKD]) as server:
         assert server.exited() == 1
-        assert server.said(f"forkd: {folder} is not a folder of this user alone")
+        assert server.said(f"forkd: {folder} is not a private folder of this user")
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["stacks"], ["scale", "a", "1"], ["reload"]])
-def test_no_server_is_there(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_server_is_running(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     name, *rest = arguments
     path = tmp_path / "none.sock"
     code, out, err = said([name, "--control", str(path), *rest], capsys)
@@ -260,14 +260,14 @@ def test_no_server_is_there(tmp_path: Path, arguments: list[str], capsys: pytest
     assert err == f"forkd: no forkd is running with the control socket {path}\n"
 
 
-def test_no_server_is_there_by_its_file(tmp_path: Path) -> None:
+def test_no_server_is_running_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "forkd.toml").write_text('[service.a]\napp = "a:b"\nlisten = "127.0.0.1:0"\n')
     result = program("status", "-c", "forkd.toml", cwd=tmp_path, RUNTIME_DIRECTORY=str(tmp_path / "run"))
     assert result.returncode == 69
     assert not (tmp_path / "run").exists()
 
 
-def test_status_for_a_person(forkd: Forkd) -> None:
+def test_status_as_tables(forkd: Forkd) -> None:
     server = forkd("small:shout", workers=2).serving()
     exchange(server.connect(), b"hello\n")
     out = command(server, "status")
@@ -320,7 +320,7 @@ def check_shape(found: dict[str, object], shape: dict[str, object]) -> None:
             assert not isinstance(found[key], bool), key
 
 
-def test_status_for_programs(forkd: Forkd) -> None:
+def test_status_as_json(forkd: Forkd) -> None:
     server = forkd("small:shout", workers=2).serving()
     for filled in (False, True):
         if filled:
@@ -385,7 +385,7 @@ def test_reload(forkd: Forkd) -> None:
     assert server.status("test")["generation"] == 2
 
 
-def test_a_reload_that_fails_says_why_and_the_old_one_goes_on(forkd: Forkd) -> None:
+def test_a_reload_that_fails_says_why_and_the_old_generation_continues(forkd: Forkd) -> None:
     server = forkd("small:shout", workers=1).serving()
     file = server.control_path.parent / "forkd.toml"
     text = file.read_text()
@@ -468,13 +468,13 @@ def test_the_master_has_nothing_of_an_application_in_its_memory(forkd: Forkd, tm
     assert marked == {*server.fork_servers(), *server.workers()}
 
 
-def test_workers_load_nothing_that_is_for_the_command_line(forkd: Forkd) -> None:
+def test_workers_load_no_modules_of_the_command_line(forkd: Forkd) -> None:
     server = forkd("listeners:loaded", workers=1).serving()
     absent = b"click rich msgspec tomllib forkd.cli forkd.settings forkd.master forkd.lifecycle forkd.sockets"
     assert exchange(server.connect(), absent + b" forkd.workers.worker\n") == b"forkd.workers.worker\n"
 
 
-def test_the_parent_of_a_worker_is_who_imported_its_application(forkd: Forkd) -> None:
+def test_the_parent_of_a_worker_imported_its_application(forkd: Forkd) -> None:
     server = forkd("listeners:importer", workers=2).serving()
     importer, parent = exchange(server.connect(), b"?\n").split()
     assert importer == parent
@@ -484,7 +484,7 @@ def test_the_parent_of_a_worker_is_who_imported_its_application(forkd: Forkd) ->
 # The control socket.
 
 
-def test_nonsense_on_the_control_socket_is_answered_and_does_no_harm(forkd: Forkd) -> None:
+def test_nonsense_on_the_control_socket_is_answered_and_harmless(forkd: Forkd) -> None:
     server = forkd("small:shout", workers=1).serving()
     for line in (
         b"\n",

@@ -1,4 +1,4 @@
-"""Completion in shells: the files for it, and what is offered."""
+"""Completion in shells: the files for it, and what they offer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server import LIMIT, ROOT, program
 
 FILES = {"bash": "forkd", "zsh": "_forkd", "fish": "forkd.fish"}
 
-# A shell's own machinery runs only on a terminal; these stand in for it where it is needed.
+# A shell's own completion runs only on a terminal; these functions replace it where needed.
 ZSH = """
 compdef() {}
 _describe() { print -l -- ${completions_with_descriptions%%:*} }
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow
 
 
 def offered(words: str, cwd: Path) -> list[str]:
-    """What a shell is told at the end of these words; a blank there begins another."""
+    """Returns what a shell is offered at the end of these words; a blank at the end begins another word."""
     place = str(len(words.split(" ")) - 1)
     result = program(cwd=cwd, _FORKD_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=place)
     assert (result.returncode, result.stderr) == (0, "")
@@ -52,7 +52,7 @@ def offered(words: str, cwd: Path) -> list[str]:
 
 @pytest.mark.parametrize("shell", FILES)
 def test_the_file_speaks_as_the_program_does(shell: str) -> None:
-    # The rest differs a little from one version of click to another.
+    # The rest differs slightly between versions of click.
     def told(text: str) -> list[str]:
         return re.findall(r"\b(?:COMP_\w+|_FORKD_COMPLETE)=\S+|\bforkd\b|_forkd_\w+|\b(?:plain|dir|file)\b", text)
 
@@ -77,7 +77,7 @@ def test_the_shell_completes_with_the_file(shell: str, tmp_path: Path) -> None:
         timeout=LIMIT,
         check=False,
     )
-    words = [line.partition("\t")[0] for line in result.stdout.splitlines()]  # fish tells what each does
+    words = [line.partition("\t")[0] for line in result.stdout.splitlines()]  # fish also shows what each command does
     assert (words, result.stderr) == (["stacks", "start", "status"], "")
 
 

@@ -1,4 +1,4 @@
-"""`forkd load` as a program against a running server: what it prints, writes, and its exit status."""
+"""`forkd load` as a program against a running server: what it prints and writes, and its exit status."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_connection_a_request(forkd: Forkd) -> None:
     server = forkd("small:shout", **KEYS).serving()
     what = figures(server, "--requests", "50", "--per-connection", "1", "--connections", "4")
     assert (what["requests"], what["connections"], set(what["failures"].values())) == (50, 50, {0})
-    # And one to see whether anybody is there.
+    # Plus one connection that checks whether a server is there.
     assert until(lambda: server.status("test")["connections"]["accepted"] == 51)
 
 
@@ -129,7 +129,7 @@ def test_a_unix_socket_and_requests_from_a_file(forkd: Forkd, tmp_path: Path) ->
     assert set(what["failures"].values()) == {0}
 
 
-def test_failures_fail_it_when_told_how_many_may_be(forkd: Forkd) -> None:
+def test_too_many_failures_fail_the_test(forkd: Forkd) -> None:
     server = forkd("small:die", **KEYS).serving()
     done = load(server, "--requests", "20", "--connections", "1", "--expect", "/x/")
     assert "failures: 20 wrong\n" in done.stdout
@@ -154,7 +154,7 @@ def test_a_worker_that_dies_breaks_connections_off(forkd: Forkd) -> None:
     assert what.stderr == "forkd: no request was answered; failures: 1 cut short\n"
 
 
-def test_nobody_there_is_told_as_by_call(forkd: Forkd) -> None:
+def test_a_missing_server_is_reported_as_by_call(forkd: Forkd) -> None:
     server = forkd("small:shout", **KEYS).serving()
     assert server.stop() == 0
     done, called = (program(name, address(server), cwd=server.control_path.parent) for name in ("load", "call"))
@@ -167,8 +167,8 @@ def test_nobody_there_is_told_as_by_call(forkd: Forkd) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--framing", "words"], "--framing words: is none of lines,"),
-        (["--request", "a", "--requests-from", "b"], "one of them says what is sent"),
+        (["--framing", "words"], "--framing words: must be lines,"),
+        (["--request", "a", "--requests-from", "b"], "use only one of them"),
         (["--requests-from", "no/such"], "--requests-from no/such: No such file or directory"),
         (["--json", "no/such"], "no/such cannot be written: No such file or directory"),
         (["--workers", "3", "--connections", "2"], "each process needs a connection"),
@@ -177,7 +177,7 @@ def test_nobody_there_is_told_as_by_call(forkd: Forkd) -> None:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_wrong_usage_is_told_before_anything_is_sent(tmp_path: Path, arguments: list[str], told: str) -> None:
+def test_wrong_usage_is_reported_before_anything_is_sent(tmp_path: Path, arguments: list[str], told: str) -> None:
     done = program("load", "127.0.0.1:1", *arguments, cwd=tmp_path)
     assert done.returncode == Exit.USAGE
     assert told in done.stderr
@@ -185,11 +185,11 @@ def test_wrong_usage_is_told_before_anything_is_sent(tmp_path: Path, arguments: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_gives_the_figures_so_far(forkd: Forkd, number: signal.Signals) -> None:
+def test_ctrl_c_shows_the_figures_so_far(forkd: Forkd, number: signal.Signals) -> None:
     server = forkd("small:shout", **KEYS).serving()
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["requests"] > 10)
-        # As the terminal does it: to every process of the group. Whoever is told to end, is told alone.
+        # A terminal sends SIGINT to every process of the group; SIGTERM goes to one process.
         (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
         out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
@@ -203,12 +203,12 @@ def test_clients_do_not_outlive_the_program(forkd: Forkd) -> None:
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["connections"]["open"] == 2)
         process.kill()
-        # Each holds the other end of our pipe, which therefore ends with the last of them.
+        # Each client holds the other end of our pipe, which therefore ends with the last one.
         process.communicate(timeout=LIMIT)
     assert until(lambda: server.status("test")["connections"]["open"] == 0)
 
 
-def test_a_client_that_is_killed_is_told(forkd: Forkd) -> None:
+def test_a_killed_client_is_reported(forkd: Forkd) -> None:
     server = forkd("small:shout", **KEYS).serving()
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["requests"] > 10)
@@ -219,7 +219,7 @@ def test_a_client_that_is_killed_is_told(forkd: Forkd) -> None:
         out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, len(clients)) == (1, 2)
     assert "interrupted" in out
-    assert err == "forkd: 1 of 2 client processes crashed, their last figures count\n"
+    assert err == "forkd: 1 of 2 client processes crashed; their last figures count\n"
 
 
 def test_a_terminal_sees_a_line_that_moves(forkd: Forkd) -> None:
@@ -228,7 +228,7 @@ def test_a_terminal_sees_a_line_that_moves(forkd: Forkd) -> None:
     with started(server, "--duration", "600", "--connections", "2", stderr=ours) as process:
         os.close(ours)
         seen = b""
-        while not re.search(rb"of 600 s  [1-9][\d,]* requests .* a second  p50 .* 0 failures", seen):
+        while not re.search(rb"of 600 s  [1-9][\d,]* requests .* per second  p50 .* 0 failures", seen):
             seen += os.read(terminal, 4096)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=LIMIT)

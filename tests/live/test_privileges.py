@@ -182,7 +182,7 @@ def test_a_daemon_lets_go_of_the_same(python: str, folder: Path) -> None:
 
 def test_a_daemon_of_roots_applications_has_to_be_asked_for(python: str, folder: Path) -> None:
     path = write(folder, 'app = "small:shout"\nlisten = "127.0.0.1:0"', master="")
-    refused(run(python, "start", str(path)), "master.user", "s0 would run as root", 'insist with user = "root"')
+    refused(run(python, "start", str(path)), "master.user", "s0 would run as root", 'confirm with user = "root"')
 
 
 def test_a_worker_of_another_user_that_hangs_is_ended(python: str, folder: Path) -> None:

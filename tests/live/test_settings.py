@@ -1,6 +1,6 @@
-"""What a person meets whose settings are wrong: exit status 78 and FILE:LINE: key, never forkd's own traceback.
+"""What forkd prints for wrong settings: exit status 78 and FILE:LINE: key, never a traceback of its own.
 
-What each broken file must answer stands in its first lines; `tests/rooms/test_config.py` holds the
+The first lines of each broken file hold the expected messages; `tests/rooms/test_config.py` checks the
 same against the room alone.
 """
 
@@ -20,7 +20,7 @@ BROKEN = Path(__file__).parents[1] / "broken"
 PURE = sorted(BROKEN.glob("*.toml"))
 TO_IMPORT = sorted(BROKEN.glob("import/*.toml"))
 AS_PROGRAMS = PURE[::7]
-SECONDS = 5.0  # far above the fraction of one that it takes
+SECONDS = 5.0  # far above the fraction of a second that it takes
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def expected(file: Path) -> list[str]:
 
 
 def names_forkd(text: str) -> list[str]:
-    """The frames of a traceback that are forkd's own, or its packages'."""
+    """Returns the frames of a traceback that belong to forkd or to its dependencies."""
     return re.findall(r'File ".*(?:/forkd/\w+\.py|site-packages/.*|<frozen .*)"', text)
 
 
@@ -40,7 +40,7 @@ def names_forkd(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", PURE, ids=lambda file: file.stem)
-def test_check_tells_every_mistake(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_every_mistake(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main.main(["check", str(file)])
     assert ended.value.code == 78
@@ -55,7 +55,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize("file", AS_PROGRAMS, ids=lambda file: file.stem)
-def test_the_program_tells_the_same_at_once(file: Path) -> None:
+def test_the_program_reports_the_same_at_once(file: Path) -> None:
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     result = program("check", file.name, cwd=file.parent)
     took, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -64,11 +64,11 @@ def test_the_program_tells_the_same_at_once(file: Path) -> None:
     assert result.returncode == 78
     assert result.stderr.splitlines() == [f"{file.name}:{what}" for what in expected(file)]
     assert result.stdout == ""
-    assert worked < SECONDS  # what it took besides is the affair of other processes
+    assert worked < SECONDS  # the rest of the time went to other processes
 
 
 @pytest.mark.parametrize("name", ["several", "not_utf8", "key_misspelt", "empty"])
-def test_run_tells_the_same_and_leaves_nothing(name: str) -> None:
+def test_run_reports_the_same_and_leaves_nothing(name: str) -> None:
     file = BROKEN / f"{name}.toml"
     with running([file.name], BROKEN) as server:
         assert server.exited() == 78
@@ -113,7 +113,7 @@ def test_check_imports_and_shows_the_applications_own_traceback(file: Path) -> N
 
 @pytest.mark.parametrize("file", TO_IMPORT, ids=lambda file: file.stem)
 def test_run_shows_the_same_and_leaves_nothing(file: Path, tmp_path: Path) -> None:
-    # The folder is where it puts the control socket that the file does not name.
+    # The control socket goes into this folder, because the file names none.
     with running([file.name], file.parent, program=["env", f"RUNTIME_DIRECTORY={tmp_path}", *FORKD]) as server:
         check_import(file, server.exited(), server.lines)
         server.gone()
@@ -131,18 +131,18 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     file.chmod(0)
     result = program("check", str(file), cwd=Path("/"), before=POWERLESS)
     assert result.returncode == 78
-    assert result.stderr == f"{file}: can not be read: Permission denied\n"
+    assert result.stderr == f"{file}: cannot be read: Permission denied\n"
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_a_folder_or_nothing_is_no_file(tmp_path: Path, command: str) -> None:
+def test_a_folder_or_a_missing_file_is_refused(tmp_path: Path, command: str) -> None:
     result = program(command, str(tmp_path), cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (78, f"{tmp_path}: can not be read: it is a folder\n")
+    assert (result.returncode, result.stderr) == (78, f"{tmp_path}: cannot be read: it is a folder\n")
     result = program(command, "none.toml", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (78, "none.toml: can not be read: there is no such file\n")
+    assert (result.returncode, result.stderr) == (78, "none.toml: cannot be read: no such file\n")
 
 
-def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_report_a_broken_file_as_well(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["status"], ["reload"], ["stacks"], ["scale", "echo", "1"]):
         with pytest.raises(SystemExit) as ended:
             main.main([command[0], "-c", str(BROKEN / "key_misspelt.toml"), *command[1:]])
@@ -161,7 +161,7 @@ def test_a_command_tells_of_a_broken_file_too(capsys: pytest.CaptureFixture[str]
         (["--listen", "*:0", "--workers", "0"], "service.echo.workers: must be a whole number from 1 to 1024"),
         (["--listen", "*:0", "--worker", "thread"], 'service.echo.worker: must be "sync" or "event"'),
         (["--listen", "*:0", "--set", "idel_timeout=1"], 'unknown key; did you mean "idle_timeout"?'),
-        (["--listen", "*:0", "--name", "a b"], "service.a b: a service's name has"),
+        (["--listen", "*:0", "--name", "a b"], "service.a b: a service name is"),
     ],
 )
 def test_wrong_options_are_wrong_settings(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +173,7 @@ def test_wrong_options_are_wrong_settings(options: list[str], told: str, capsys:
     assert told in line
 
 
-# What check sees besides.
+# What else check reports.
 
 
 def test_check_ends_with_an_application_that_leaves_a_thread_behind(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_check_ends_with_an_application_that_leaves_a_thread_behind(tmp_path: Pa
     ],
     ids=["exits", "is killed", "raises SystemExit", "never ends"],
 )
-def test_check_tells_of_an_application_that_ends_its_process(
+def test_check_reports_an_application_that_ends_its_process(
     tmp_path: Path, code: str, seconds: float, what: str
 ) -> None:
     (tmp_path / "application.py").write_text(code)
@@ -207,7 +207,7 @@ def test_check_tells_of_an_application_that_ends_its_process(
     assert result.stderr.splitlines()[0] == f"forkd.toml:2: service.a.app: {what}"
 
 
-def test_check_tells_of_users_whom_nobody_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_unknown_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "forkd.toml"
     file.write_text('[service.a]\napp = "forkd.services:echo"\nlisten = "127.0.0.1:0"\nuser = "no-such-user"\n')
     with pytest.raises(SystemExit) as ended:
@@ -216,7 +216,7 @@ def test_check_tells_of_users_whom_nobody_knows(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.startswith(f"{file}:4: service.a.user: there is no user 'no-such-user'")
 
 
-def test_check_warns_of_what_will_bite(tmp_path: Path) -> None:
+def test_check_warns_of_limits_that_will_be_reached(tmp_path: Path) -> None:
     somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
     if somaxconn >= 65535:
         pytest.skip("here the kernel keeps as many connections as can be asked for (net.core.somaxconn)")

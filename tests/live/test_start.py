@@ -1,4 +1,4 @@
-"""`forkd start`, `stop` and `restart`: a daemon that has nothing left of who started it, and an answer that is true."""
+"""`forkd start`, `stop` and `restart`: a daemon that inherits nothing from its caller, and a true report."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ SERVING = re.compile(r"(?m)^serving test on (\S+)$")
 
 
 def subreaper(on: int) -> None:
-    """Has orphans become children of this process, so that a test finds every one that it has made (prctl(2))."""
+    """Makes orphans children of this process, so that a test finds all that it has made (prctl(2))."""
     ctypes.CDLL(None).prctl(36, on, 0, 0, 0)
 
 
 class Host:
-    """A folder with a settings file, and the daemons that are started by it."""
+    """A folder with a settings file, and the daemons started from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ class Host:
         self.before = set(children(os.getpid()))
 
     def write(self, app: str = "small:shout", master: str = "", **keys: object) -> Host:
-        """The settings of one service."""
+        """Writes the settings of one service."""
         keys = {"app": f'"{app}"', "listen": '"127.0.0.1:0"', "path": f'"{HANDLERS}"', "workers": 1} | keys
         service = "".join(f"{key} = {value}\n" for key, value in keys.items())
         head = f'{ROOT_USER}control = "control.sock"\npidfile = "forkd.pid"\n{master}\n'
@@ -71,7 +71,7 @@ class Host:
         return self
 
     def gated(self, **keys: object) -> Path:
-        """The settings of a service whose import waits at a gate, which is given."""
+        """Writes the settings of a service whose import waits at a gate. Returns the gate."""
         os.mkfifo(self.folder / "gate")
         (self.folder / "gated.py").write_text(GATED)
         self.write("gated:shout", path='"."', **keys)
@@ -80,14 +80,14 @@ class Host:
     def forkd(
         self, *arguments: str, status: int = 0, before: list[str] | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command to its end, which has this exit status. That it ends shows that nobody holds its pipes."""
+        """Runs a command to its end, which must have this exit status. It ends only if no process holds its pipes."""
         done = program(*arguments, cwd=self.folder, before=before, **variables)
         assert done.returncode == status, done
         assert "Traceback" not in done.stderr or "handlers" in done.stderr
         return done
 
     def begin(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        """A command that is not waited for."""
+        """Starts a command without waiting for it."""
         return subprocess.Popen(
             [*FORKD, *arguments],
             cwd=self.folder,
@@ -100,7 +100,7 @@ class Host:
         )
 
     def start(self, *, before: list[str] | None = None, **variables: str) -> str:
-        """Starts it; gives where it serves."""
+        """Starts the daemon. Returns its address."""
         done = self.forkd("start", "forkd.toml", before=before, **variables)
         found = SERVING.findall(done.stderr)
         assert len(found) == 1, done.stderr
@@ -114,7 +114,7 @@ class Host:
         return control_client.ask(self.control, {"command": "status"}, LIMIT)
 
     def daemons(self) -> list[int]:
-        """The processes that have become ours, and theirs."""
+        """Returns the processes that have become our children, and their descendants."""
         return [pid for child in set(children(os.getpid())) - self.before for pid in family(child)]
 
     def nothing_is_left(self) -> None:
@@ -143,7 +143,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may look into; pytest's own are closed."""
+    """Returns a folder that every user may enter; pytest's own are private."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -196,7 +196,7 @@ def test_an_application_needs_no_file(host: Host) -> None:
     done = host.forkd("start", *options)
     (address,) = re.findall(r"(?m)^serving shout on (\S+)$", done.stderr)
     assert exchange(connect(address), b"hello\n") == b"HELLO\n"
-    assert f"forkd: to be stopped by: forkd stop --control {host.control}\n" in done.stderr
+    assert f"forkd: to stop it: forkd stop --control {host.control}\n" in done.stderr
     assert (host.folder / "control.pid").exists()
     host.forkd("reload", "--control", "control.sock")
     host.forkd("stop", "--control", "control.sock")
@@ -204,7 +204,7 @@ def test_an_application_needs_no_file(host: Host) -> None:
     assert not (host.folder / "control.pid").exists()
 
 
-def test_a_socket_and_a_pid_file_that_nobody_has_named(host: Host) -> None:
+def test_a_default_socket_and_pid_file(host: Host) -> None:
     host.write()
     file = host.folder / "forkd.toml"
     file.write_text(file.read_text().replace('control = "control.sock"\npidfile = "forkd.pid"\n', ""))
@@ -218,7 +218,7 @@ def test_a_socket_and_a_pid_file_that_nobody_has_named(host: Host) -> None:
     assert list(run.iterdir()) == []
 
 
-# Why it does not start.
+# Reasons not to start.
 
 
 def broken_file(host: Host) -> None:
@@ -243,7 +243,7 @@ def no_such_folder(host: Host) -> None:
 
 
 def plain(text: str) -> str:
-    """What was said, records without the times and numbers that differ from run to run."""
+    """Returns the output, without the times and numbers in log records, which differ from run to run."""
     return re.sub(r"(?m)^20[\d-]+ [\d:.]+|(?<=pid=)\d+|(?<=age=)[\d.e-]+", "", text)
 
 
@@ -269,11 +269,11 @@ def test_an_address_in_use(host: Host) -> None:
         host.nothing_is_left()
 
 
-def test_what_is_logged_until_it_serves_is_seen_and_the_rest_is_told_to_be_lost(host: Host) -> None:
+def test_records_are_shown_until_it_serves_and_a_warning_says_that_the_rest_is_lost(host: Host) -> None:
     done = host.forkd("start", str(host.write("untidy:shout").folder / "forkd.toml"))
     assert re.search(r"(?m) warning after the import the thread 'the clock' runs; ", done.stderr)
     assert done.stderr.splitlines()[-1] == (
-        "forkd: from here on nothing is logged: a daemon needs a file for that, master.log.file"
+        "forkd: nothing is logged from here on: a daemon needs a log file, master.log.file"
     )
     assert set(open_files(host.pid)) & {f"/dev/fd/{n}" for n in range(3)} == set()
 
@@ -290,7 +290,7 @@ def test_a_log_file_has_it_all(host: Host) -> None:
     assert " info signal: stop " in text
 
 
-def test_one_that_is_killed_before_it_serves(host: Host) -> None:
+def test_a_daemon_killed_before_it_serves(host: Host) -> None:
     gate = host.gated()
     start = host.begin("start", "forkd.toml")
     at_gate(gate)
@@ -299,22 +299,22 @@ def test_one_that_is_killed_before_it_serves(host: Host) -> None:
     _, said = start.communicate(timeout=LIMIT)
     assert (start.returncode, said) == (
         Exit.BROKEN_OFF,
-        f"forkd: process {pid} was to serve, but ended without a word\n",
+        f"forkd: process {pid} ended before it was ready, without a reason\n",
     )
 
 
-def test_one_that_is_stopped_before_it_serves(host: Host) -> None:
+def test_a_daemon_stopped_before_it_serves(host: Host) -> None:
     gate = host.gated()
     start = host.begin("start", "forkd.toml")
     at_gate(gate)
     host.forkd("stop", "--quick", "-c", "forkd.toml")
     _, said = start.communicate(timeout=LIMIT)
     assert start.returncode == Exit.FAILED
-    assert said.splitlines()[-1] == "forkd: it was told to stop before it served"
+    assert said.splitlines()[-1] == "forkd: it was stopped before it was ready"
     host.nothing_is_left()
 
 
-def test_who_interrupts_a_start_wants_no_server(host: Host) -> None:
+def test_an_interrupted_start_leaves_no_server(host: Host) -> None:
     gate = host.gated()
     start = host.begin("start", "forkd.toml")
     at_gate(gate)
@@ -325,20 +325,20 @@ def test_who_interrupts_a_start_wants_no_server(host: Host) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_root_is_not_taken_for_granted(host: Host) -> None:
+def test_running_as_root_must_be_confirmed(host: Host) -> None:
     host.write()
     file = host.folder / "forkd.toml"
     file.write_text(file.read_text().replace(ROOT_USER, ""))
     done = host.forkd("start", "forkd.toml", status=Exit.CONFIG)
-    what = 'test would run as root: name another user, or insist with user = "root"'
+    what = 'test would run as root: name another user, or confirm with user = "root"'
     assert done.stderr == f"{file}:1: master.user: {what}\n"
     host.nothing_is_left()
 
 
-# One of many.
+# One daemon out of several.
 
 
-def test_of_twenty_at_once_one_runs(host: Host) -> None:
+def test_of_twenty_started_at_once_one_runs(host: Host) -> None:
     host.write()
     starts = [host.begin("start", "forkd.toml") for _ in range(20)]
     ended = [(start.communicate(timeout=2 * LIMIT)[1], start.returncode) for start in starts]
@@ -356,7 +356,7 @@ def test_of_twenty_at_once_one_runs(host: Host) -> None:
     host.nothing_is_left()
 
 
-def test_one_in_the_foreground_is_in_its_place_too(forkd: Forkd, host: Host) -> None:
+def test_a_forkd_in_the_foreground_prevents_a_start(forkd: Forkd, host: Host) -> None:
     server = forkd("small:shout", workers=1, master=ROOT_USER).serving()
     done = host.forkd("start", "forkd.toml", status=Exit.FAILED)
     assert done.stderr.startswith(f"forkd: runs already, as process {server.pid}: ")
@@ -369,14 +369,14 @@ def test_one_in_the_foreground_is_in_its_place_too(forkd: Forkd, host: Host) -> 
 
 @pytest.fixture
 def stranger() -> Iterator[int]:
-    """Some other program."""
+    """Starts some other program."""
     other = subprocess.Popen(["sleep", "1000"])
     yield other.pid
     other.kill()
     other.wait()
 
 
-def test_a_number_of_another_program_is_no_server(host: Host, stranger: int) -> None:
+def test_a_pid_of_another_program_is_not_a_server(host: Host, stranger: int) -> None:
     host.write()
     host.pidfile.write_text(f"{stranger}\n")
     host.forkd("stop", "-c", "forkd.toml", status=Exit.UNREACHABLE)
@@ -391,7 +391,7 @@ def test_a_number_of_another_program_is_no_server(host: Host, stranger: int) -> 
 def test_a_pid_file_that_a_dead_master_left(host: Host) -> None:
     address = host.write().start()
     old = host.pid
-    host.pidfile.rename(host.folder / "kept")  # or its fork server would remove it
+    host.pidfile.rename(host.folder / "kept")  # otherwise its fork server would remove it
     os.kill(old, signal.SIGKILL)
     until(lambda: not any(alive(pid) for pid in host.daemons()), "everybody gone")
     (host.folder / "kept").rename(host.pidfile)
@@ -425,7 +425,7 @@ def test_it_is_found_without_its_control_socket_and_without_its_pid_file(host: H
         host.nothing_is_left()
 
 
-def test_whoever_else_listens_at_the_control_socket_is_left_alone(host: Host, stranger: int) -> None:
+def test_another_program_that_listens_at_the_control_socket_is_left_alone(host: Host, stranger: int) -> None:
     host.write()
     code = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True)\n"
@@ -444,7 +444,7 @@ def test_whoever_else_listens_at_the_control_socket_is_left_alone(host: Host, st
 
 
 @pytest.mark.skipif(bool(nobody_missing()), reason=str(nobody_missing()))
-def test_another_users_is_left_alone(host: Host, open_folder: Path) -> None:
+def test_the_server_of_another_user_is_left_alone(host: Host, open_folder: Path) -> None:
     host.write()
     (host.folder / "forkd.toml").rename(open_folder / "forkd.toml")
     host.folder, host.pidfile, host.control = open_folder, open_folder / "forkd.pid", open_folder / "control.sock"
@@ -460,7 +460,7 @@ def test_another_users_is_left_alone(host: Host, open_folder: Path) -> None:
 # Stops.
 
 
-def test_a_stop_answers_what_has_begun(host: Host) -> None:
+def test_a_stop_answers_started_requests(host: Host) -> None:
     address = host.write("small:nap").start()
     with connect(address) as client:
         client.sendall(b"0.5\n")
@@ -477,8 +477,10 @@ def test_a_stop_that_takes_long(host: Host) -> None:
         client.sendall(b"for ever\n")
         until(lambda: host.status()["services"]["test"]["workers"]["busy"], "a busy worker")
         done = host.forkd("stop", "--timeout", "0.1", "-c", "forkd.toml", status=Exit.TIMED_OUT)
-        assert done.stderr == f"forkd: process {pid} is still there after 0.1 s; --quick does not wait for it\n"
-        # Another one waits, too, and is no reason to hurry.
+        assert (
+            done.stderr == f"forkd: process {pid} is still running after 0.1 s; --quick does not wait for its workers\n"
+        )
+        # Another command waits as well, which is no reason to hurry.
         host.forkd("stop", "--timeout", "0.1", "-c", "forkd.toml", status=Exit.TIMED_OUT)
         assert host.status()["master"]["phase"] == "stopping"
         host.forkd("stop", "--quick", "-c", "forkd.toml")
@@ -503,7 +505,7 @@ def test_a_restart_of_nothing_is_a_start(host: Host) -> None:
 
 
 @pytest.mark.parametrize("wrong", [broken_file, broken_import, unknown_user])
-def test_a_restart_to_what_is_broken_changes_nothing(host: Host, wrong: Callable[[Host], None]) -> None:
+def test_a_restart_with_broken_settings_changes_nothing(host: Host, wrong: Callable[[Host], None]) -> None:
     address = host.write().start()
     old = host.pid
     wrong(host)
@@ -526,7 +528,7 @@ def test_an_upgrade_keeps_its_place(host: Host) -> None:
     host.nothing_is_left()
 
 
-# What a daemon has of who started it: nothing.
+# A daemon inherits nothing from its caller.
 
 
 def field(pid: int, name: str) -> str:
@@ -535,7 +537,7 @@ def field(pid: int, name: str) -> str:
 
 
 def stat(pid: int) -> list[str]:
-    """From the state on (proc(5)): state, parent, group, session, terminal."""
+    """Returns the fields of /proc/PID/stat from the state on (proc(5)): state, parent, group, session, terminal."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
@@ -562,7 +564,7 @@ def test_a_unix_socket_has_its_rights(host: Host) -> None:
     assert host.control.stat().st_mode & 0o777 == 0o600
 
 
-def test_no_descriptor_goes_along(host: Host) -> None:
+def test_no_descriptor_is_inherited(host: Host) -> None:
     host.write()
     kept = host.folder / "kept"
     with kept.open("w") as file:
@@ -581,7 +583,7 @@ def test_it_does_without_standard_streams(host: Host, closed: str) -> None:
     assert host.status()["master"]["phase"] == "serving"
 
 
-def test_what_was_ignored_or_held_back_is_heeded(host: Host) -> None:
+def test_signals_that_were_ignored_or_blocked_are_obeyed(host: Host) -> None:
     host.write()
     ignoring = "import os, signal, sys\nfor each in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:\n"
     ignoring += "    signal.signal(each, signal.SIG_IGN)\nsignal.pthread_sigmask(0, signal.valid_signals())\n"
@@ -591,7 +593,7 @@ def test_what_was_ignored_or_held_back_is_heeded(host: Host) -> None:
     master, server, worker = everybody(host)
     ours = sum(1 << number - 1 for number in signal.valid_signals())  # the C library keeps 32 and 33 for itself
     assert int(field(master, "SigIgn"), 16) & ours == python_ignores
-    for pid in (server, worker):  # they ignore what is for the master alone, and nothing else
+    for pid in (server, worker):  # they ignore the signals meant for the master, and no others
         assert not int(field(pid, "SigIgn"), 16) & (1 << signal.SIGALRM - 1 | 1 << signal.SIGCHLD - 1)
     assert [int(field(pid, "SigBlk"), 16) for pid in (master, server, worker)] == [0, 0, 0]
     os.kill(master, signal.SIGHUP)
@@ -600,7 +602,7 @@ def test_what_was_ignored_or_held_back_is_heeded(host: Host) -> None:
     until(lambda: not alive(master), "its end")
 
 
-def test_it_has_no_terminal_and_outlives_that_of_its_start(host: Host) -> None:
+def test_it_has_no_terminal_and_outlives_the_one_of_its_start(host: Host) -> None:
     host.write()
     child, terminal = pty.fork()
     if child == 0:
@@ -616,7 +618,7 @@ def test_it_has_no_terminal_and_outlives_that_of_its_start(host: Host) -> None:
         assert tty == "0"
         assert int(session) not in (child, pid)  # a session's leader could have a terminal again
         assert int(group) == int(session)
-    os.close(terminal)  # whoever had it gets a HUP
+    os.close(terminal)  # its owner gets a HUP
     assert exchange(connect(SERVING.findall(said.decode().replace("\r", ""))[0]), b"hello\n") == b"HELLO\n"
     assert host.status()["services"]["test"]["generation"] == 1
 
@@ -633,7 +635,7 @@ def test_relative_paths_hold_in_another_folder(host: Host) -> None:
     address = host.start(before=first)
     assert exchange(connect(address), b"?\n") == b"wares\n"
     assert host.status()["master"]["config"] == str(host.folder / "forkd.toml")
-    # A title has the place where the environment was, which is found by what stands first there.
+    # A title overwrites the environment, whose place is found by its first entry.
     assert Path(f"/proc/{host.pid}/cmdline").read_bytes().startswith(b"forkd: master\0")
     host.forkd("reload", "-c", "forkd.toml")
     assert (host.folder / "forkd.log").exists()
@@ -641,10 +643,10 @@ def test_relative_paths_hold_in_another_folder(host: Host) -> None:
     host.nothing_is_left()
 
 
-# Signals that somebody before us held back, and process 1.
+# Signals that the caller had blocked, and process 1.
 
 
-def test_one_in_the_foreground_heeds_what_was_held_back(host: Host) -> None:
+def test_a_forkd_in_the_foreground_obeys_signals_that_were_blocked(host: Host) -> None:
     host.write()
     holding = "import os, signal, sys\nsignal.pthread_sigmask(0, signal.valid_signals())\n"
     holding += "os.execvp(sys.argv[1], sys.argv[1:])\n"
@@ -715,7 +717,7 @@ def test_as_process_1_it_reaps_and_stops(host: Host, first: subprocess.Popen[str
     assert field(master, "NSpid").split()[1] == "1"
     with connect(found[1]) as client:
         for _ in range(3):
-            assert call(client, b"0\n") == b"left\n"  # the orphan finds its standard input at its end
+            assert call(client, b"0\n") == b"left\n"  # the orphan finds its standard input ended
         until(lambda: len(family(master)) == 3 and not zombies(master), "no zombie, and no stranger")
         os.kill(master, signal.SIGTERM)
         assert client.recv(100) == b""
@@ -723,7 +725,7 @@ def test_as_process_1_it_reaps_and_stops(host: Host, first: subprocess.Popen[str
     host.nothing_is_left()
 
 
-def test_as_process_1_it_loses_no_signal_that_comes_early(host: Host) -> None:
+def test_as_process_1_it_loses_no_early_signal(host: Host) -> None:
     if reason := pid_namespace_missing():
         pytest.skip(f"process 1 of a pid namespace: {reason}")
     settings = (host.write().folder / "forkd.toml").read_bytes()
@@ -754,4 +756,4 @@ def test_a_container_is_not_ended_by_a_start(host: Host) -> None:
     host.write()
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     done = host.forkd("start", "forkd.toml", before=unshare, status=Exit.USAGE)
-    assert done.stderr == "forkd: a container ends with its process 1, which is this one: use forkd run\n"
+    assert done.stderr == "forkd: this is process 1 of a container, which ends with it: use forkd run\n"

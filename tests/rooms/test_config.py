@@ -1,8 +1,8 @@
-"""Settings: what a file may say, what it means, and how every mistake is told.
+"""Settings: what a file may contain, what it means, and how every mistake is reported.
 
-The broken files stand in tests/broken; what each must answer is in its first lines, as
-`# expect: LINE: key: what`. Those in tests/broken/import are sound for this room: what is
-wrong with them shows when their application is imported.
+The broken files are in tests/broken. The first lines of each hold the expected messages, as
+`# expect: LINE: key: what`. Those in tests/broken/import are sound for this room: their mistakes
+show only when the application is imported.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ def test_a_file_with_a_broken_application_is_sound_until_it_is_imported(file: Pa
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("missing.toml", "can not be read: there is no such file"),
-        ("", "can not be read: it is a folder"),
-        ("file/forkd.toml", "can not be read: Not a directory"),
-        ("nul\0", "can not be read: embedded null byte"),
-        ("long", "is longer than 1 MiB: that is no settings file"),
+        ("missing.toml", "cannot be read: no such file"),
+        ("", "cannot be read: it is a folder"),
+        ("file/forkd.toml", "cannot be read: Not a directory"),
+        ("nul\0", "cannot be read: embedded null byte"),
+        ("long", "is longer than 1 MiB: this is not a settings file"),
     ],
 )
-def test_a_file_that_can_not_be_read_is_a_mistake_too(tmp_path: Path, name: str, what: str) -> None:
+def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "long").write_bytes(b"#" * (config.MAX_BYTES + 1))
     path = f"{tmp_path}/{name}"
@@ -116,14 +116,14 @@ def test_a_file_of_exactly_the_greatest_length_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, text + "x" * (config.MAX_BYTES - len(text))).services
 
 
-def test_a_text_that_ends_early_is_told_on_its_last_line(tmp_path: Path) -> None:
+def test_a_text_that_ends_early_is_reported_on_its_last_line(tmp_path: Path) -> None:
     for text in ("a = 1\nb = ", "a = 1\nb = [\n"):
         with pytest.raises(ConfigError) as error:
             read(tmp_path, text)
         assert [problem.line for problem in error.value.problems] == [2]
 
 
-def test_what_is_very_long_is_told_shortly(tmp_path: Path) -> None:
+def test_long_values_are_shortened_in_messages(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read(tmp_path, LEAST + f'worker = "{"w" * 1000}"\n{"k" * 1000} = 1\npath = ""\nuser = "{"é" * 300}"\n')
     assert [len(problem.what) < 200 and len(problem.key) <= 203 for problem in error.value.problems] == [True] * 4
@@ -182,7 +182,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert LogSettings() == LogSettings(level="info", format="text", file="-")
 
 
-def test_a_full_file_means_what_it_says(tmp_path: Path) -> None:
+def test_a_full_file_sets_every_value(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         """
@@ -276,7 +276,7 @@ def test_workers_are_a_number_or_a_table(tmp_path: Path, written: str, meant: Wo
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(0, 1), (1, 1), (64, 64), (5000, 1024)])
-def test_there_is_a_worker_for_each_core_within_bounds(tmp_path: Path, cores: int, workers: int) -> None:
+def test_there_is_one_worker_per_core_within_bounds(tmp_path: Path, cores: int, workers: int) -> None:
     assert read(tmp_path, LEAST, cores=cores).services["echo"].workers == Workers(min=workers, max=workers)
 
 
@@ -296,7 +296,7 @@ def test_a_later_stage_can_name_the_line_of_a_mistake(tmp_path: Path) -> None:
     found = read(tmp_path, LEAST)
     error = found.error("service.echo.app", "there is no module 'shop'")
     assert error.problems == (Problem(found.file, 3, "service.echo.app", "there is no module 'shop'"),)
-    assert found.problem("service.echo.workers.max", "").line == 2  # not written: the line of its table
+    assert found.problem("service.echo.workers.max", "").line == 2  # not in the file: the line of its table
     assert found.problem("master.user", "").line == 1
 
 
@@ -340,7 +340,7 @@ def test_options_mean_the_same_as_a_file() -> None:
     }
 
 
-def test_workers_are_those_of_the_option_or_one_a_core() -> None:
+def test_workers_come_from_the_option_or_the_cores() -> None:
     assert options(workers=7).services["shout"].workers == Workers(min=7, max=7)
     assert options(cores=2).services["shout"].workers == Workers(min=2, max=2)
     assert options("a:b", "workers=3", workers=7).services["b"].workers == Workers(min=3, max=3)
@@ -364,10 +364,10 @@ def test_a_service_without_a_name_has_that_of_its_function(app: str, name: str) 
         ("[" * 5000, "[" * 5000),
     ],
 )
-def test_a_value_that_is_no_toml_is_a_text(value: str, meant: str) -> None:
+def test_a_value_that_is_not_toml_is_a_string(value: str, meant: str) -> None:
     with pytest.raises(ConfigError) as error:
         options("a:b", f"backlog={value}")
-    assert f'not the text "{meant[:60]}'.replace("\n", "\\n") in str(error.value)
+    assert f'not the string "{meant[:60]}'.replace("\n", "\\n") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -378,24 +378,26 @@ def test_a_value_that_is_no_toml_is_a_text(value: str, meant: str) -> None:
         ({"listen": ["*:7"]}, ["listen=7"], "service.b.listen: must be an address"),
         ({"workers": 0}, [], "service.b.workers: must be a whole number from 1 to 1024"),
         ({"worker": "thread"}, [], 'service.b.worker: must be "sync" or "event"'),
-        ({"name": "a b"}, [], "service.a b: a service's name has"),
-        ({"name": ""}, [], "service.: a service's name has"),
-        ({"workers": 2}, ["workers.max=8"], "workers.max: workers is 2 already, and no table"),
-        ({}, ["backlog"], '--set the text "backlog": write KEY=VALUE'),
-        ({}, ["=5"], '--set the text "=5": write KEY=VALUE'),
+        ({"name": "a b"}, [], "service.a b: a service name is"),
+        ({"name": ""}, [], "service.: a service name is"),
+        ({"workers": 2}, ["workers.max=8"], "workers.max: workers is already 2, not a table"),
+        ({}, ["backlog"], '--set the string "backlog": write KEY=VALUE'),
+        ({}, ["=5"], '--set the string "=5": write KEY=VALUE'),
         ({}, ["bcklog=5"], 'service.b.bcklog: unknown key; did you mean "backlog"?'),
         ({}, ["master.lgo.level=info"], 'master.lgo: unknown table; did you mean "log"?'),
-        ({}, ["path=/\udcff"], r'the text "path=/\udcff" is not UTF-8'),
+        ({}, ["path=/\udcff"], r'the string "path=/\udcff" is not UTF-8'),
     ],
 )
-def test_a_mistake_in_the_options_is_told_like_one_in_a_file(given: dict[str, Any], sets: list[str], told: str) -> None:
+def test_a_mistake_in_the_options_is_reported_like_one_in_a_file(
+    given: dict[str, Any], sets: list[str], told: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         options("a:b", *sets, **given)
     assert mistakes(error)[0].startswith(f"command line: {told}")
     assert len(mistakes(error)) == 1
 
 
-def test_every_mistake_in_the_options_is_told_at_once() -> None:
+def test_every_mistake_in_the_options_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         options("nothing", "nonsense", "threads=many", listen=[], workers=0)
     assert [problem.key for problem in error.value.problems] == [
@@ -433,7 +435,7 @@ def test_the_log_and_the_stop_timeout_want_none() -> None:
     assert changes(options(), new) == Changes((), (), (), ())
 
 
-# What is written elsewhere of the same list
+# The documents that repeat the list of settings
 
 
 def test_a_source_reads_its_settings_again(tmp_path: Path) -> None:
@@ -449,7 +451,7 @@ def test_a_source_reads_its_settings_again(tmp_path: Path) -> None:
 
 def test_the_reference_page_is_that_of_the_program() -> None:
     page = HOME / "docs/settings.md"
-    assert page.read_text() == settings_page.reference(), "write it again: make reference"
+    assert page.read_text() == settings_page.reference(), "run: make reference"
 
 
 SAMPLE = HOME / "etc/forkd.toml"
@@ -467,7 +469,7 @@ def test_the_sample_serves_the_small_services_on_loopback() -> None:
 
 
 def sample_keys() -> dict[str, dict[str, str]]:
-    """Of each table in the sample the keys, also those in comments, with what is written there."""
+    """Returns the keys of each table in the sample, including those in comments, with their text."""
     tables: dict[str, dict[str, str]] = {}
     table: dict[str, str] = {}
     for line in SAMPLE.read_text().splitlines():
@@ -495,7 +497,7 @@ def test_the_sample_shows_every_key_with_its_default(table: str, key: Key) -> No
     if f"\n#{key.name} = " not in SAMPLE.read_text():
         assert key.required or key.name == "workers"
     elif written.endswith("# example"):
-        assert getattr(defaults, key.name) in (None, Path("/srv"))  # nothing a file could say
+        assert getattr(defaults, key.name) in (None, Path("/srv"))  # not a value that a file could hold
     else:
         default = re.split(r"\s+#", written)[0]
         assert default == key.default

@@ -1,4 +1,4 @@
-"""What an installation does about each file: by what is to be there, what is, and what was put there."""
+"""What an installation does about each file, given what should be there, what is there and what was put there."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_each_file_has_its_step(
     assert done(decide([piece], there, record)) == expected
 
 
-def test_what_is_wanted_no_longer_goes_unless_it_was_changed() -> None:
+def test_an_unneeded_file_is_removed_unless_it_was_changed() -> None:
     record = {"/a": "1", "/b": "1", "/c": "1"}
     steps = decide([], {"/a": "1", "/b": "2"}, record)
     assert done(steps) == {"/a": (What.REMOVE, None), "/b": (What.LEAVE, None), "/c": (What.NOTHING, None)}
@@ -95,12 +95,12 @@ def test_a_new_version_beside_goes_when_the_file_has_become_it() -> None:
     assert done(steps) == {"/unit": (What.NOTHING, NEW.digest), "/unit.new": (What.REMOVE, None)}
 
 
-def test_undo_takes_away_what_is_as_it_was_put_there() -> None:
+def test_undo_removes_unchanged_files() -> None:
     steps = undo({"/a": "1", "/b": "2"}, {"/a": "1", "/b": "1", "/c": "1"})
     assert done(steps) == {"/a": (What.REMOVE, None), "/b": (What.LEAVE, None), "/c": (What.NOTHING, None)}
 
 
-def test_a_link_is_told_by_where_it_leads() -> None:
+def test_a_link_is_recognised_by_its_target() -> None:
     link = Piece("/bin/forkd", link="/opt/forkd/bin/forkd")
     assert done(decide([link], {"/bin/forkd": "link:/elsewhere"}, {"/bin/forkd": "link:/elsewhere"})) == {
         "/bin/forkd": (What.REPLACE, "link:/opt/forkd/bin/forkd")

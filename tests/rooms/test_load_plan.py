@@ -1,4 +1,4 @@
-"""What a load test is asked to do: words to values, and a plan cut into shares."""
+"""What a load test should do: options turned into values, and a plan divided into shares."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_framing_by_its_name(text: str, framing: object) -> None:
         "netstrings:5",
     ],
 )
-def test_what_is_no_framing_is_told(text: str) -> None:
+def test_an_unknown_framing_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--framing {text}: ")):
         framing_named(text)
 
@@ -74,32 +74,32 @@ def test_what_is_no_framing_is_told(text: str) -> None:
         ({"requests": 0}, "--requests 0: must be at least 1"),
         ({"pipeline": 0}, "--pipeline 0: must be at least 1"),
         ({"per_connection": 0}, "--per-connection 0: must be at least 1"),
-        ({"duration": 0.0}, "--duration 0: no number of seconds"),
-        ({"duration": float("nan")}, "--duration nan: no number of seconds"),
-        ({"timeout": -1.0}, "--timeout -1: no number of seconds"),
-        ({"connect_timeout": float("inf")}, "--connect-timeout inf: no number of seconds"),
-        ({"warmup": -0.5}, "--warmup -0.5: no number of seconds"),
-        ({"warmup": float("nan")}, "--warmup nan: no number of seconds"),
-        ({"rate": 0.0}, "--rate 0: no number of requests"),
+        ({"duration": 0.0}, "--duration 0: must be a number of seconds"),
+        ({"duration": float("nan")}, "--duration nan: must be a number of seconds"),
+        ({"timeout": -1.0}, "--timeout -1: must be a number of seconds"),
+        ({"connect_timeout": float("inf")}, "--connect-timeout inf: must be a number of seconds"),
+        ({"warmup": -0.5}, "--warmup -0.5: must be a number of seconds"),
+        ({"warmup": float("nan")}, "--warmup nan: must be a number of seconds"),
+        ({"rate": 0.0}, "--rate 0: must be a number of requests"),
         ({"poisson": True}, "--poisson: needs --rate"),
-        ({"rate": float("nan")}, "--rate nan: no number of requests"),
+        ({"rate": float("nan")}, "--rate nan: must be a number of requests"),
         ({"workers": 4, "connections": 3}, "--workers 4: each process needs a connection"),
-        ({"bodies": ()}, "--requests-from: there is no request"),
-        ({"bodies": (b"a\nb",)}, r"--request: holds b'\n'"),
-        ({"bodies": (b"a", b"b;c"), "framing": Delimited(b";")}, "request 2 of --requests-from: holds b';'"),
+        ({"bodies": ()}, "--requests-from: the file has no requests"),
+        ({"bodies": (b"a\nb",)}, r"--request: contains b'\n'"),
+        ({"bodies": (b"a", b"b;c"), "framing": Delimited(b";")}, "request 2 of --requests-from: contains b';'"),
         ({"bodies": (b"x" * 256,), "framing": LengthPrefixed(1)}, "--request: a reply of 256 bytes does not fit"),
         ({"bodies": (b"",), "framing": Chunks()}, "--request: is empty"),
-        ({"expect": "/(/"}, "--expect /(/: no regular expression"),
-        ({"framing": Chunks(), "pipeline": 2}, "--pipeline with chunks: nothing says where a reply ends"),
+        ({"expect": "/(/"}, "--expect /(/: not a regular expression"),
+        ({"framing": Chunks(), "pipeline": 2}, "--pipeline with chunks: replies have no visible end"),
         ({"framing": Chunks(), "pipeline": 2, "expect": "/x/"}, "--pipeline with chunks"),
     ],
 )
-def test_what_cannot_be_done_is_told(keys: dict[str, Any], told: str) -> None:
+def test_an_impossible_plan_is_refused(keys: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=re.escape(told)):
         LoadPlan(**keys).checked()
 
 
-def test_what_can_be_done_is_let_through() -> None:
+def test_a_possible_plan_is_accepted() -> None:
     for keys in (
         {},
         {"framing": Chunks(), "pipeline": 9, "expect": "echo"},
@@ -122,7 +122,7 @@ def test_batches_are_made_beforehand_where_they_are_small_and_alike() -> None:
     assert LoadPlan(pipeline=1000, bodies=(b"x" * 100,)).batches == []
 
 
-def test_what_is_expected() -> None:
+def test_expected_replies() -> None:
     plan = LoadPlan(bodies=(b"a", b"b"), expect="echo")
     assert [plan.expected(place) for place in (0, 1)] == [b"a", b"b"]
     assert LoadPlan().expected(0) is None
@@ -154,7 +154,7 @@ def test_the_schedules_of_shares_take_turns() -> None:
     assert due == pytest.approx([number / 1000 for number in range(12)])
 
 
-def test_a_schedule_counts_what_has_been_due() -> None:
+def test_a_schedule_counts_requests_that_were_due() -> None:
     schedule = EvenSchedule(1000, 10.0)
     assert [schedule.due(now) for now in (0, 999, 1000, 1009, 1010, 1995)] == [0, 0, 1, 1, 2, 100]
     assert [schedule.time(number) for number in (0, 1, 99)] == [1000, 1010, 1990]
@@ -169,7 +169,7 @@ def test_a_schedule_of_broken_intervals_does_not_drift() -> None:
 
 
 @given(gaps=st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=30), looks=st.lists(st.integers(0, 10**7), max_size=20))
-def test_a_random_schedule_counts_what_has_been_due_however_it_is_asked(gaps: list[float], looks: list[int]) -> None:
+def test_a_random_schedule_counts_the_same_however_often_it_is_asked(gaps: list[float], looks: list[int]) -> None:
     class Chance(random.Random):
         left = itertools.chain(gaps, itertools.repeat(1e9))
 

@@ -1,4 +1,4 @@
-"""The figures of a load test as a document, a table, a line, a picture and a verdict."""
+"""The figures of a load test as a document, a table, a live line, a chart and a verdict."""
 
 from __future__ import annotations
 
@@ -91,15 +91,15 @@ def test_the_table_of_a_bad_test() -> None:
     assert "0 requests in 2.00 s, interrupted; 10 connections, 1 in flight on each, 2 processes\n" in text
     assert row(text, "p99.99") == ["-", "-"]
     assert "failures: 1,200 refused, 3 cut short\n" in text
-    assert "a connection that failed: cannot connect to [x]\n" in text
-    assert "5 requests were due and never sent: the rate of 1000 was not kept\n" in text
+    assert "why a connection failed: cannot connect to [x]\n" in text
+    assert "5 requests were due but never sent: the rate of 1000 was not reached\n" in text
 
 
 def test_the_moving_line() -> None:
     made = tally({1 * MS: 100}, reset=1)
     line = moving_line(made, Moment(1.0, 40, 0), Moment(2.0, 100, 1), ADDRESS, LoadPlan()).plain
     assert line == (
-        "2.0 of 10 s  100 requests  60 a second  p50 1.00 ms  p99 1.00 ms  p99.9 1.00 ms  max 1.00 ms  1 failures"
+        "2.0 of 10 s  100 requests  60 per second  p50 1.00 ms  p99 1.00 ms  p99.9 1.00 ms  max 1.00 ms  1 failures"
     )
     begun = Moment(0.0, 0, 0)
     assert moving_line(Tally(), begun, begun, ADDRESS, LoadPlan()).plain == "127.0.0.1:7007: connecting"

@@ -1,4 +1,4 @@
-"""Durations counted in HdrHistogram's layout, and rows added up."""
+"""Durations are counted in HdrHistogram's layout, and rows added up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_duration_is_where_hdrhistogram_has_it() -> None:
         assert list(durations(tally.latencies)) == [(made.get_lowest_equivalent_value(nanoseconds), 3)]
 
 
-def test_no_duration_is_told_with_less_than_three_digits() -> None:
+def test_every_duration_is_shown_with_three_digits() -> None:
     for nanoseconds in EDGES[1:]:
         tally = Tally()
         tally.latencies[bucket(nanoseconds)] += 1

@@ -1,4 +1,4 @@
-"""An open loop: which requests are due, and who carries them."""
+"""An open loop: which requests are due, and which links carry them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def links(count: int, turns: Turns) -> list[Link]:
 
 
 def dealt(turns: Turns, now: int, among: list[Link], most: int = UNLIMITED) -> list[tuple[int, list[int]]]:
-    """Who, by number, was given what; each takes it."""
+    """Returns which link, by number, got which requests; each link takes them."""
     found = []
     for link, due in turns.deal(now, most):
         link.starts.extend(due)
@@ -50,14 +50,14 @@ def test_a_request_that_had_to_wait_was_due_when_it_was_due() -> None:
     assert turns.overdue(45) == 3
 
 
-def test_what_is_overdue_is_spread_as_far_as_pipelines_have_room() -> None:
+def test_overdue_requests_are_spread_as_far_as_pipelines_have_room() -> None:
     turns = Turns(EvenSchedule(0, 10), 3)
     made = links(3, turns)
     made[1].starts.extend([0, 0])
     assert dealt(turns, 69, made) == [(0, [0, 10, 20]), (1, [30]), (2, [40, 50, 60])]
 
 
-def test_no_more_is_dealt_than_is_to_be_sent() -> None:
+def test_no_more_requests_are_dealt_than_should_be_sent() -> None:
     turns = Turns(EvenSchedule(0, 10), 5)
     made = links(2, turns)
     assert dealt(turns, 1000, made, most=3) == [(0, [0, 10]), (1, [20])]

@@ -1,4 +1,4 @@
-"""Plain text to the language of manual pages."""
+"""Plain text turned into the language of manual pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_marks_and_strange_characters(text: str, written: str) -> None:
     assert roff.marked(text) == written
 
 
-def test_no_line_of_text_is_taken_for_an_order() -> None:
+def test_no_line_of_text_is_taken_for_a_request() -> None:
     words = "x " * 39
     assert roff.running(f"{words} .so /etc/passwd") == f"{words.strip()}\n\\&.so /etc/passwd"
     assert roff.running("'tis") == r"\&'tis"

@@ -1,4 +1,4 @@
-"""The status document as a person sees it."""
+"""The status document as printed on a terminal."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_nothing_has_happened_yet() -> None:
     assert not any("workers" in line for line in lines)
 
 
-def test_brackets_are_text_and_no_markup() -> None:
+def test_brackets_are_text_not_markup() -> None:
     found = document()
     found["master"]["config"] = "[bold]/x/[red].toml"
     found["services"]["echo"]["listen"] = ["unix:/run/[/].sock"]
@@ -83,7 +83,7 @@ def test_brackets_are_text_and_no_markup() -> None:
     ("wrong", "how"),
     [(None, "registered with"), ("Connection refused", "not registered (Connection refused) with")],
 )
-def test_a_registration_is_told(wrong: str | None, how: str) -> None:
+def test_a_registration_is_shown(wrong: str | None, how: str) -> None:
     found = document()
     mapping = {"program": 0x20049001, "version": 1, "port": 7007}
     found["services"]["echo"]["rpcbind"] = mapping | {"registered": not wrong, "wrong": wrong}
@@ -96,7 +96,7 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     found["workers"].append({**found["workers"][0], "service": "a-very-long-name-" * 4})
     table.show(found)
     out = capsys.readouterr().out
-    assert out.count("a-very-long-name-" * 4) == 4  # where it listens, in both tables, and how its workers ended
+    assert out.count("a-very-long-name-" * 4) == 4  # its addresses, both tables, and how its workers ended
     assert "\x1b" not in out
 
 

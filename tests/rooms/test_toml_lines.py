@@ -49,11 +49,11 @@ Path = tuple[str | int, ...]
     ],
 )
 def test_each_key_has_its_line(text: str, expected: dict[str, int]) -> None:
-    assert set(flat(tomllib.loads(text))) == set(expected)  # the example itself is right
+    assert set(flat(tomllib.loads(text))) == set(expected)  # check the example itself
     assert places(text) == expected
 
 
-def test_what_is_nested_deeper_than_any_setting_is_left_out() -> None:
+def test_keys_nested_deeper_than_any_setting_are_left_out() -> None:
     text = f"{'a.' * 500}a = 1\n[{'b.' * 500}b]\nc = 1\nd = {'[' * 200}{']' * 200}\n"
     found = places(text)
     assert max(key.count(".") + key.count("[") for key in found) < DEPTH
@@ -75,14 +75,14 @@ def test_a_path_is_written_on_one_line() -> None:
 
 
 def flat(value: Any, path: Path = ()) -> list[str]:
-    """Every key, table and element that tomllib found."""
+    """Returns every key, table and element that tomllib found."""
     inner: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     here = [dotted(path)] if path else []
     return here + [name for key, item in inner for name in flat(item, (*path, key))]
 
 
 class Document:
-    """Writes TOML and keeps the line of each key it has written."""
+    """Writes TOML and records the line of each key it writes."""
 
     def __init__(self, draw: st.DrawFn) -> None:
         self.draw = draw
@@ -140,7 +140,7 @@ class Document:
         self.text += self.pick("", "\n") + "]"
 
     def tables(self, base: Path, header: list[str], depth: int) -> None:
-        """What follows a table's own keys: the tables in it, each with its header."""
+        """Writes the tables inside a table, each with its header; they follow its own keys."""
         for name in self.names(2):
             parts = [name + "_", *(["mid"] if self.pick(False, True) else [])]
             array = self.pick(False, True)
@@ -202,7 +202,9 @@ def documents(draw: st.DrawFn) -> Document:
 @settings(max_examples=60, deadline=None)
 @given(documents())
 def test_keys_of_a_built_document_are_found_on_their_lines(document: Document) -> None:
-    assert set(flat(tomllib.loads(document.text))) == set(document.lines)  # it is TOML, and means what was meant
+    assert set(flat(tomllib.loads(document.text))) == set(
+        document.lines
+    )  # check that it is TOML and means what was intended
     assert places(document.text) == document.lines
 
 
@@ -218,9 +220,9 @@ LINES = st.one_of(
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(LINES, max_size=6).map("".join))
-def test_whatever_tomllib_accepts_gives_the_same_keys(text: str) -> None:
+def test_every_text_that_tomllib_accepts_has_the_same_keys(text: str) -> None:
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:  # a key twice, or a table inside a number: about half
+    except tomllib.TOMLDecodeError:  # about half have a duplicate key, or a table inside a number
         return
     assert set(places(text)) == set(flat(table))

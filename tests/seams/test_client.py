@@ -1,4 +1,4 @@
-"""Dialling and the client against real sockets: what is sent, printed and said when something fails."""
+"""Connecting and the client, against real sockets: what is sent and printed, and the messages of failures."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from forkd.errors import (
 from forkd.kernel.address import Address, from_sockaddr, parse
 from forkd.sockets import dial, explain
 
-# Limits that a test runs into on purpose, in seconds; nothing else in here takes noticeable time.
+# Limits, in seconds, that tests exceed on purpose; nothing else here takes noticeable time.
 SOON = 0.05
 LATER = 0.15
 
 Behaviour = Callable[[socket.socket], object]
 
 
-# Servers, each one connection long.
+# Servers, each for one connection.
 
 
 def echo(connection: socket.socket) -> None:
@@ -47,7 +47,7 @@ def echo(connection: socket.socket) -> None:
 
 
 def count(connection: socket.socket) -> None:
-    """Answer after the client has ended its side, and only then."""
+    """Answers only after the client has ended its side."""
     total = 0
     while data := connection.recv(65536):
         total += len(data)
@@ -55,7 +55,7 @@ def count(connection: socket.socket) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with RST instead of FIN: SO_LINGER of no seconds, see socket(7)."""
+    """Closes with RST instead of FIN: SO_LINGER of 0 seconds, see socket(7)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -67,7 +67,7 @@ def only_listen(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def serving(behaviour: Behaviour, listener: socket.socket | None = None) -> Iterator[Address]:
-    """A server in a thread that accepts one connection, behaves, and closes it."""
+    """A server in a thread that accepts one connection, plays its part and closes it."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -86,13 +86,13 @@ def serving(behaviour: Behaviour, listener: socket.socket | None = None) -> Iter
 
 @contextlib.contextmanager
 def silence() -> Iterator[Address]:
-    """A server that never says or reads anything: the kernel completes the connection, and nobody accepts it."""
+    """A server that never sends or reads anything: the kernel completes the connection, but no process accepts it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield from_sockaddr(listener.family, listener.getsockname())
 
 
 def piped(data: bytes) -> int:
-    """The read end of a pipe that holds `data` (a pipe's worth at most) and then ends."""
+    """Returns the read end of a pipe that holds `data` (at most what fits) and then ends."""
     reading, writing = os.pipe()
     os.write(writing, data)
     os.close(writing)
@@ -108,7 +108,7 @@ def talk(
     end: bytes = b"\n",
     printed: bytearray | None = None,
 ) -> bytes:
-    """Call `address` with `requests` or with `said` on a pipe; what was printed, in `printed` too if it fails."""
+    """Calls `address` with `requests`, or with `said` on a pipe. Returns what was printed; `printed` has it, too."""
     reading = piped(said)
     with dial.connect(address) as sock, tempfile.TemporaryFile() as output:
         try:
@@ -179,7 +179,7 @@ def test_a_closed_input_is_an_empty_one() -> None:
         client.call(sock, None, closed, None)
 
 
-def test_no_input_at_all_is_an_empty_one() -> None:
+def test_a_closed_input_counts_as_empty() -> None:
     with serving(count) as address, dial.connect(address) as sock:
         client.call(sock, None, None, None)
 
@@ -242,18 +242,18 @@ def test_on_a_terminal_nothing_is_added_to_a_whole_line() -> None:
 
 def shown_on_a_terminal(address: Address) -> bytes:
     screen, terminal = pty.openpty()
-    tty.setraw(terminal)  # else the terminal makes \r\n of \n
+    tty.setraw(terminal)  # otherwise the terminal turns \n into \r\n
     with dial.connect(address) as sock:
         client.call(sock, None, None, terminal)
     os.close(terminal)
     shown = b""
     with os.fdopen(screen, "rb", buffering=0) as rest, contextlib.suppress(OSError):  # its end is EIO (pty(7))
-        while piece := rest.read(100):  # a write at a time
+        while piece := rest.read(100):  # one write at a time
             shown += piece
     return shown
 
 
-def test_an_output_that_nobody_reads_ends_the_call_quietly() -> None:
+def test_an_output_without_a_reader_ends_the_call_quietly() -> None:
     def greet(connection: socket.socket) -> None:
         connection.sendall(b"hello\n")
         only_listen(connection)
@@ -267,13 +267,13 @@ def test_an_output_that_nobody_reads_ends_the_call_quietly() -> None:
         os.close(descriptor)
 
 
-def test_an_output_that_cannot_be_written_is_told() -> None:
+def test_an_output_that_cannot_be_written_is_reported() -> None:
     with serving(echo) as address, dial.connect(address) as sock, Path("/dev/full").open("wb") as full:  # noqa: SIM117
         with pytest.raises(ForkdError, match=r"standard output cannot be written: .*ENOSPC"):
             client.call(sock, [b"hello"], None, full)
 
 
-def test_an_input_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_input_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     with serving(echo) as address, dial.connect(address) as sock:  # noqa: SIM117
         with pytest.raises(ForkdError, match=r"standard input cannot be read: .*EISDIR"):
@@ -311,12 +311,12 @@ def test_a_reset_is_a_break() -> None:
     assert int(caught.value.exit_status) == 76
 
 
-def test_what_came_before_a_break_is_printed() -> None:
+def test_bytes_before_a_break_are_printed() -> None:
     def answer_once(connection: socket.socket) -> None:
         connection.sendall(connection.recv(5))
         connection.recv(1)
         connection.sendall(b" last words")
-        connection.close()  # with bytes unread, which the kernel turns into a reset: RFC 2525, 2.17
+        connection.close()  # with unread bytes, which makes the kernel send a reset: RFC 2525, 2.17
 
     printed = bytearray()
     with serving(answer_once) as address, pytest.raises(BrokenOffError):
@@ -324,7 +324,7 @@ def test_what_came_before_a_break_is_printed() -> None:
     assert printed == b"hello last words"
 
 
-def test_what_comes_after_a_break_of_our_side_is_printed() -> None:
+def test_bytes_after_a_break_of_our_side_are_printed() -> None:
     ours, theirs = socket.socketpair()
     reading = piped(b"")
     with ours, theirs, tempfile.TemporaryFile() as output:
@@ -347,15 +347,15 @@ def test_a_server_that_leaves_before_all_was_sent_broke_off(tmp_path: Path) -> N
         connection.recv(1, socket.MSG_PEEK)
 
     with serving(leave) as address, dial.connect(address) as sock, path.open("rb") as requests:  # noqa: SIM117
-        with pytest.raises(BrokenOffError, match=r"requests were still to be sent|ECONNRESET|EPIPE"):
+        with pytest.raises(BrokenOffError, match=r"before all requests were sent|ECONNRESET|EPIPE"):
             client.call(sock, None, requests, None)
 
 
 def test_a_server_that_says_goodbye_while_a_request_is_readable_broke_off() -> None:
     with serving(lambda connection: connection.shutdown(socket.SHUT_WR)) as address, dial.connect(address) as sock:
-        assert sock.recv(1, socket.MSG_PEEK) == b""  # the goodbye is here before the call begins
+        assert sock.recv(1, socket.MSG_PEEK) == b""  # the end has arrived before the call begins
         reading = piped(b"hello\n")
-        with pytest.raises(BrokenOffError, match="requests were still to be sent"):
+        with pytest.raises(BrokenOffError, match="before all requests were sent"):
             client.call(sock, None, reading, None)
         os.close(reading)
 
@@ -379,7 +379,7 @@ def test_silence_has_a_limit(requests: list[bytes] | None) -> None:
     assert int(e.value.exit_status) == 75
 
 
-def test_a_server_that_does_not_read_is_silent_too(tmp_path: Path) -> None:
+def test_a_server_that_does_not_read_counts_as_silent(tmp_path: Path) -> None:
     path = tmp_path / "requests"
     path.touch()
     os.truncate(path, 64 << 20)
@@ -388,20 +388,20 @@ def test_a_server_that_does_not_read_is_silent_too(tmp_path: Path) -> None:
             client.call(sock, None, requests, None, timeout=SOON)
 
 
-def test_the_limit_is_not_for_the_user() -> None:
-    # Room for an echo that comes late because the machine has other work.
+def test_the_limit_does_not_apply_to_the_user() -> None:
+    # Leaves room for an echo that is late because the machine is busy.
     with typing(echo, timeout=10 * SOON) as (typed, shown, _):
         os.write(typed, b"one\n")
         assert os.read(shown, 100) == b"one\n"
         with silence() as another, pytest.raises(TimedOutError):
-            talk(another, timeout=10 * SOON + LATER)  # a clock: by now the first call would have given up
+            talk(another, timeout=10 * SOON + LATER)  # the first call would have given up by now
         os.write(typed, b"two\n")
         assert os.read(shown, 100) == b"two\n"
 
 
 @contextlib.contextmanager
 def typing(behaviour: Behaviour, timeout: float | None = 10) -> Iterator[tuple[int, int, threading.Thread]]:
-    """A call in a thread: where to type, where its output is shown, and the thread, which must end well."""
+    """Starts a call in a thread. Yields its input, its output and the thread, which must end without an error."""
     keyboard, typed = os.pipe()
     shown, screen = os.pipe()
     failures: list[ForkdError] = []
@@ -430,7 +430,7 @@ def typing(behaviour: Behaviour, timeout: float | None = 10) -> Iterator[tuple[i
 
 
 def refusing() -> tuple[socket.socket, Address]:
-    """An address that is bound but not listened on: nobody else can take it while the socket lives."""
+    """Yields an address that is bound but not listened on, so no other process can take it."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     return sock, from_sockaddr(sock.family, sock.getsockname())
@@ -444,7 +444,7 @@ def test_a_closed_port_is_refused() -> None:
     assert str(caught.value).startswith(f"cannot connect to {address}: no process listens there (ECONNREFUSED); ")
 
 
-def test_every_address_tried_is_told() -> None:
+def test_every_address_tried_is_reported() -> None:
     sock, address = refusing()
     with sock, pytest.raises(UnreachableError) as caught:
         dial.connect(parse(f"*:{address.port}"))
@@ -459,7 +459,7 @@ def test_the_next_address_is_tried_where_the_first_refuses() -> None:
 
 
 def fill(address: Address, held: contextlib.ExitStack) -> None:
-    """Connect to a listener that accepts nobody, until its queue is full and a connect fails."""
+    """Connects to a listener that accepts nothing, until its queue is full and a connect fails."""
     while True:
         held.enter_context(dial.connect(address, timeout=SOON))
 
@@ -533,7 +533,7 @@ def check_unix(path: Path, words: str) -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid"])
 def test_a_name_that_is_not_found(host: str) -> None:
-    # Without a network, no name server may be there to say so (RFC 6761, 6.4 makes .invalid fail everywhere).
+    # Without a network, there may be no name server to say so (by RFC 6761, 6.4, .invalid never resolves).
     with pytest.raises(UnreachableError, match=rf"cannot connect to {host}:7: no such host.* \(EAI_\w+\); check"):
         dial.connect(Address(host, 7))
 
@@ -548,7 +548,7 @@ def test_addresses_that_cannot_be_called(text: str) -> None:
 
 
 def seen_peer(source: str | Address | None, target: str = "127.0.0.1") -> tuple[str, int]:
-    """Whom the server sees calling, when the client calls `target` from `source`."""
+    """Returns the address that the server sees if the client calls `target` from `source`."""
     peers: list[tuple[str, int]] = []
     with serving(lambda connection: peers.append(connection.getpeername())) as address:
         dial.connect(Address(target, address.port), source=source).close()
@@ -589,7 +589,7 @@ def test_ways_to_write_a_source(text: str, address: Address) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1.2.3.4.5", "[::1", "host:port"])
-def test_what_is_no_source(text: str) -> None:
+def test_invalid_sources(text: str) -> None:
     with pytest.raises(AddressError):
         dial.parse_source(text)
 
@@ -621,14 +621,14 @@ def test_a_source_of_another_kind(target: str, source: str) -> None:
         dial.connect(parse(target), source=source)
 
 
-def test_a_socket_connected_to_itself_is_no_server() -> None:
+def test_a_socket_connected_to_itself_is_not_a_server() -> None:
     sock, address = refusing()
     sock.close()
     with pytest.raises(UnreachableError, match="ECONNREFUSED"):
         dial.connect(address, source=address)
 
 
-# What an errno means.
+# The meaning of each errno.
 
 HERE = Address("198.18.0.1", 7)
 PATH = Address("/run/forkd/echo.sock", 0, "unix")
@@ -713,7 +713,7 @@ def test_a_failed_source_in_words(number: int, words: str) -> None:
     assert str(found).startswith(f"cannot call from {HERE}: {words}")
 
 
-def test_our_own_limit_is_told_from_the_kernels() -> None:
+def test_our_own_limit_is_distinguished_from_the_kernels() -> None:
     found = explain.explain(TimeoutError("timed out"), HERE, name="host.example:7", timeout=2.5)
     assert type(found) is TimedOutError
     assert str(found).startswith(

@@ -1,4 +1,4 @@
-"""`forkd install` on a folder that stands for a machine: files as they are on disk, put there, kept, taken away."""
+"""`forkd install` on a folder that represents a machine: files installed, kept and removed on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.server import ROOT, program
 
 
 def install(machine: Path, *pieces: Piece) -> dict[str, str]:
-    """Puts the pieces in place; gives what was done to each file, where anything was."""
+    """Puts the pieces in place. Returns what was done to each file, if anything."""
     place = Place(machine)
     paths = {*place.record.files, *(each.path + end for each in pieces for end in ("", ".new"))}
     steps = decide(pieces, place.there(paths), place.record.files)
@@ -44,7 +44,7 @@ PIECES = (
 )
 
 
-def test_it_is_put_there_once_and_taken_away_whole(tmp_path: Path) -> None:
+def test_it_is_installed_once_and_removed_completely(tmp_path: Path) -> None:
     assert set(install(tmp_path, *PIECES).values()) == {"put"}
     assert install(tmp_path, *PIECES) == {}
     assert (tmp_path / "etc/forkd.toml").read_bytes() == b"settings\n"
@@ -77,7 +77,7 @@ def test_a_changed_file_is_neither_overwritten_nor_removed(tmp_path: Path) -> No
     assert files(tmp_path) == {"/etc/forkd.toml"}
 
 
-def test_a_folder_in_the_place_of_a_file_is_left(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_left(tmp_path: Path) -> None:
     (tmp_path / "etc/forkd.toml").mkdir(parents=True)
     assert install(tmp_path, Piece("/etc/forkd.toml", b"x")) == {"/etc/forkd.toml": "leave"}
 
@@ -92,18 +92,18 @@ def test_an_installation_that_breaks_off_is_completed_and_undone(tmp_path: Path)
     assert files(tmp_path) == set()
 
 
-def test_a_record_that_makes_no_sense_is_told(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported(tmp_path: Path) -> None:
     path = tmp_path / RECORD.lstrip("/")
     path.parent.mkdir(parents=True)
     path.write_text("{}}")
-    with pytest.raises(ForkdError, match=r"installed\.json: this is no record"):
+    with pytest.raises(ForkdError, match=r"installed\.json: this is not a record"):
         Place(tmp_path)
 
 
 def test_every_shipped_file_is_found() -> None:
     for name in ("systemd/forkd.service", "etc/forkd.toml", "man/forkd.1", "completion/_forkd"):
         assert shipped.read(name) == (ROOT / name).read_bytes()
-    with pytest.raises(ForkdError, match="come without its file systemd/none"):
+    with pytest.raises(ForkdError, match="lacks its file systemd/none"):
         shipped.read("systemd/none")
 
 
@@ -124,8 +124,8 @@ def test_systemd_finds_the_program_whatever_it_is_called(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ['a"b', "$HOME", "it's", "a\\b", "a\nb"])
-def test_a_program_that_systemd_cannot_be_told_is_refused(name: str) -> None:
-    with pytest.raises(ForkdError, match="at a plainer place"):
+def test_a_program_path_that_systemd_cannot_use_is_refused(name: str) -> None:
+    with pytest.raises(ForkdError, match="in a folder with a plainer name"):
         installation.with_program(shipped.read("systemd/forkd.service"), f"/opt/{name}/bin/forkd")
 
 
@@ -154,12 +154,12 @@ def test_the_command_installs_shows_and_undoes(tmp_path: Path) -> None:
     undone = program(*command, "--undo", cwd=tmp_path)
     assert (undone.returncode, undone.stderr) == (
         0,
-        "left /etc/forkd.toml (changed since it was put there)\n",
+        "left /etc/forkd.toml (changed since it was installed)\n",
     )
     assert files(machine) == {"/etc/forkd.toml"}
 
 
-def test_the_command_wants_to_know_what_for(tmp_path: Path) -> None:
+def test_the_command_needs_a_service_manager(tmp_path: Path) -> None:
     said = program("install", cwd=tmp_path)
     assert said.returncode == 2
     assert "--systemd" in said.stderr

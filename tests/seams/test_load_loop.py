@@ -1,4 +1,4 @@
-"""The loop of a load test against sockets whose other end the test holds."""
+"""The loop of a load test, against sockets whose other end the test holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from forkd.cli.load.tally import Tally, durations
 from forkd.serving.counted import Chunks, Fixed, Netstrings
 from tests.server import LIMIT, until
 
-# A limit that a test runs into on purpose, in seconds.
+# A limit, in seconds, that tests exceed on purpose.
 SOON = 0.06
 MS = 1_000_000
 
@@ -30,7 +30,7 @@ Behaviour = Callable[[socket.socket, int], object]
 
 
 class Server:
-    """A listener in this process; `behave(connection, number)` is a thread's for each connection, in their order."""
+    """A listener in this process. A thread per connection calls `behave(connection, number)`, numbered in order."""
 
     def __init__(self, behave: Behaviour, *, family: int = socket.AF_INET, path: str = "", open: bool = True) -> None:
         self.accepted = 0
@@ -88,7 +88,7 @@ def serving() -> Iterator[Serving]:
 
 
 def loaded(target: Target, tally: Tally | None = None, **keys: Any) -> Tally:
-    """The figures of a whole test; nothing may take long in it."""
+    """Returns the figures of a whole test, which must be short."""
     plan = LoadPlan(**{"connections": 1, "timeout": LIMIT, **keys}).checked()
     (share,) = shares(plan)
     tally = Tally() if tally is None else tally
@@ -109,7 +109,7 @@ def failed(tally: Tally) -> dict[str, int]:
     return {name: count for name, count in tally.failures.items() if count}
 
 
-# Behaviours, each of one connection.
+# Behaviours, each for one connection.
 
 
 def echo(connection: socket.socket, number: int) -> None:
@@ -118,13 +118,13 @@ def echo(connection: socket.socket, number: int) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with RST instead of FIN: SO_LINGER of no seconds, see socket(7)."""
+    """Closes with RST instead of FIN: SO_LINGER of 0 seconds, see socket(7)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
 def last_word(connection: socket.socket, data: bytes) -> None:
-    """Send and end in one segment, as forkd's own workers do, and wait for the client's end."""
+    """Sends and ends in one segment, as forkd's workers do, then waits for the client's end."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     connection.sendall(data)
     connection.shutdown(socket.SHUT_WR)
@@ -132,7 +132,7 @@ def last_word(connection: socket.socket, data: bytes) -> None:
         pass
 
 
-# What goes well.
+# Successes.
 
 
 def test_every_request_is_sent_once_and_answered(serving: Serving) -> None:
@@ -183,7 +183,7 @@ def test_replies_in_single_bytes_are_put_together(serving: Serving, framing: Any
     assert (tally["answered"], failed(tally)) == (10, {})
 
 
-def test_requests_that_the_kernel_has_no_room_for_go_out_in_pieces(serving: Serving) -> None:
+def test_requests_that_do_not_fit_the_kernels_buffer_leave_in_pieces(serving: Serving) -> None:
     tally = loaded(serving(echo).target, requests=3, bodies=(b"x" * (6 << 20),), framing=Chunks(), expect="echo")
     assert (tally["answered"], failed(tally)) == (3, {})
     assert tally["bytes_out"] == tally["bytes_in"] == 3 * (6 << 20)
@@ -203,7 +203,7 @@ def test_several_requests_a_connection(serving: Serving) -> None:
     assert (tally["answered"], tally["connected"], failed(tally)) == (21, 6, {})
 
 
-def test_a_server_that_ends_after_each_reply_is_no_failure(serving: Serving) -> None:
+def test_a_server_that_ends_after_each_reply_is_not_a_failure(serving: Serving) -> None:
     def polite(connection: socket.socket, number: int) -> None:
         last_word(connection, connection.recv(100))
 
@@ -224,10 +224,10 @@ def test_batches_that_are_made_on_the_way(serving: Serving) -> None:
     assert tally["bytes_out"] == 300 * 2001
 
 
-# Failures, each by its class, and the run goes on.
+# Failures: each is counted by class, and the run continues.
 
 
-def test_a_reset_costs_what_was_in_flight(serving: Serving) -> None:
+def test_a_reset_loses_the_requests_in_flight(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         if number == 1:
             connection.recv(100)
@@ -264,7 +264,7 @@ def test_a_wrong_reply_is_counted_and_the_connection_goes_on(serving: Serving) -
     assert (failed(tally), tally["answered"], tally["connected"]) == ({"wrong": 4}, 20, 1)
 
 
-def test_a_reply_that_nobody_asked_for_is_wrong(serving: Serving) -> None:
+def test_an_unexpected_reply_is_wrong(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         connection.recv(100)
         connection.sendall(b"hello\nhello\n")
@@ -274,7 +274,7 @@ def test_a_reply_that_nobody_asked_for_is_wrong(serving: Serving) -> None:
     assert (failed(tally), tally["answered"]) == ({"wrong": 1}, 3)
 
 
-def test_what_breaks_the_framing_is_wrong_and_ends_the_connection(serving: Serving) -> None:
+def test_broken_framing_is_wrong_and_ends_the_connection(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         if number == 1:
             connection.recv(100)
@@ -285,7 +285,7 @@ def test_what_breaks_the_framing_is_wrong_and_ends_the_connection(serving: Servi
     assert (failed(tally), tally["answered"], tally["connected"]) == ({"wrong": 1}, 4, 2)
 
 
-def test_silence_is_borne_for_so_long_only(serving: Serving) -> None:
+def test_silence_is_limited(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         if number > 1:
             echo(connection, number)
@@ -296,7 +296,7 @@ def test_silence_is_borne_for_so_long_only(serving: Serving) -> None:
     assert (failed(tally), tally["answered"]) == ({"timed out": 2}, 3)
 
 
-def test_the_end_of_the_time_waits_for_what_is_in_flight(serving: Serving) -> None:
+def test_the_end_of_the_time_waits_for_requests_in_flight(serving: Serving) -> None:
     def behave(connection: socket.socket, number: int) -> None:
         data = connection.recv(100)
         until(lambda: tally.seconds >= SOON)
@@ -324,13 +324,13 @@ def test_refused_ones_are_counted_and_tried_again(serving: Serving) -> None:
     assert tally["errno"] == errno.ECONNREFUSED
 
 
-def test_nobody_there_for_the_whole_time(serving: Serving, tmp_path: Path) -> None:
+def test_no_server_for_the_whole_time(serving: Serving, tmp_path: Path) -> None:
     for target in (serving(echo, open=False).target, Target(socket.AF_UNIX, str(tmp_path / "none"))):
         tally = loaded(target, duration=SOON, connections=2)
         assert (tally["answered"], tally["connected"], list(failed(tally))) == (0, 0, ["refused"])
 
 
-def test_a_number_of_requests_that_nobody_takes_has_an_end(serving: Serving) -> None:
+def test_a_number_of_requests_without_a_server_has_an_end(serving: Serving) -> None:
     def once(connection: socket.socket, number: int) -> None:
         server.listener.close()
         last_word(connection, connection.recv(100))
@@ -355,7 +355,7 @@ def test_a_full_queue_of_a_unix_socket_times_out(tmp_path: Path) -> None:
 
 
 class Stalling:
-    """Answers at once, but for the third request, which waits until the test is `seconds` old."""
+    """Answers at once, except the third request, which waits until the test is `seconds` old."""
 
     def __init__(self, tally: Tally, seconds: float) -> None:
         self.tally = tally
@@ -376,8 +376,8 @@ def over(tally: Tally, nanoseconds: int) -> int:
 
 def test_requests_that_a_stall_held_up_have_waited_since_they_were_due(serving: Serving) -> None:
     tally = Tally()
-    # One every 5 ms, and from the third, due at 10 ms, no reply until 200 ms are over: those due in between have
-    # waited for the rest of that time, not only the one that was in flight.
+    # One every 5 ms, and from the third, due at 10 ms, no reply until 200 ms have passed. Those due in between
+    # waited for the rest of that time, not only the one in flight.
     loaded(serving(Stalling(tally, 0.2)).target, tally, requests=40, rate=200.0)
     assert tally["answered"] == 40
     assert over(tally, 100 * MS) >= 18
@@ -393,7 +393,7 @@ def test_a_closed_loop_would_have_left_them_out(serving: Serving) -> None:
 
 
 def noting(came: list[float]) -> Behaviour:
-    """An echo that notes when each request has come."""
+    """An echo that records when each request arrived."""
 
     def behave(connection: socket.socket, number: int) -> None:
         while data := connection.recv(100):
@@ -422,7 +422,7 @@ def test_a_time_holds_as_many_requests_as_are_due_in_it(serving: Serving) -> Non
     assert (tally["answered"], tally["unsent"], failed(tally)) == (20, 0, {})
 
 
-def test_what_was_due_and_could_not_be_sent_is_told(serving: Serving) -> None:
+def test_requests_that_were_due_but_not_sent_are_reported(serving: Serving) -> None:
     def silent(connection: socket.socket, number: int) -> None:
         while connection.recv(100):
             pass
@@ -433,7 +433,7 @@ def test_what_was_due_and_could_not_be_sent_is_told(serving: Serving) -> None:
     assert tally["unsent"] >= SOON * 1000 - 2 - tally["timed out"]
 
 
-def test_an_open_loop_fills_its_pipelines_with_what_is_overdue(serving: Serving) -> None:
+def test_an_open_loop_fills_its_pipelines_with_overdue_requests(serving: Serving) -> None:
     got: list[bytes] = []
 
     def behave(connection: socket.socket, number: int) -> None:
@@ -450,7 +450,7 @@ def test_an_open_loop_fills_its_pipelines_with_what_is_overdue(serving: Serving)
     assert max(data.count(b"\n") for data in got) > 1
 
 
-def test_what_was_sent_in_the_warm_up_does_not_count(serving: Serving) -> None:
+def test_requests_of_the_warm_up_do_not_count(serving: Serving) -> None:
     got = []
 
     def behave(connection: socket.socket, number: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from forkd.ipc.channel import receive
 from forkd.kernel import process, procfs
+from tests.server import ROOT
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -211,3 +212,8 @@ def test_who_descends_from_us() -> None:
         os.kill(grandchild, signal.SIGKILL)
         shell.communicate()
     assert procfs.may_descend(grandchild), "it has ended, and may have been"
+
+
+def test_the_package_folder_is_the_whole_package() -> None:
+    """Root refuses to run forkd if others could change any of its files, in every wing."""
+    assert Path(process.package_folder()) == ROOT / "forkd"

@@ -2,7 +2,7 @@
 
 command       the options of forkd install
 installation  what goes where on a machine with systemd
-place         the files on the disk
-plan          what to do about each file
-shipped       the files that come with the code
+place         writes and removes the files
+plan          decides what to do about each file
+shipped       finds the files that come with the code
 """

@@ -1,4 +1,4 @@
-"""The words of `forkd install`: its options to one call; what is done stands in `installation`."""
+"""The command `forkd install`: turns its options into one call of `installation`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import click
 
 
 @click.command()
-@click.option("--systemd", is_flag=True, help="Units for systemd, first settings, manual pages and completion.")
+@click.option("--systemd", is_flag=True, help="Install systemd units, initial settings, manual pages and completion.")
 @click.option(
     "--ports",
     type=click.Choice(("any", "high", "passed")),
-    help="What the units let forkd listen on: any port, high ones (from 1024 on), or passed, which is sockets of "
-    "forkd.socket alone; the less, the more confined.  [default: any, or as last time]",
+    help="Where the units let forkd listen: any port, only high ports (from 1024), or only on sockets passed by "
+    "forkd.socket; each is more confined than the one before.  [default: any, or the previous choice]",
 )
 @click.option(
-    "--root", type=click.Path(path_type=Path), default="/", metavar="DIR", help="Another machine's root folder."
+    "--root", type=click.Path(path_type=Path), default="/", metavar="DIR", help="Root folder of another system."
 )
-@click.option("--dry-run", is_flag=True, help="Tells what would be done, and does nothing.")
-@click.option("--undo", is_flag=True, help="Removes what was installed and not changed since.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
+@click.option("--undo", is_flag=True, help="Remove installed files that have not been changed since.")
 def install(systemd: bool, ports: str | None, root: Path, dry_run: bool, undo: bool) -> None:
-    """Makes forkd a service of this machine, which systemd runs.
+    """Makes forkd a service of this machine, run by systemd.
 
-    Files that were changed since they were installed are left as they are, and told.
+    Files that have been changed since they were installed stay as they are, and are listed.
     """
     if not systemd:
-        raise click.UsageError("say what for: --systemd is all there is so far")
+        raise click.UsageError("name the service manager: --systemd")
     if undo and ports:
-        raise click.UsageError("--ports goes with an installation, not with --undo")
+        raise click.UsageError("--ports cannot be used with --undo")
     if not root.is_dir():
-        raise click.BadParameter(f"there is no folder {root}", param_hint="--root")
-    from forkd.cli.install import installation  # the other commands do without it, and start faster
+        raise click.BadParameter(f"no such folder: {root}", param_hint="--root")
+    from forkd.cli.install import installation  # late, because other commands start faster without it
 
     installation.run(installation.InstallOptions(root, ports, dry_run, undo))

@@ -1,4 +1,4 @@
-"""What `forkd install` puts where on a machine with systemd, with this program's own path in it, and what it tells."""
+"""Decides what `forkd install` puts where on a machine with systemd, and reports what it did."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from forkd.cli.install import shipped
 from forkd.cli.install.place import Place
 from forkd.cli.install.plan import BESIDE, InstallStep, Piece, What, decide, undo
 from forkd.errors import ForkdError
+from forkd.kernel import process
 
 UNITS: Final = "/usr/local/lib/systemd/system"
 SETTINGS: Final = "/etc/forkd.toml"
-_ROTATION: Final = "/etc/logrotate.d/forkd"  # where a ".new" beside it would be obeyed, too
+_ROTATION: Final = "/etc/logrotate.d/forkd"  # logrotate would also obey a ".new" beside it
 SYSUSERS: Final = "/usr/local/lib/sysusers.d/forkd.conf"
 PROGRAM: Final = "/usr/local/bin/forkd"
 
@@ -37,13 +38,13 @@ _SHARED: Final = {
     "completion/forkd.fish": "/usr/local/share/fish/vendor_completions.d/forkd.fish",
 }
 _INSTANCES: Final = """\
-Each settings file in this folder is an instance of its own: NAME.toml is served by forkd@NAME.
+Each settings file in this folder belongs to an instance: forkd@NAME serves NAME.toml.
 
-    systemctl enable --now forkd@NAME           # as a service
-    systemctl enable --now forkd@NAME.socket    # or when somebody calls; see forkd@.socket
+    systemctl enable --now forkd@NAME           # start it now
+    systemctl enable --now forkd@NAME.socket    # or at the first connection; see forkd@.socket
 """
 
-_EXAMPLE: Final = "/opt/forkd/bin/forkd"  # the program in the units as they are shipped
+_EXAMPLE: Final = "/opt/forkd/bin/forkd"  # the program named in the shipped units
 _HIDDEN: Final = ("/home", pwd.getpwuid(0).pw_dir, "/run/user", "/tmp", "/var/tmp")  # by ProtectHome=, PrivateTmp=
 _NOBODY: Final = 65534
 _BOOTED: Final = Path("/run/systemd/system")  # sd_booted(3)
@@ -51,7 +52,7 @@ _SAID: Final = {What.PUT: "put", What.REPLACE: "replaced", What.REMOVE: "removed
 
 
 class InstallOptions(NamedTuple):
-    """What `forkd install` is asked for; `ports` None: as last time."""
+    """What `forkd install` should do. `ports` is None for the previous choice."""
 
     root: Path
     ports: str | None
@@ -59,13 +60,13 @@ class InstallOptions(NamedTuple):
     undo: bool
 
 
-def run(wishes: InstallOptions) -> None:
-    """Installs, or takes away, or tells what that would do. Raises ForkdError with what is in the way."""
-    place = Place(wishes.root.absolute())
+def run(asked: InstallOptions) -> None:
+    """Installs or removes, or shows what that would do. Raises ForkdError with what prevents it."""
+    place = Place(asked.root.absolute())
     here = place.on_disk("/") == Path("/")
-    options = place.record.options | ({"ports": wishes.ports} if wishes.ports else {})
-    if wishes.undo:
-        if here and not wishes.dry_run:
+    options = place.record.options | ({"ports": asked.ports} if asked.ports else {})
+    if asked.undo:
+        if here and not asked.dry_run:
             _refuse_in_use()
         steps, options = undo(place.there(place.record.files), place.record.files), {}
     else:
@@ -77,17 +78,17 @@ def run(wishes: InstallOptions) -> None:
         pieces = _pieces(program, options.get("ports", "any"))
         paths = {*place.record.files, *(each.path + end for each in pieces for end in ("", BESIDE))}
         steps = decide(pieces, place.there(paths), place.record.files)
-    if not wishes.dry_run:
+    if not asked.dry_run:
         place.do(steps, options)
-    if here and not wishes.undo:
+    if here and not asked.undo:
         _warn_of_hidden()
-    _tell(steps, wishes.dry_run)
+    _report(steps, asked.dry_run)
     if any(each.what in (What.PUT, What.REPLACE, What.REMOVE) for each in steps):
-        _afterwards(here=here, wishes=wishes, passed=options.get("ports") == "passed")
+        _afterwards(here=here, asked=asked, passed=options.get("ports") == "passed")
 
 
 def _pieces(program: str, ports: str) -> list[Piece]:
-    """All that is to be in place."""
+    """Returns everything that should be in place."""
     found = [
         Piece(f"{UNITS}/{name}", with_program(shipped.read(f"systemd/{name}"), program), beside=True) for name in _UNITS
     ]
@@ -106,37 +107,39 @@ def _pieces(program: str, ports: str) -> list[Piece]:
 
 
 def with_program(unit: bytes, program: str) -> bytes:
-    """The unit with the path of this installation's program, as systemd.service(5) wants it written.
+    """Returns the unit with the path of this installation's program, quoted as systemd.service(5) requires.
 
-    Raises ForkdError for a path that it has no way to write.
+    Raises ForkdError for a path that a unit cannot contain.
     """
     if re.search(r"[^\w/.,:@+~% -]", program):
-        raise ForkdError(f"systemd starts no program with such a path: {program}; install forkd at a plainer place")
+        raise ForkdError(
+            f"systemd cannot start a program with this path: {program}; install forkd in a folder with a plainer name"
+        )
     path = program.replace("%", "%%")
     return unit.replace(_EXAMPLE.encode(), os.fsencode(f'"{path}"' if " " in path else path))
 
 
 def _program() -> str:
-    """The program `forkd` of the environment that we run from."""
+    """Returns the program `forkd` of the environment that we run from."""
     for folder in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
         if os.access(folder / "forkd", os.X_OK):
             return str(folder / "forkd")
     raise ForkdError(
-        f"there is no program forkd beside {sys.executable}, which a unit could start; "
+        f"there is no program forkd beside {sys.executable} that a unit could start; "
         f"install one: {sys.executable} -m pip install {shipped.DISTRIBUTION}"
     )
 
 
 def _unseen_by_others(program: str) -> str:
-    """Why the service's user could not run the program, "" if he could."""
+    """Returns why the service's user could not run the program, "" if it could."""
     why = _closed_folder(program)
     if not why and os.geteuid() == 0:
         why = _failure_as_nobody([program, "--version"])
     if not why:
         return ""
     return (
-        f"the service, which is not root, could not run {program}: {why}; install forkd with a Python that all may "
-        f"use: python3 -m venv /opt/forkd && /opt/forkd/bin/pip install {shipped.DISTRIBUTION}"
+        f"the service does not run as root and could not run {program}: {why}; install forkd with a Python that all "
+        f"users may run: python3 -m venv /opt/forkd && /opt/forkd/bin/pip install {shipped.DISTRIBUTION}"
     )
 
 
@@ -151,24 +154,30 @@ def _failure_as_nobody(command: list[str]) -> str:
 
 
 def _closed_folder(program: str) -> str:
-    """The first obstacle on the way to the program, to forkd or to Python, and whose way that is."""
+    """Returns the first folder or file that closes off the program, forkd or Python, "" if none does."""
     python = Path(sys.executable)
-    for path in (Path(program), Path(__file__).parent, python, Path(os.path.realpath(python)), Path(sys.base_prefix)):
+    for path in (
+        Path(program),
+        Path(process.package_folder()),
+        python,
+        Path(os.path.realpath(python)),
+        Path(sys.base_prefix),
+    ):
         for each in (path, *path.parents):
             if str(each) in _HIDDEN or not each.stat().st_mode & 0o001:
-                return f"{each} is closed to it, and {path} is needed"
+                return f"it needs {path}, but cannot enter {each}"
     return ""
 
 
 def _warn_of_hidden() -> None:
-    """A unit of the administrator's own comes before ours (systemd.unit(5)), also one of an earlier forkd."""
+    """Warns of the administrator's own units, or those of an earlier forkd, which hide ours (systemd.unit(5))."""
     for name in _UNITS:
         if (hiding := Path("/etc/systemd/system") / name).exists():
-            click.echo(f"warning: {hiding} is what systemd reads, instead of {UNITS}/{name}", err=True)
+            click.echo(f"warning: systemd reads {hiding} instead of {UNITS}/{name}", err=True)
 
 
 def _refuse_in_use() -> None:
-    """Does not take the units from under a running forkd."""
+    """Raises ForkdError rather than remove the units of a running forkd."""
     if not _BOOTED.is_dir():
         return
     names = [name.replace("@.", "@*.") for name in _UNITS]
@@ -182,10 +191,10 @@ def _refuse_in_use() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found |= dict.fromkeys(line.split()[0] for line in done.stdout.splitlines() if line.split())
     if found:
-        raise ForkdError(f"still running or enabled: first, systemctl disable --now {' '.join(found)}")
+        raise ForkdError(f"still running or enabled; first run: systemctl disable --now {' '.join(found)}")
 
 
-def _tell(steps: list[InstallStep], dry_run: bool) -> None:
+def _report(steps: list[InstallStep], dry_run: bool) -> None:
     done = [each for each in steps if each.what is not What.NOTHING]
     for step in done:
         verb = f"would {step.what.value}" if dry_run else _SAID[step.what]
@@ -196,27 +205,29 @@ def _tell(steps: list[InstallStep], dry_run: bool) -> None:
         if step.what is What.NOTHING and step.why:
             click.echo(f"kept {step.path} ({step.why})")
     if not done:
-        click.echo("nothing to do: all is in its place already")
+        click.echo("nothing to do: everything is already in place")
 
 
-def _afterwards(*, here: bool, wishes: InstallOptions, passed: bool) -> None:
-    """Has systemd know of it, and says what is left to do."""
-    commands = [] if wishes.undo else [["systemd-sysusers", Path(SYSUSERS).name]]
+def _afterwards(*, here: bool, asked: InstallOptions, passed: bool) -> None:
+    """Notifies systemd, and prints what is left to do."""
+    commands = [] if asked.undo else [["systemd-sysusers", Path(SYSUSERS).name]]
     if _BOOTED.is_dir():
         commands.append(["systemctl", "daemon-reload"])
     for command in commands:
         if not here or shutil.which(command[0]) is None:
             continue
-        click.echo(f"{'would run' if wishes.dry_run else 'ran'} {' '.join(command)}")
-        if not wishes.dry_run:
+        click.echo(f"{'would run' if asked.dry_run else 'ran'} {' '.join(command)}")
+        if not asked.dry_run:
             _run(command)
-    if wishes.dry_run or not here:
+    if asked.dry_run or not here:
         return
-    if wishes.undo:
-        click.echo("the user forkd stays, and what forkd and its instances have in /var/lib and /var/log")
+    if asked.undo:
+        click.echo("left in place: the user forkd, and the data of forkd and its instances in /var/lib and /var/log")
     else:
         unit = "forkd.socket" if passed else "forkd"
-        click.echo(f"next: look at {SETTINGS}, then systemctl enable --now {unit} (systemctl restart forkd if it runs)")
+        click.echo(
+            f"next: check {SETTINGS}, then systemctl enable --now {unit} (or, if it runs, systemctl restart forkd)"
+        )
 
 
 def _run(command: list[str]) -> None:

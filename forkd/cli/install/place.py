@@ -1,8 +1,7 @@
-"""Putting files in their places on a machine, and taking them away again, as a package would.
+"""Puts files in their places on a machine and removes them again, as a package would.
 
-It keeps a record of what it has put where, and so can tell a file that somebody has changed
-since: that one is never overwritten, nor removed. It must not know what the files are for
-(`installation` does), nor whom to tell.
+It keeps a record of what it put where, so it can tell if a file has been changed since; such a file is never
+overwritten or removed. It knows neither what the files are for (`installation` does) nor how to report.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _MODE: Final = 0o644
 
 
 class Place:
-    """The machine's files below `root`, "/" for this machine itself, and the record of what was put there."""
+    """The files below `root`, "/" for this machine itself, and the record of what was put there."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -34,11 +33,11 @@ class Place:
         return self._root / path.lstrip("/")
 
     def there(self, paths: Iterable[str]) -> dict[str, str]:
-        """The digests of those of `paths` that are there."""
+        """Returns the digests of those `paths` that exist."""
         return {path: found for path in paths if (found := self._found(path)) is not None}
 
     def do(self, steps: Sequence[InstallStep], options: Mapping[str, str]) -> None:
-        """Does it all, and writes down first what there will be."""
+        """Carries out the steps, after writing to the record what there will be."""
         self.record.files = {each.path: each.now for each in steps if each.now is not None}
         self.record.options = dict(options)
         if self.record.files:
@@ -65,7 +64,7 @@ class Place:
             return "a folder"
 
     def _put(self, piece: Piece) -> None:
-        """Beside its place first, and renamed there whole."""
+        """Writes the file beside its place, then renames it, so that it appears whole."""
         file = self.on_disk(piece.path)
         self._make_folder(file.parent)
         beside = file.with_name(f".{file.name}.{os.getpid()}")
@@ -100,15 +99,13 @@ class Place:
         except FileNotFoundError:
             return InstallRecord()
         except (ValueError, TypeError):
-            raise ForkdError(
-                f"{path}: this is no record of an installation (any more); see what it says, and remove it"
-            ) from None
+            raise ForkdError(f"{path}: this is not a record of an installation; look at it, then remove it") from None
 
     def _write_record(self) -> None:
         path = self.on_disk(RECORD)
         if not path.parent.is_dir():
             self._make_folder(path.parent)
-            return  # which has written it
+            return  # which has written the record
         text = json.dumps(asdict(self.record), indent=1)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         beside.write_text(text + "\n")
@@ -116,7 +113,7 @@ class Place:
         beside.replace(path)
 
     def _forget(self) -> None:
-        """Nothing is left of us: the record goes, and the folders that were made, as far as they are empty."""
+        """Removes the record, and those folders that were made and are empty, because nothing else is left."""
         self.on_disk(RECORD).unlink(missing_ok=True)
         for folder in reversed(self.record.folders):
             with suppress(OSError):

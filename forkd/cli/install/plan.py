@@ -1,4 +1,4 @@
-"""What is to be done about each file of an installation: decided from what is there and what was put there before."""
+"""Decides what to do about each file of an installation, from what is there and what was put there before."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-BESIDE: Final = ".new"  # of a new version that stands beside a changed file
+BESIDE: Final = ".new"  # suffix of a new version, beside a file that was changed
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A file for its place: its content, or where it leads to as a link.
+    """A file to install: its content or, for a link, its target.
 
-    Settings belong to the administrator from the first day: once removed they are not put there again,
-    and a changed one gets the new version beside it (as a changed unit does; nothing reads that one).
+    Settings belong to the administrator from the first day: once removed they are not installed again. With `beside`,
+    the new version of a changed file goes beside it, where nothing reads it.
     """
 
     path: str
@@ -31,7 +31,7 @@ class Piece:
 
 
 class What(Enum):
-    """What is done about a file."""
+    """What to do about a file."""
 
     PUT = "put"
     REPLACE = "replace"
@@ -42,7 +42,7 @@ class What(Enum):
 
 @dataclass(frozen=True, slots=True)
 class InstallStep:
-    """What is done about one file, and why where that is not plain. `now`: what to remember of it, if anything."""
+    """What to do about one file, and why, if that is not obvious. `now` is the digest to remember, if any."""
 
     what: What
     path: str
@@ -53,7 +53,7 @@ class InstallStep:
 
 @dataclass(slots=True)
 class InstallRecord:
-    """What has been put where: each file's digest, the folders that were made, and the choices (`options`)."""
+    """What was put where: each file's digest, the folders that were made, and the choices (`options`)."""
 
     files: dict[str, str] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
@@ -61,19 +61,19 @@ class InstallRecord:
 
 
 def decide(pieces: Iterable[Piece], there: Mapping[str, str], record: Mapping[str, str]) -> list[InstallStep]:
-    """What is to be done to have `pieces` in place.
+    """Returns the steps that put `pieces` in place.
 
-    `there` has the digest of each file that is there now, `record` of each that was put there.
+    `there` has the digest of each file that exists now, `record` of each that was put there.
     """
     steps: list[InstallStep] = []
     wanted = {each.path: each for each in pieces}
     for path, piece in wanted.items():
         found, ours, new = there.get(path), record.get(path), piece.digest
         if found is None and piece.settings and ours is not None:
-            steps.append(InstallStep(What.NOTHING, path, why="removed since it was put there", now=ours))
+            steps.append(InstallStep(What.NOTHING, path, why="removed since it was installed", now=ours))
         elif found is None:
             steps.append(InstallStep(What.PUT, path, piece, now=new))
-        elif found == new:  # whose it is does not change by that
+        elif found == new:  # this does not change who owns it
             steps.append(InstallStep(What.NOTHING, path, now=new if ours is not None else None))
         elif found == ours:
             steps.append(InstallStep(What.REPLACE, path, piece, now=new))
@@ -87,24 +87,24 @@ def decide(pieces: Iterable[Piece], there: Mapping[str, str], record: Mapping[st
 
 
 def undo(there: Mapping[str, str], record: Mapping[str, str]) -> list[InstallStep]:
-    """What is to be done to take away what was put there, but for what has changed since."""
+    """Returns the steps that remove what was put there, except what has changed since."""
     return [_removal(path, there.get(path), ours) for path, ours in record.items()]
 
 
 def _left(piece: Piece, there: Mapping[str, str], record: Mapping[str, str]) -> list[InstallStep]:
-    """A file that was changed, or was not put there by us, stays; its new version may stand beside it."""
+    """Keeps a file that was changed, or that forkd did not put there; its new version may go beside it."""
     path, new, ours = piece.path, piece.digest, record.get(piece.path)
     beside = path + BESIDE
-    if ours == new:  # nothing new to tell
-        steps = [InstallStep(What.NOTHING, path, why="changed since it was put there", now=ours)]
+    if ours == new:  # nothing new to report
+        steps = [InstallStep(What.NOTHING, path, why="changed since it was installed", now=ours)]
         if beside in record:
             steps.append(InstallStep(What.NOTHING, beside, now=record[beside]))
         return steps
-    why = "changed since it was put there" if ours is not None else "was there before"
+    why = "changed since it was installed" if ours is not None else "was there before"
     if not piece.beside or there.get(beside) not in (None, record.get(beside)):
         return [InstallStep(What.LEAVE, path, why=why, now=new)]
     return [
-        InstallStep(What.LEAVE, path, why=f"{why}; the new one is {beside}", now=new),
+        InstallStep(What.LEAVE, path, why=f"{why}; the new version is {beside}", now=new),
         InstallStep(What.PUT, beside, Piece(beside, piece.content), now=new),
     ]
 
@@ -114,7 +114,7 @@ def _removal(path: str, found: str | None, ours: str) -> InstallStep:
         return InstallStep(What.NOTHING, path)
     if found == ours:
         return InstallStep(What.REMOVE, path)
-    return InstallStep(What.LEAVE, path, why="changed since it was put there")
+    return InstallStep(What.LEAVE, path, why="changed since it was installed")
 
 
 def _digest(content: bytes) -> str:

@@ -1,7 +1,7 @@
-"""Where the files are that come with forkd beside its code: units, first settings, manual pages, completion.
+"""Finds the files that come with forkd besides its code: units, initial settings, manual pages, completion.
 
-In a clone they stand beside the package; pip puts them below `share`, where the record of the
-installation tells (importlib.metadata). What becomes of them is for `install` to say.
+In a clone they are beside the package. pip puts them below `share`, at places listed in the record of the
+installation (importlib.metadata). `installation` decides what to do with them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SHARE: Final = {
     "man": "share/man",
     "completion": "share",
 }
-"""The folders of a clone, and the folder below which the files of each are in an installation."""
+"""Maps each folder of a clone to the folder that holds its files in an installation."""
 
 
 def read(name: str) -> bytes:
-    """The content of a shipped file by its name in a clone, such as "systemd/forkd.service".
+    """Returns the content of a shipped file, named as in a clone, such as "systemd/forkd.service".
 
-    Raises ForkdError where this installation has come without it.
+    Raises ForkdError if this installation lacks it.
     """
     beside = Path(__file__).parents[3] / name
     if beside.is_file():
@@ -41,4 +41,4 @@ def read(name: str) -> bytes:
             found = Path(str(each.locate()))
             if found.is_file():
                 return found.read_bytes()
-    raise ForkdError(f"this installation has come without its file {name}: install {DISTRIBUTION} anew, with pip")
+    raise ForkdError(f"this installation lacks its file {name}: reinstall {DISTRIBUTION} with pip")

@@ -1,6 +1,6 @@
-"""The picture of a load test: rate over time, latency by percentile, as SVG.
+"""Draws a load test as SVG: rate over time, and latency by percentile.
 
-Only here is matplotlib needed, which is large and so an extra of the distribution: `plot`.
+Only this room needs matplotlib, which is large and therefore an extra of the distribution: `plot`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ _INCHES: Final = (9, 7)
 
 
 def require() -> None:
-    """UsageError if pictures cannot be drawn here; told before a test, not after it."""
+    """Raises UsageError if matplotlib is missing, so that a test fails before it starts and not after it."""
     if find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'forkd-server[plot]'")
 
 
 def drawn(document: Mapping[str, Any]) -> bytes:
-    """The picture of a document (`loadreport.document`) as the text of an SVG file."""
-    # The figure's own canvas: pyplot would look for a screen and keep every figure for itself.
+    """Returns the chart of a document (`report.document`) as the text of an SVG file."""
+    # Use the figure's own canvas: pyplot would look for a screen and keep every figure in memory.
     figure = importlib.import_module("matplotlib.figure").Figure(figsize=_INCHES, layout="constrained")
     over_time, by_percentile = figure.subplots(2)
     times, requests, failures = rates(document["timeline"])
     over_time.plot(times, requests, label="requests")
     if any(failures):
         over_time.plot(times, failures, label="failures", color="tab:red")
-    over_time.set(title=document["address"], xlabel="seconds", ylabel="a second", ylim=(0, None))
+    over_time.set(title=document["address"], xlabel="seconds", ylabel="per second", ylim=(0, None))
     over_time.legend(loc="lower right")
     for name in ("latency", "connect"):
         points = [document[name][f"p{each:g}"] for each in PERCENTILES]
         if points[0] is not None:
-            # As HdrHistogram's plots: each step to the right is one more nine.
+            # As in HdrHistogram's plots, each step to the right adds another nine.
             by_percentile.plot([1 / (1 - each / 100) for each in PERCENTILES], points, marker="o", label=name)
     by_percentile.set(xscale="log", yscale="log", xlabel="percentile", ylabel="seconds")
     by_percentile.set_xticks([1 / (1 - each / 100) for each in PERCENTILES], [f"{each:g}" for each in PERCENTILES])
@@ -52,7 +52,7 @@ def drawn(document: Mapping[str, Any]) -> bytes:
 
 
 def rates(timeline: list[list[float]]) -> tuple[list[float], list[float], list[float]]:
-    """Middle, requests a second and failures a second of each step of a timeline."""
+    """Returns the middle, the requests per second and the failures per second of each step of a timeline."""
     steps = [(a, b) for a, b in pairwise([[0.0, 0, 0], *timeline]) if b[0] > a[0]]
     times = [(a[0] + b[0]) / 2 for a, b in steps]
     requests, failures = ([(b[n] - a[n]) / (b[0] - a[0]) for a, b in steps] for n in (1, 2))

@@ -1,4 +1,4 @@
-"""The words of `forkd load`: its options to a plan and one call; the rooms of the test are loaded when it runs."""
+"""The command `forkd load`: turns its options into a plan and one call. It loads the rooms of the test when it runs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import click
 from forkd.errors import UsageError
 from forkd.kernel import address
 
-# A path so that shells complete it; an attempt tells whether it can be used.
+# A path, so that shells complete it. Opening it will show whether it can be used.
 _FILE: Final = click.Path(readable=False)
 
 
 @click.command()
 @click.argument("target", metavar="ADDRESS")
-@click.option("--connections", default=10, show_default=True, metavar="N", help="Connections open at once.")
-@click.option("--duration", type=float, metavar="S", help="Seconds to go on.  [default: 10, without --requests]")
-@click.option("--requests", type=int, metavar="N", help="Requests to send.")
-@click.option("--rate", type=float, metavar="R", help="Requests a second, on a schedule; late ones have waited.")
+@click.option("--connections", default=10, show_default=True, metavar="N", help="Number of open connections.")
+@click.option("--duration", type=float, metavar="S", help="Length in seconds.  [default: 10, without --requests]")
+@click.option("--requests", type=int, metavar="N", help="Number of requests to send.")
 @click.option(
-    "--poisson", is_flag=True, help="With --rate: at random moments, as from clients who do not know each other."
+    "--rate", type=float, metavar="R", help="Requests per second, on a schedule; the wait of late ones counts."
 )
-@click.option("--pipeline", default=1, show_default=True, metavar="N", help="Requests in flight on a connection.")
-@click.option("--per-connection", type=int, metavar="N", help="Requests before a new connection; 1: one each.")
+@click.option("--poisson", is_flag=True, help="With --rate: send at random moments, as independent clients do.")
+@click.option("--pipeline", default=1, show_default=True, metavar="N", help="Requests in flight on each connection.")
+@click.option("--per-connection", type=int, metavar="N", help="Requests on a connection before a new one replaces it.")
 @click.option(
     "--framing",
     default="lines",
@@ -33,22 +33,22 @@ _FILE: Final = click.Path(readable=False)
     metavar="KIND",
     help="lines, delimited:MARK, length:SIZE, netstrings, fixed:SIZE or chunks.",
 )
-@click.option("--request", metavar="TEXT", help="What to send.  [default: hello]")
-@click.option("--requests-from", type=_FILE, metavar="FILE", help="A file of requests, one a line, sent in turn.")
-@click.option("--expect", metavar="WHAT", help="What a reply has to be: echo, a text, or /a regular expression/.")
-@click.option("--connect-timeout", default=5.0, show_default=True, metavar="S", help="Seconds to connect.")
-@click.option("--timeout", default=10.0, show_default=True, metavar="S", help="Seconds of silence to bear.")
-@click.option("--warmup", default=0.0, metavar="S", help="Seconds at the start that do not count.")
-@click.option("--workers", default=1, show_default=True, metavar="N", help="Processes to share the work.")
+@click.option("--request", metavar="TEXT", help="Text to send.  [default: hello]")
+@click.option("--requests-from", type=_FILE, metavar="FILE", help="File of requests, one per line, sent in turn.")
+@click.option("--expect", metavar="WHAT", help="What replies must be: echo, a text, or /a regular expression/.")
+@click.option("--connect-timeout", default=5.0, show_default=True, metavar="S", help="Seconds allowed to connect.")
+@click.option("--timeout", default=10.0, show_default=True, metavar="S", help="Seconds of silence allowed.")
+@click.option("--warmup", default=0.0, metavar="S", help="Seconds at the start that are not counted.")
+@click.option("--workers", default=1, show_default=True, metavar="N", help="Number of client processes.")
 @click.option(
     "--json",
     type=_FILE,
     metavar="FILE",
-    help="Writes the figures as JSON; - for standard output, in place of the table.",
+    help="Write the figures as JSON; - writes to standard output, in place of the table.",
 )
-@click.option("--plot", type=_FILE, metavar="FILE", help="Draws rate and latency as SVG (needs the extra 'plot').")
-@click.option("--max-errors", type=click.IntRange(0), metavar="N", help="Fails (exit status 1) if more failed.")
-@click.option("--max-p99", type=float, metavar="S", help="Fails (exit status 1) if p99 is more seconds.")
+@click.option("--plot", type=_FILE, metavar="FILE", help="Draw rate and latency as SVG (needs the extra 'plot').")
+@click.option("--max-errors", type=click.IntRange(0), metavar="N", help="Fail (exit status 1) if more requests failed.")
+@click.option("--max-p99", type=float, metavar="S", help="Fail (exit status 1) if the p99 latency is longer.")
 def load(
     target: str,
     connections: int,
@@ -73,15 +73,15 @@ def load(
 ) -> int:
     """Puts load on the service at ADDRESS and measures its replies.
 
-    Without --rate each connection sends when its reply has come. With it, requests leave on a schedule, and the time
-    that a late one has waited counts. Ctrl-C ends the test early, with the figures so far.
+    Without --rate, each connection sends its next request when a reply has arrived. With --rate, requests are due on a
+    schedule, and a late request's wait counts as latency. Ctrl-C ends the test early and shows the figures so far.
     """
     from forkd.cli.load import plan as load_plan
-    from forkd.cli.load import run as test  # the other commands do without it, and start faster
+    from forkd.cli.load import run as test  # late, because other commands start faster without it
 
     whom = address.parse(target)
     if request is not None and requests_from is not None:
-        raise UsageError("--request and --requests-from: one of them says what is sent")
+        raise UsageError("--request and --requests-from: use only one of them")
     if requests_from is not None:
         try:
             bodies = load_plan.bodies_of(Path(requests_from).read_bytes())

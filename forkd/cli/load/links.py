@@ -1,7 +1,7 @@
-"""The connections of one process of a load test: made, watched for silence, lost and made again.
+"""Makes the connections of one process of a load test, watches them for silence, and replaces those it loses.
 
-Each loss is counted by its class, with all the requests that were in flight. What has come up is
-handed to `loadloop` in `opened`, so that there is one place that sends. Times are nanoseconds.
+Each loss is counted by class, with all requests that were in flight. New connections go to `loop` in `opened`, so
+that only one place sends. Times are nanoseconds.
 """
 
 from __future__ import annotations
@@ -11,26 +11,22 @@ import select
 from typing import Final
 
 from forkd.cli.load.link import Link, State, Target
-from forkd.cli.load.plan import UNLIMITED, LoadPlan, Share
+from forkd.cli.load.plan import SECOND, UNLIMITED, LoadPlan, Share
 from forkd.cli.load.replies import Judge
 from forkd.cli.load.tally import Tally, bucket
-
-SECOND: Final = 1_000_000_000
-_SHORTEST_PAUSE: Final = SECOND // 50
-_LONGEST_PAUSE: Final = SECOND
 
 _CLASSES: Final = {
     errno.ECONNREFUSED: "refused",
     errno.ENOENT: "refused",  # the path of a unix socket is gone
     errno.ETIMEDOUT: "timed out",
-    errno.EAGAIN: "timed out",  # the queue of a unix socket stayed full
+    errno.EAGAIN: "timed out",  # the accept queue of a unix socket stayed full
     errno.ECONNRESET: "reset",
     errno.EPIPE: "reset",
 }
 
 
 class Links:
-    """All links of a share. `in_flight` is the sum of theirs, `opened` those to be given requests."""
+    """All links of a share. `in_flight` is the sum over them; `opened` are the new ones, which need requests."""
 
     def __init__(self, plan: LoadPlan, share: Share, target: Target, tally: Tally, epoll: select.epoll) -> None:
         self.in_flight = 0
@@ -38,7 +34,7 @@ class Links:
         self.by_fd: dict[int, Link] = {}
         self.judge = Judge(plan)
         self.connecting = 0
-        self.ending = False  # no more connections are made
+        self.ending = False  # make no more connections
         self.last_hope = 0  # when a connection last came up
         self.all = [Link(turn % len(plan.bodies)) for turn in range(share.connections)]
         self._target = target
@@ -49,9 +45,8 @@ class Links:
         self._connect_timeout = int(plan.connect_timeout * SECOND)
 
     def connect(self, link: Link, now: int) -> None:
-        """Begins a connection; a link of which the last one has been closed."""
-        if not link.is_queued:
-            link.since = now
+        """Begins a connection for a link whose last one is closed."""
+        link.attempt.begin(now)
         try:
             done = link.connect(self._target)
         except OSError as error:
@@ -65,7 +60,7 @@ class Links:
             link.watch(self._epoll, new=True)
 
     def finish_connecting(self, link: Link, now: int) -> None:
-        """Takes up a connection, or its failure, that epoll has told of."""
+        """Handles an attempt that epoll reports as over, whether it worked or failed."""
         self.connecting -= 1
         try:
             link.finish_connecting(self._target)
@@ -75,7 +70,7 @@ class Links:
             self._came_up(link, now, new=False)
 
     def lose(self, link: Link, failure: str, now: int) -> None:
-        """Ends a connection that has failed, or that the server has ended, which is no failure between requests."""
+        """Ends a connection that failed or that the server ended; between requests, the latter is not a failure."""
         lost = len(link.starts)
         self.in_flight -= lost
         if failure == "wrong":
@@ -88,9 +83,9 @@ class Links:
         self.lose(link, _CLASSES.get(error.errno or 0, "reset"), now)
 
     def finish(self, link: Link, to_send: int, now: int) -> None:
-        """What becomes of a connection that is done, with so many requests still to be sent.
+        """Replaces or retires a connection that has nothing left to do, with `to_send` requests still unsent.
 
-        None is kept open for nothing: a server may have a worker wait on it whom others wait for.
+        It never stays open for nothing: it could occupy a worker that other clients wait for.
         """
         if to_send > self.connecting + len(self.opened):
             self.renew(link, now)
@@ -98,33 +93,33 @@ class Links:
             self._retire(link)
 
     def finish_all(self, now: int) -> None:
-        """No more requests are to be sent."""
+        """Stops making connections, and retires those with nothing in flight, because there is nothing left to send."""
         self.ending = True
         for link in self.all:
             if not link.starts:
                 self._retire(link)
 
     def renew(self, link: Link, now: int) -> None:
-        """Closes a connection and makes the next one: at once if this one was of use, else after a pause."""
+        """Closes a connection and makes the next: at once if this one has brought a reply, otherwise after a pause."""
         self._close(link)
         if self.ending:
             self._retire(link)
         elif link.served:
-            link.pause = 0
+            link.attempt.forget_pause()
             self.connect(link, now)
         else:
-            self._rest(link, now)
+            link.attempt.back_off(now)
 
     def search(self, now: int) -> None:
-        """Finds those that have been silent for too long, and those whose pause is over."""
+        """Ends connections that have been silent too long, and starts those whose pause is over."""
         for link in self.all:
             if link.state is State.OPEN:
                 if link.starts and now - link.quiet_since > self._timeout:
                     self.lose(link, "timed out", now)
             elif link.state is State.RESTING:
-                if now >= link.retry_at and not self.ending:
+                if now >= link.attempt.next_at and not self.ending:
                     self.connect(link, now)
-            elif now - link.since > self._connect_timeout:
+            elif now - link.attempt.since > self._connect_timeout:
                 self.connecting -= 1
                 self._failed(link, OSError(errno.ETIMEDOUT, ""), now)
 
@@ -136,7 +131,7 @@ class Links:
             self._close(link)
 
     def _came_up(self, link: Link, now: int, *, new: bool) -> None:
-        took = now - link.since
+        took = now - link.attempt.since
         tally = self._tally
         tally["connected"] += 1
         tally.connects[bucket(took)] += 1
@@ -149,23 +144,18 @@ class Links:
 
     def _failed(self, link: Link, error: OSError, now: int) -> None:
         self._close(link)
-        if error.errno == errno.EAGAIN and now - link.since < self._connect_timeout:
-            # A unix socket's queue is full, for which there is no event: unix(7) only lets blocking callers wait.
-            link.is_queued, link.retry_at = True, now
+        if error.errno == errno.EAGAIN and now - link.attempt.since < self._connect_timeout:
+            # The accept queue of a unix socket is full. No event reports room: unix(7) makes only blocking calls wait.
+            link.attempt.queue(now)
             return
         self._tally["errno"] = error.errno or 0
         self._tally[_CLASSES.get(error.errno or 0, "unreachable")] += 1
-        self._rest(link, now)
+        link.attempt.back_off(now)
 
     def _retire(self, link: Link) -> None:
         self.connecting -= link.state is State.CONNECTING
         self._close(link)
-        link.retry_at = UNLIMITED
-
-    def _rest(self, link: Link, now: int) -> None:
-        link.is_queued = False
-        link.pause = min(max(2 * link.pause, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-        link.retry_at = now + link.pause
+        link.attempt.give_up()
 
     def _close(self, link: Link) -> None:
         self.by_fd.pop(link.fd, None)

@@ -1,10 +1,11 @@
-"""The client loop of one process of a load test: epoll(7) over non-blocking sockets, tightly written.
+"""The client loop of one process of a load test: epoll(7) over non-blocking sockets, written for speed.
 
-A closed loop sends the next request when a reply has come. An open one sends what its schedule says
-is due, and counts each latency from the time when the request was due: one that had to wait because
-the server stalled has waited, so no slow moment is left out of the figures (coordinated omission).
-What happens is written into a `loadtally.Tally`; of processes, reports and who reads the tally it
-knows nothing. Connections are made and lost in `loadlinks`. Times are nanoseconds.
+A closed loop sends the next request when a reply has arrived. An open loop sends the requests that its schedule says
+are due, and counts each latency from the time when the request was due. If the server stalls and a request leaves
+late, its wait counts, so no slow moment is left out of the figures (coordinated omission).
+
+Results go into a `Tally`. The loop knows nothing about processes, reports or readers of the tally. `links` makes and
+loses the connections. Times are nanoseconds.
 """
 
 from __future__ import annotations
@@ -16,35 +17,36 @@ import time
 from enum import Enum, auto
 from typing import Final
 
+from forkd.cli.load.figures import LoopFigures
 from forkd.cli.load.link import ORDINARY, Link, State, Target
-from forkd.cli.load.links import SECOND, Links
+from forkd.cli.load.links import Links
 from forkd.cli.load.open_loop import Turns
-from forkd.cli.load.plan import UNLIMITED, LoadPlan, Share
+from forkd.cli.load.plan import SECOND, UNLIMITED, LoadPlan, Share
 from forkd.cli.load.schedule import EvenSchedule, RandomSchedule
 from forkd.cli.load.tally import Tally
 from forkd.errors import FramingError
 
 _TICK: Final = SECOND // 50
-# Received at once: so little that the interpreter has it at hand, until a reply turns out to be longer.
+# Bytes to receive at once: few enough for the interpreter's own small blocks, until a reply proves longer.
 _LITTLE: Final = 470
 _MUCH: Final = 65536
 
 
 class LoadPhase(Enum):
-    GATHERING = auto()  # connecting; no request is sent before every link has tried
+    GATHERING = auto()  # connecting; no request leaves before every link has tried
     WARMING = auto()
     COUNTING = auto()
-    DRAINING = auto()  # nothing is sent any more, replies are awaited
+    DRAINING = auto()  # all is sent; waiting for replies
     OVER = auto()
 
 
 class ClientLoop:
-    """One run over one share of a plan. The end of the file `leash` ends it at once."""
+    """One run of one share of a plan. End of file on `leash` ends it at once."""
 
     def __init__(self, plan: LoadPlan, share: Share, target: Target, tally: Tally, leash: int) -> None:
         self._plan = plan
-        self._share, self._tally = share, tally
-        # Early, so that its number is one that select(2) can wait for.
+        self._share = share
+        # Created early, so that its number is low enough for select(2).
         self._epoll = select.epoll()
         self._epoll.register(leash, select.EPOLLIN)
         self._links = Links(plan, share, target, tally, self._epoll)
@@ -54,18 +56,17 @@ class ClientLoop:
         self._chunk = _LITTLE
         self._turns: Turns | None = None  # an open loop's
         self._to_send = 0
-        self._since = UNLIMITED  # what was sent or due earlier does not count
-        self._answered = self._bytes_in = self._bytes_out = self._longest = self._last = 0
+        self._figures = LoopFigures(tally)
 
     def run(self) -> None:
-        """Does the share, to its end."""
+        """Runs the share to its end."""
         now = time.monotonic_ns()
         self._phase_end = now + int(self._plan.connect_timeout * SECOND)
         self._links.last_hope = now
         with self._epoll:
             for link in self._links.all:
                 self._links.connect(link, time.monotonic_ns())
-                self._serve(self._epoll.poll(0))  # or the first would seem to take as long as all of them
+                self._serve(self._epoll.poll(0))  # otherwise the first would seem to take as long as all of them
             while self._phase is not LoadPhase.OVER:
                 self._serve(self._wait(now))
                 now = time.monotonic_ns()
@@ -83,17 +84,18 @@ class ClientLoop:
         if self._turns is not None and self._to_send > 0 and (due := self._turns.next_time()) is not None:
             until = min(until, due)
             if (wait := until - time.monotonic_ns()) > 0:
-                # epoll_wait(2) counts in milliseconds, by which requests would be late; select(2) does not.
+                # epoll_wait(2) counts in whole milliseconds, which would make requests late; select(2) does not.
                 select.select((self._epoll,), (), (), wait / SECOND)
             return self._epoll.poll(0)
         return self._epoll.poll(max(0, until - now) / SECOND)
 
-    # What happens for every reply and every request; here each line counts.
+    # The code for every reply and every request, where each line counts.
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
-        links, by_fd, clock, latencies = self._links, self._links.by_fd, time.monotonic_ns, self._tally.latencies
-        since, answered, longest, received, chunk = self._since, 0, self._longest, 0, self._chunk
-        pipeline, is_closed = self._pipeline, self._turns is None
+        links, by_fd, clock = self._links, self._links.by_fd, time.monotonic_ns
+        figures, latencies = self._figures, self._figures.latencies
+        since, answered, longest, last, received = figures.since, 0, figures.longest, figures.last, 0
+        chunk, pipeline, is_closed = self._chunk, self._pipeline, self._turns is None
         for fd, what in events:
             link = by_fd.get(fd)
             if link is None:  # the leash
@@ -119,46 +121,46 @@ class ClientLoop:
             received += len(data)
             if len(data) == chunk:
                 chunk = self._chunk = _MUCH
-                link.watch(self._epoll, new=False)  # there may be more, of which no edge would tell
+                link.watch(self._epoll, new=False)  # there may be more, which no edge would report
             if not count:
                 continue
-            self._last = link.quiet_since = now
+            last = link.quiet_since = now
             link.served = True
             starts = link.starts
             if count > len(starts):
-                links.judge.wrong += count - len(starts)  # nobody had asked
+                links.judge.wrong += count - len(starts)  # replies to no request
                 count = len(starts)
             links.in_flight -= count
             while count:
                 start = starts.popleft()
                 together = 1
-                if count > 1 and starts[count - 2] == start:  # the times in it never fall
+                if count > 1 and starts[count - 2] == start:  # the times in it never decrease
                     together = count
                     for _ in range(count - 1):
                         starts.popleft()
                 count -= together
                 if start >= since:
                     took = now - start
-                    shift = took.bit_length() - 11  # loadtally.bucket, without the call
+                    shift = took.bit_length() - 11  # tally.bucket, without the call
                     latencies[(shift << 10) + (took >> shift) if shift > 0 else took] += together
                     answered += together
                     if took > longest:
                         longest = took
             room = pipeline - len(starts)
             if is_closed and link.left >= room > 0 and self._to_send >= room and not link.rest:
-                self._send(link, room, now)  # nearly always, and so without the detour
+                self._send(link, room, now)  # nearly always the case, so without the detour
                 if room == 1:
                     starts.append(now)
                 else:
                     starts.extend((now,) * room)
             else:
                 self._go_on(link, now)
-        self._answered += answered
-        self._bytes_in += received
-        self._longest = longest
+        figures.answered += answered
+        figures.bytes_in += received
+        figures.longest, figures.last = longest, last
 
     def _go_on(self, link: Link, now: int) -> None:
-        """A link that has room: a closed loop's sends, an open one's waits for a request that is due."""
+        """Uses a link that has room: in a closed loop it sends, in an open loop it waits for a request that is due."""
         room = self._pipeline - len(link.starts)
         if link.left < room:
             room = link.left
@@ -177,7 +179,7 @@ class ClientLoop:
             self._turns.offer(link)
 
     def _send(self, link: Link, count: int, now: int) -> None:
-        """Puts the next `count` requests of a link on their way, in one send; the caller notes when they started."""
+        """Sends the next `count` requests of a link in one call; the caller records when they started."""
         if self._batches:
             data = self._batches[count]
         else:
@@ -193,8 +195,8 @@ class ClientLoop:
         except BlockingIOError:
             sent = 0
         except OSError:
-            return  # the next receive tells why, after what had come before
-        self._bytes_out += sent
+            return  # the next receive reports why, after what had arrived before
+        self._figures.bytes_out += sent
         if sent < len(data):
             link.rest = data[sent:]
             link.watch(self._epoll, new=False)
@@ -205,15 +207,15 @@ class ClientLoop:
             link.starts.extend(due)
             self._go_on(link, now)
 
-    # What happens now and then.
+    # The code that runs now and then.
 
     def _is_to_receive(self, link: Link, what: int) -> bool:
-        """Does what else an event asks for; whether something is to be received, too."""
+        """Handles everything in an event but the data. Returns True if there is data to receive, too."""
         if link.state is State.CONNECTING:
             self._links.finish_connecting(link, time.monotonic_ns())
             return False
         if what & select.EPOLLRDHUP:
-            # The server's end came with its last reply: a request sent now would be cut short for no fault.
+            # The server's end came with its last reply: a request sent now would be cut short through no fault.
             link.left = 0
             link.watch(self._epoll, new=False, again=True)
         if what & select.EPOLLOUT and link.rest:
@@ -223,7 +225,7 @@ class ClientLoop:
     def _send_rest(self, link: Link) -> None:
         with contextlib.suppress(OSError):  # as in _send
             sent = link.transmit(link.rest)
-            self._bytes_out += sent
+            self._figures.bytes_out += sent
             link.rest = link.rest[sent:]
             if not link.rest:
                 link.watch(self._epoll, new=False)
@@ -262,7 +264,7 @@ class ClientLoop:
             at_random = self._plan.poisson
             schedule = RandomSchedule(begin, interval, random.Random()) if at_random else EvenSchedule(begin, interval)
             self._turns = Turns(schedule, self._pipeline)
-        self._last = now
+        self._figures.last = now
         if self._plan.warmup:
             self._phase, self._phase_end = LoadPhase.WARMING, now + int(self._plan.warmup * SECOND)
             self._to_send = UNLIMITED
@@ -273,32 +275,25 @@ class ClientLoop:
     def _start_counting(self, now: int) -> None:
         limit = self._plan.limit
         self._phase, self._phase_end = LoadPhase.COUNTING, UNLIMITED if limit is None else now + int(limit * SECOND)
-        # What was due in the warm-up and has still to leave takes nobody's place.
+        # Requests that were due in the warm-up but have not left yet come on top of the share.
         self._to_send = self._share.requests + (self._turns.overdue(now - 1) if self._turns else 0)
-        self._since = now
+        self._figures.since = now
         if self._plan.warmup:
-            self._answered = self._bytes_in = self._bytes_out = self._longest = self._links.judge.wrong = 0
-            self._tally.clear_requests()
+            self._links.judge.wrong = 0
+            self._figures.restart()
 
     def _stop_sending(self, now: int) -> None:
         if self._turns is not None:
-            self._tally["unsent"] = min(self._to_send, self._turns.overdue(self._phase_end - 1))
+            self._figures.tally["unsent"] = min(self._to_send, self._turns.overdue(self._phase_end - 1))
         self._to_send = 0
         self._links.finish_all(now)
-        self._last = now
+        self._figures.last = now
         self._phase, self._phase_end = LoadPhase.DRAINING, UNLIMITED
 
     def _is_hopeless(self, now: int) -> bool:
-        """Whether a test without an end in time has found nobody for so long that it would have none."""
-        deadline = max(self._links.last_hope, self._last) + 2 * self._plan.connect_timeout * SECOND
+        """True if a test without a time limit has reached no server for so long that it would never end."""
+        deadline = max(self._links.last_hope, self._figures.last) + 2 * self._plan.connect_timeout * SECOND
         return self._plan.limit is None and now > deadline and not self._links.is_any_open()
 
     def _publish(self, now: int) -> None:
-        tally = self._tally
-        tally["answered"], tally["longest"] = self._answered, self._longest
-        tally["bytes_in"], tally["bytes_out"] = self._bytes_in, self._bytes_out
-        tally["wrong"] = self._links.judge.wrong
-        if self._since != UNLIMITED:
-            tally["began"] = self._since
-            # After the last request, the time goes on until its reply only.
-            tally["ended"] = max(self._last, self._since) if self._to_send <= 0 else now
+        self._figures.publish(self._links.judge.wrong, now if self._to_send > 0 else None)

@@ -1,8 +1,8 @@
-"""How many replies there are in what arrived, and how many of them are wrong.
+"""Counts the replies in the bytes that arrived, and how many of them are wrong.
 
-Pure and quick: a `Counter` is called once a receive, by the loop of a load test (`loadloop`), with
-the bytes as they came. Where nothing is expected and the framing allows it, the replies are counted
-without being cut out. One counter serves one connection; all of a process share one `Judge`.
+Pure and quick: the loop of a load test (`loop`) calls a `Counter` once per receive, with the bytes as they came. If
+nothing is expected and the framing allows it, replies are counted without cutting them out. Each connection has its
+own counter; all counters of a process share one `Judge`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from forkd.serving.counted import Chunks, Fixed
 from forkd.serving.delimited import Delimited
 
 Counter: TypeAlias = Callable[[bytes], int]
-"""How many replies these bytes, the next of the stream, complete; FramingError if they break its rules."""
+"""Returns how many replies the next bytes of the stream complete. Raises FramingError if they break its rules."""
 
 
 class Judge:
-    """Makes the counters of a plan, and holds how many replies were `wrong` by all of them."""
+    """Makes the counters of a plan, and holds how many replies they found `wrong` in total."""
 
     __slots__ = ("_expected", "_framing", "_whole", "wrong")
 
@@ -29,12 +29,12 @@ class Judge:
         self.wrong = 0
         self._framing = plan.framing
         self._expected = [plan.expected(place) for place in range(len(plan.bodies))]
-        # Where every reply has to be the same, the bytes of a whole one can be compared uncut.
+        # If every reply must be the same, whole replies can be compared without cutting them out.
         only = self._expected[0] if len(set(self._expected)) == 1 else None
         self._whole = plan.framing.encode(only) if isinstance(only, bytes) else b""
 
     def counter(self, first: int = 0) -> Counter:
-        """A counter for a new connection, whose first request is the one at `first` of the plan's."""
+        """Returns a counter for a new connection, whose first request is the one at `first` of the plan."""
         framing = self._framing.copy()
         texts = [each for each in self._expected if isinstance(each, bytes)]
         if isinstance(framing, Chunks) and len(texts) == len(self._expected):
@@ -48,7 +48,7 @@ class Judge:
         return lambda data: len(framing.feed(data))
 
     def is_right(self, place: int, reply: bytes) -> bool:
-        """Whether a reply is what was expected for the request of that number, the plan's in turn."""
+        """True if a reply is what the request of that number expects, counting through the plan's in turn."""
         expected = self._expected[place % len(self._expected)]
         if isinstance(expected, re.Pattern):
             return expected.search(reply) is not None
@@ -56,7 +56,7 @@ class Judge:
 
 
 class _Cutter(Protocol):
-    """What is needed here of the framings of `serving.framings`."""
+    """The part of a framing that this room uses."""
 
     @property
     def pending(self) -> int: ...
@@ -65,7 +65,7 @@ class _Cutter(Protocol):
 
 
 class _Checked:
-    """Cuts the replies out and compares them, but for the usual case: whole replies, as they have to be."""
+    """Cuts out replies and compares them, except in the usual case, where whole, correct replies need no cutting."""
 
     __slots__ = ("_cutter", "_judge", "_place", "_whole")
 
@@ -91,7 +91,7 @@ class _Checked:
 
 
 class _Measured:
-    """Replies of one size, counted by it."""
+    """Counts replies of a fixed size."""
 
     __slots__ = ("_held", "_size")
 
@@ -105,7 +105,7 @@ class _Measured:
 
 
 class _Sizes:
-    """Cuts a stream without marks by the lengths of the replies that are expected, in turn."""
+    """Cuts a stream without marks by the lengths of the expected replies, in turn."""
 
     __slots__ = ("_held", "_sizes", "_turn")
 

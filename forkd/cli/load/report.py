@@ -1,7 +1,7 @@
-"""The figures of a load test: as a document, as a table, as a line that moves (rich, HdrHistogram).
+"""The figures of a load test as a document, a table and a live line (with rich and HdrHistogram).
 
-A document is what `--json` writes: seconds, bytes and counts, and the two histograms in HdrHistogram's
-own encoding, so that other tools can add and draw them. Nothing here opens a socket or a file.
+A document is what `--json` writes: seconds, bytes and counts, and the two histograms in HdrHistogram's own encoding,
+so that other tools can add and draw them. This room opens no socket or file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from hdrh.histogram import HdrHistogram
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -20,15 +19,15 @@ from rich.text import Text
 
 from forkd.cli.load.plan import LoadPlan
 from forkd.cli.load.tally import LONGEST, Tally, durations, total
+from forkd.cli.load.terminal import plain_console, plain_table
 from forkd.kernel.address import Address
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 99.99)
 _DIGITS: Final = 3
-_PIPE_WIDTH: Final = 1000
 
 
 class Moment(NamedTuple):
-    """What had been done after so many seconds."""
+    """The totals after this many seconds."""
 
     seconds: float
     requests: int
@@ -38,7 +37,7 @@ class Moment(NamedTuple):
 def document(
     plan: LoadPlan, address: Address, tally: Tally, timeline: Sequence[Moment], *, interrupted: bool = False
 ) -> dict[str, Any]:
-    """Everything about a test that has ended."""
+    """Returns everything about a finished test."""
     latency, connect = histogram(tally.latencies), histogram(tally.connects)
     seconds = tally.seconds
     return {
@@ -60,7 +59,7 @@ def document(
 
 
 def histogram(counts: memoryview) -> Any:
-    """The counts of a tally as an HdrHistogram of nanoseconds."""
+    """Returns the counts of a tally as an HdrHistogram of nanoseconds."""
     made = HdrHistogram(1, LONGEST, _DIGITS)
     for nanoseconds, count in durations(counts):
         made.record_value(nanoseconds, count)
@@ -68,9 +67,9 @@ def histogram(counts: memoryview) -> Any:
 
 
 def percentiles(made: Any, longest: int) -> dict[str, float | None]:
-    """Seconds at each percentile, "p50" to "max"; None where nothing was counted."""
+    """Returns the seconds at each percentile, "p50" to "max"; None if nothing was counted."""
     found = made.get_percentile_to_value_dict(PERCENTILES) if made.get_total_count() else {}
-    # A bucket's upper end may lie above the longest that was in it.
+    # The upper end of a bucket may lie above the longest duration in it.
     named: dict[str, float | None] = {
         f"p{each:g}": min(found[each], longest) / 1e9 if each in found else None for each in PERCENTILES
     }
@@ -78,22 +77,19 @@ def percentiles(made: Any, longest: int) -> dict[str, float | None]:
 
 
 def text(document: Mapping[str, Any]) -> str:
-    """The document as JSON."""
+    """Returns the document as JSON."""
     return json.dumps(document, indent=2) + "\n"
 
 
 def failures(document: Mapping[str, Any]) -> str:
-    """How many failures of which class there were, in words."""
-    told = [f"{count:,} {name.replace('_', ' ')}" for name, count in document["failures"].items() if count]
-    return f"failures: {', '.join(told)}" if told else "no failures"
+    """Describes how many failures of each class there were."""
+    counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in document["failures"].items() if count]
+    return f"failures: {', '.join(counts)}" if counts else "no failures"
 
 
 def show(document: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints a document for a person."""
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = _PIPE_WIDTH  # rich would take 80 columns and cut the tables to that
+    """Prints a document as text and tables."""
+    console = console or plain_console()
     plan = document["plan"]
     console.print(
         Text(
@@ -107,21 +103,23 @@ def show(document: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(_percentiles(document))
     console.print(Text(failures(document)))
     if why := document.get("connect_failure"):
-        console.print(Text(f"a connection that failed: {why}"))
+        console.print(Text(f"why a connection failed: {why}"))
     if document["unsent"]:
         console.print(
-            Text(f"{document['unsent']:,} requests were due and never sent: the rate of {plan['rate']:g} was not kept")
+            Text(
+                f"{document['unsent']:,} requests were due but never sent: the rate of {plan['rate']:g} was not reached"
+            )
         )
 
 
 @contextmanager
 def live(plan: LoadPlan, address: Address) -> Iterator[Callable[[Sequence[Tally]], None]]:
-    """Gives what shows the figures so far in one line of standard error, if that is a terminal."""
+    """Yields a function that shows the figures so far on one line of standard error, if that is a terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield lambda tallies: None
         return
-    # Drawn by the caller's clock and not by a thread of rich's own.
+    # The caller decides when to draw; rich must not start a thread for it.
     with Live(console=console, auto_refresh=False, transient=True) as line:
         last = Moment(0.0, 0, 0)
 
@@ -136,7 +134,7 @@ def live(plan: LoadPlan, address: Address) -> Iterator[Callable[[Sequence[Tally]
 
 
 def moving_line(tally: Tally, last: Moment, now: Moment, address: Address, plan: LoadPlan) -> Text:
-    """The figures so far, and the rate since the last time."""
+    """Returns the figures so far, and the rate since `last`."""
     if not now.seconds:
         return Text(f"{address}: {'warming up' if tally['connected'] else 'connecting'}", overflow="ellipsis")
     passed = now.seconds - last.seconds
@@ -144,12 +142,12 @@ def moving_line(tally: Tally, last: Moment, now: Moment, address: Address, plan:
     figures = percentiles(histogram(tally.latencies), tally["longest"])
     of = f" of {plan.limit:g}" if plan.limit else ""
     shown = "  ".join(f"{name} {duration(figures[name])}" for name in ("p50", "p99", "p99.9", "max"))
-    words = Text(f"{now.seconds:.1f}{of} s  {now.requests:,} requests  {rate:,.0f} a second  {shown}  ")
+    words = Text(f"{now.seconds:.1f}{of} s  {now.requests:,} requests  {rate:,.0f} per second  {shown}  ")
     return words.append(f"{now.failures:,} failures", "bold red" if now.failures else "")
 
 
 def duration(seconds: float | None) -> str:
-    """A time as short as a person reads it, with three digits."""
+    """Formats a time with three digits in a suitable unit."""
     if seconds is None:
         return "-"
     for unit, size in ("us", 1e-6), ("ms", 1e-3):
@@ -159,7 +157,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that suits."""
+    """Formats a number of bytes in a suitable unit."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1023.5:
             return f"{_three(count)} {unit}" if unit != "B" else f"{count:.0f} B"
@@ -168,7 +166,7 @@ def size(count: float) -> str:
 
 
 def _totals(document: Mapping[str, Any]) -> Table:
-    table = _table("", "total", "a second")
+    table = _table("", "total", "per second")
     seconds = document["seconds"] or 1.0
     for name, count in (("requests", document["requests"]), ("connections", document["connections"])):
         table.add_row(name, f"{count:,}", f"{count / seconds:,.1f}")
@@ -186,7 +184,7 @@ def _percentiles(document: Mapping[str, Any]) -> Table:
 
 
 def _table(first: str, *columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table(gap=2)
     table.add_column(first, min_width=12)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True, min_width=12)

@@ -1,4 +1,4 @@
-"""When the requests of an open loop are due."""
+"""Decides when the requests of an open loop are due."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """When each request of an open loop is due; times are nanoseconds of one clock."""
+    """When each request of an open loop is due. Times are nanoseconds of one clock."""
 
     def due(self, now: int) -> int:
-        """How many requests have been due by now."""
+        """Returns how many requests have been due by now."""
 
     def time(self, number: int) -> int:
-        """When the request of that number, from 0, is due; asked in the order of the numbers."""
+        """Returns when request `number`, counted from 0, is due; `number` must never decrease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class EvenSchedule:
 
 
 class RandomSchedule:
-    """A Poisson process: independent clients who know nothing of each other, one request in `interval` on the average.
+    """A Poisson process: independent clients, with one request per `interval` on average.
 
-    The sum of several such processes is one again, so each process of a test has its own.
+    The sum of several Poisson processes is one as well, so each process of a test has its own.
     """
 
     __slots__ = ("_ahead", "_chance", "_interval", "_last", "_passed")
@@ -46,7 +46,7 @@ class RandomSchedule:
         self._interval = interval
         self._chance = chance
         self._last = float(begin)
-        self._passed = 0  # how many times are no longer in `_ahead`, for nobody will ask for them again
+        self._passed = 0  # how many times have left `_ahead`, because they are not needed again
         self._ahead: deque[int] = deque()
         self._draw()
 

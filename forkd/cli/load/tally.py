@@ -1,8 +1,8 @@
-"""What a process of a load test counts: one row of 64-bit words, in memory that the first process shares.
+"""The counts of a process of a load test: one row of 64-bit words in memory shared with the first process.
 
-One writer a row; whoever reads it sees numbers that only grow. Durations are counted in the layout of
-HdrHistogram (lowest value 1 ns, three significant digits), one word a bucket, so that recording one
-is an addition and no pause is ever needed to hand them on. Who writes: `loadloop`. Who reads: `load`.
+Each row has one writer (`loop`), and its reader (`run`) sees numbers that only grow. Durations are counted in the
+layout of HdrHistogram (lowest value 1 ns, three significant digits), one word per bucket, so that recording one is an
+addition and passing them on takes no pause.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 FAILURES: Final = ("refused", "unreachable", "timed out", "reset", "cut short", "wrong")
-"""How a request can fail or, for the first three, a connection that was to carry some."""
+"""How a request can fail or, for the first three, a connection that should have carried some."""
 
 COUNTERS: Final = (
-    "answered",  # replies, the wrong ones too
+    "answered",  # replies, including wrong ones
     "bytes_in",
     "bytes_out",
     "connected",  # connections made
-    "unsent",  # requests that were due and not sent before the end
+    "unsent",  # requests that were due but not sent before the end
     *FAILURES,
 )
-_TIMES: Final = ("began", "ended")  # of what is counted, on the monotonic clock, nanoseconds; 0 for not yet
-_HIGHEST: Final = ("longest", "longest_connect", "errno")  # of the last failed connect(2)
+_TIMES: Final = ("began", "ended")  # of the counted part, in nanoseconds of the monotonic clock; 0 for not yet
+_HIGHEST: Final = ("longest", "longest_connect", "errno")  # errno is that of the last failed connect(2)
 _NAMES: Final = (*COUNTERS, *_TIMES, *_HIGHEST)
 
 LONGEST: Final = 10**15
-"""The longest duration there is a bucket for, in nanoseconds."""
+"""The longest duration that has a bucket, in nanoseconds."""
 
-# A value of up to 11 bits has a bucket of its own; above, its 11 highest bits say which.
+# A value of up to 11 bits has a bucket of its own; for larger ones, the 11 highest bits select the bucket.
 _DIGITS: Final = 11
 _HALF: Final = 1 << (_DIGITS - 1)
 BUCKETS: Final = (LONGEST.bit_length() - _DIGITS + 2) * _HALF
@@ -38,7 +38,7 @@ BYTES: Final = WORDS * 8
 
 
 class Tally:
-    """One row, or the sum of several. `latencies` and `connects` are counts by `bucket`."""
+    """One row, or the sum of several. `latencies` and `connects` are counts, indexed by `bucket`."""
 
     __slots__ = ("_words", "connects", "latencies")
 
@@ -63,11 +63,11 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """From the first request that counts to the last reply, or to the end of the test."""
+        """Seconds from the first request that counts to the last reply, or to the end of the test."""
         return max(0, self["ended"] - self["began"]) / 1e9 if self["began"] else 0.0
 
     def clear_requests(self) -> None:
-        """Forgets all but the connect times: what was before does not count."""
+        """Forgets everything but the connections: what came before does not count."""
         for name in _NAMES:
             if name not in ("connected", "longest_connect"):
                 self[name] = 0
@@ -75,7 +75,7 @@ class Tally:
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """The sum of rows, a snapshot of them."""
+    """Returns the sum of the rows, as a snapshot."""
     summed = Tally()
     rows = list(tallies)
     for name in COUNTERS:
@@ -92,13 +92,13 @@ def total(tallies: Iterable[Tally]) -> Tally:
 
 
 def bucket(nanoseconds: int) -> int:
-    """Where a duration is counted; `loadloop` has the same lines where it is quickest."""
+    """Returns the index of a duration's bucket; `loop` repeats these lines inline, for speed."""
     shift = nanoseconds.bit_length() - _DIGITS
     return (shift << (_DIGITS - 1)) + (nanoseconds >> shift) if shift > 0 else nanoseconds
 
 
 def durations(counts: memoryview) -> Iterator[tuple[int, int]]:
-    """Each duration that was counted, as the lowest of its bucket, and how often."""
+    """Yields each duration that was counted, as the lowest value of its bucket, and how often."""
     for place, count in _counted(counts):
         shift = max(0, (place >> (_DIGITS - 1)) - 1)
         yield (place - (shift << (_DIGITS - 1))) << shift, count
