@@ -12,13 +12,14 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from msgspec import Struct
 
 from forkd.errors import Exit
 from forkd.kernel import procfs
 from forkd.kernel.owned_file import OwnedFile
+from forkd.kernel.poller import Poller
 from forkd.kernel.sockopts import peer_credentials
 from forkd.kernel.unix_socket import bind_unix
 
@@ -50,14 +51,6 @@ class ControlEstate(Struct):
         return [self.socket.fileno(), *(caller.socket.fileno() for caller in self.callers)]
 
 
-class Wait(Protocol):
-    """The part of the master's wait that is needed here."""
-
-    def watch(self, fd: int, ready: Callable[[], None], *, writing: bool = False) -> None: ...
-
-    def unwatch(self, fd: int) -> None: ...
-
-
 def success(result: Any = None) -> dict[str, Any]:
     return {"ok": True, "result": result}
 
@@ -69,19 +62,19 @@ def failure(error: str, status: int = Exit.FAILED) -> dict[str, Any]:
 class ControlServer:
     """The listening end; `obey` is called with each command and what answers it."""
 
-    def __init__(self, path: str, wait: Wait, obey: Obey, left: ControlEstate | None = None) -> None:
+    def __init__(self, path: str, poller: Poller, obey: Obey, left: ControlEstate | None = None) -> None:
         self.socket = bind_unix(path, 0o600) if left is None else left.socket
         self.leaving = OwnedFile.at(path) if left is None else left.leaving
         self._path = path
-        self._wait = wait
+        self._poller = poller
         self._obey = obey
         self._clients: set[_Caller] = set()
         self._reserve = os.open(os.devnull, os.O_RDONLY)
         self.socket.setblocking(False)
-        wait.watch(self.socket.fileno(), self._accept)
+        poller.watch(self.socket.fileno(), self._accept)
         self.waiting: list[Answer] = []
         for caller in left.callers if left is not None else []:
-            client = _Caller(caller.socket, wait, obey, self._clients, caller)
+            client = _Caller(caller.socket, poller, obey, self._clients, caller)
             if caller.waits:
                 self.waiting.append(client.answer)
 
@@ -96,17 +89,17 @@ class ControlServer:
         self.leaving = OwnedFile.at(self._path)
         while self._let_in():
             pass  # they had called before the file went
-        self._wait.unwatch(self.socket.fileno())
+        self._poller.unwatch(self.socket.fileno())
         self.socket.close()
         self.socket = fresh
-        self._wait.watch(fresh.fileno(), self._accept)
+        self._poller.watch(fresh.fileno(), self._accept)
         return self.leaving
 
     def close(self) -> None:
         """Sends what is still to be said, as far as it goes, and removes the socket's file."""
         for client in list(self._clients):
             client.close()
-        self._wait.unwatch(self.socket.fileno())
+        self._poller.unwatch(self.socket.fileno())
         self.leaving.remove()
         self.socket.close()
         os.close(self._reserve)
@@ -126,7 +119,7 @@ class ControlServer:
         if len(self._clients) >= CLIENTS or not _trusted(sock):
             sock.close()
         else:
-            _Caller(sock, self._wait, self._obey, self._clients)
+            _Caller(sock, self._poller, self._obey, self._clients)
         return True
 
     def _turn_away(self) -> None:
@@ -144,21 +137,21 @@ class _Caller:
     def __init__(
         self,
         sock: socket.socket,
-        wait: Wait,
+        poller: Poller,
         obey: Obey,
         all_of_them: set[_Caller],
         left: CallerEstate | None = None,
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
-        self._wait = wait
+        self._poller = poller
         self._obey = obey
         self._all = all_of_them
         self._in = bytearray(b"" if left is None else left.said)
         self._out = bytearray(b"" if left is None else left.untold)
         self._open = True
         all_of_them.add(self)
-        wait.watch(sock.fileno(), self._ready, writing=bool(self._out))
+        poller.watch(sock.fileno(), self._ready, writing=bool(self._out))
 
     def leave(self, *, waits: bool) -> CallerEstate:
         return CallerEstate(self._socket, bytes(self._in), bytes(self._out), waits)
@@ -167,7 +160,7 @@ class _Caller:
         if self._open:
             self._open = False
             self._all.discard(self)
-            self._wait.unwatch(self._socket.fileno())
+            self._poller.unwatch(self._socket.fileno())
             self._socket.close()
 
     def _ready(self) -> None:
@@ -213,7 +206,7 @@ class _Caller:
         except OSError:
             self.close()
             return
-        self._wait.watch(self._socket.fileno(), self._ready, writing=bool(self._out))
+        self._poller.watch(self._socket.fileno(), self._ready, writing=bool(self._out))
 
 
 def _trusted(sock: socket.socket) -> bool:
