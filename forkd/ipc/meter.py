@@ -30,24 +30,20 @@ from forkd.ipc.scoreboard import (
     STATE,
 )
 
-_PEER = struct.Struct(f"=Q{PEER_BYTES}s")
-
-_REQUEST = struct.Struct(f"Q{REQUEST_BYTES}s")
+_PEER: Final = struct.Struct(f"=Q{PEER_BYTES}s")
+_REQUEST: Final = struct.Struct(f"Q{REQUEST_BYTES}s")
 
 IN_HAND: Final = struct.Struct(f"{_PEER.size}sQQQ{REQUEST_BYTES}s")
 """At PEER: the peer (`peer_record`), since when, how many requests before it, its size and one, its first bytes."""
-
 IN_HAND_AT: Final = PEER * 8
 
 DONE: Final = struct.Struct("QQ")
 """At BUSY_SINCE: that no request is in hand, and how many there were."""
-
 DONE_AT: Final = BUSY_SINCE * 8
 
 # Durations are counted log-linearly: one bucket for all under 1024 ns, then eight to each octave, so
 # that a bucket is at most an eighth (12.5 %) wide; 31 octaves reach 36 minutes.
-_LINEAR_BITS = 10
-
+_LINEAR_BITS: Final = 10
 LEAST_NS: Final = 1 << _LINEAR_BITS
 
 
@@ -75,9 +71,7 @@ def bucket_top(place: int) -> int:
 
 # The words of most durations, those under 131 us, looked up instead of reckoned at every request.
 COMMON_NS: Final = 1 << 17
-
 COMMON_SHIFT: Final = _LINEAR_BITS - 3
-
 COMMON: Final = tuple(HISTOGRAM + bucket(step << COMMON_SHIFT) for step in range(COMMON_NS >> COMMON_SHIFT))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from forkd.errors import AddressError
 
@@ -18,8 +18,8 @@ Kind = Literal["tcp", "unix", "systemd"]
 WILDCARD = "*"
 """The host of an address that means every IPv4 and every IPv6 address of the machine."""
 
-# sun_path of unix(7) holds 108 bytes, the last of them a NUL for a path in the file system.
-_UNIX_PATH_BYTES = 107
+UNIX_PATH_BYTES: Final = 107
+"""The longest path of a unix socket: sun_path of unix(7) without the NUL at its end."""
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
 _FORMS = "HOST:PORT, [IPV6]:PORT, *:PORT, unix:/PATH, unix:@NAME or systemd:NAME"
@@ -81,8 +81,8 @@ def _parse_unix(text: str) -> Address:
         raise AddressError(f"{text!r} is no unix address: write unix:/PATH, from the root, or unix:@NAME")
     if "\0" in path:
         raise AddressError(f"{text!r} holds a NUL character")
-    if len(path.encode(errors="surrogateescape")) > _UNIX_PATH_BYTES:
-        raise AddressError(f"{text!r} is longer than the {_UNIX_PATH_BYTES} bytes that unix(7) allows")
+    if len(path.encode(errors="surrogateescape")) > UNIX_PATH_BYTES:
+        raise AddressError(f"{text!r} is longer than the {UNIX_PATH_BYTES} bytes that unix(7) allows")
     return Address(path, 0, "unix")
 
 

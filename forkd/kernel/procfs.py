@@ -6,6 +6,8 @@ import os
 from collections.abc import Set
 from typing import Final
 
+_FRESH: Final = 1.0  # seconds between two looks at the count: a death is reported at most two of them after the kill
+
 
 def has_terminal() -> bool:
     """Whether this process has a controlling terminal (tty(4)), which sends it signals of its own."""
@@ -74,9 +76,6 @@ def resident(pid: int) -> int:
 def own_memory() -> int:
     """Bytes of memory that this process has resident."""
     return resident(os.getpid())
-
-
-_FRESH: Final = 1.0  # seconds between two looks: a death is told at most two of them after the kill
 
 
 class OomWatch:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PATH_BYTES = 107  # sun_path of unix(7), less the NUL at its end
+from forkd.kernel.address import UNIX_PATH_BYTES
 
 
 def bind_unix(
@@ -22,12 +22,12 @@ def bind_unix(
     rights or not yet listening. A stale socket at `path` is replaced, anything else refused; with
     `replace`, what stands there is the caller's.
     """
-    if len(os.fsencode(path)) > _PATH_BYTES:  # it could be renamed there, but nobody could connect
-        raise OSError(errno.ENAMETOOLONG, f"the path is longer than the {_PATH_BYTES} bytes that unix(7) allows")
+    if len(os.fsencode(path)) > UNIX_PATH_BYTES:  # it could be renamed there, but nobody could connect
+        raise OSError(errno.ENAMETOOLONG, f"the path is longer than the {UNIX_PATH_BYTES} bytes that unix(7) allows")
     if not replace:
         _refuse_occupied(path)
     beside = f"{path}.{os.getpid()}"
-    if len(os.fsencode(beside)) > _PATH_BYTES:
+    if len(os.fsencode(beside)) > UNIX_PATH_BYTES:
         beside = str(Path(path).parent / f".{os.getpid()}")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

@@ -26,7 +26,7 @@ from forkd.log.write import open_pipe, put
 _T = TypeVar("_T")
 
 _LOGGER: Final = logging.getLogger("forkd")
-_STANDARD_ERROR: Final = 2
+STANDARD_ERROR: Final = 2
 _REST_SECONDS: Final = 0.1  # for what is left of a record longer than there was room for
 
 
@@ -95,7 +95,7 @@ def standard_error() -> int:
     A pipe is opened anew, so that a write to it never waits and its other users notice nothing.
     """
     try:
-        return open_pipe(_STANDARD_ERROR) or os.dup(_STANDARD_ERROR)
+        return open_pipe(STANDARD_ERROR) or os.dup(STANDARD_ERROR)
     except OSError:
         return os.open(os.devnull, os.O_WRONLY)
 
@@ -114,7 +114,7 @@ def marked(level: str, text: str) -> str:
     """The text as it is to stand on standard error: each line with its priority, where the journal reads it."""
     to = journal.found()
     with suppress(OSError):
-        if to is not None and to.is_at(_STANDARD_ERROR):
+        if to is not None and to.is_at(STANDARD_ERROR):
             return prefixed(text, priority(logging.getLevelNamesMapping()[level.upper()]))
     return text
 
@@ -207,12 +207,12 @@ class _Descriptor(logging.Handler):
                 path = os.readlink(f"/proc/self/fd/{self.fd}")  # noqa: PTH115
                 why = f"records are lost: the log file {path} cannot be written: {self._why}"
                 line = self.format(_report(logging.ERROR, why))
-                put(_STANDARD_ERROR, f"{line}\n".encode(errors="backslashreplace"))
+                put(STANDARD_ERROR, f"{line}\n".encode(errors="backslashreplace"))
                 self._mark(os.getpid())
 
     def _has_other_way(self) -> bool:
         file = os.fstat(self.fd)
-        return stat.S_ISREG(file.st_mode) and not os.path.samestat(file, os.fstat(_STANDARD_ERROR))
+        return stat.S_ISREG(file.st_mode) and not os.path.samestat(file, os.fstat(STANDARD_ERROR))
 
     def _mark(self, pid: int) -> None:
         """Notes which process has told, 0 for none, where all that inherited the log file find it.
