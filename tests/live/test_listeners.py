@@ -224,7 +224,7 @@ def test_a_live_unix_socket_is_refused_and_keeps_its_file(forkd: Forkd, folder: 
 def test_a_regular_file_in_the_way_is_refused_and_kept(forkd: Forkd, folder: Path) -> None:
     path = folder / "echo"
     path.write_text("precious")
-    check_refused(forkd(file=service(f'"unix:{path}"')), f"unix:{path}", "something that is no socket stands there")
+    check_refused(forkd(file=service(f'"unix:{path}"')), f"unix:{path}", "the file there is not a socket")
     assert path.read_text() == "precious"
     assert [each.name for each in folder.iterdir()] == ["echo"]
 

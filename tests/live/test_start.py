@@ -410,7 +410,7 @@ def test_a_link_in_its_place_is_not_followed(host: Host) -> None:
     victim.write_text("precious\n")
     host.pidfile.symlink_to(victim)
     done = host.forkd("start", "forkd.toml", status=Exit.FAILED)
-    assert f"cannot write the pid file {host.pidfile}: it is a symbolic link" in done.stderr
+    assert f"cannot write the PID file {host.pidfile}: it is a symbolic link" in done.stderr
     assert victim.read_text() == "precious\n"
     assert host.pidfile.is_symlink()
     host.pidfile.unlink()
