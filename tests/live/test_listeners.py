@@ -271,7 +271,7 @@ def test_what_was_opened_before_a_refusal_is_put_away(forkd: Forkd, folder: Path
 
 def test_an_address_of_another_machine_is_refused(forkd: Forkd) -> None:
     server = forkd("small:ends", listen="192.0.2.1:0")
-    check_refused(server, "192.0.2.1:0", "192.0.2.1 is no address of this machine")
+    check_refused(server, "192.0.2.1:0", "192.0.2.1 is not an address of this machine")
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid"])

@@ -15,7 +15,7 @@ def test_who_is_not_started_by_systemd_kills_nobody() -> None:
         for told in (None, "1", str(os.getpid())):  # a number that was inherited, if any
             environment = {name: value for name, value in os.environ.items() if name != "SYSTEMD_EXEC_PID"}
             environment |= {"PYTHONPATH": str(ROOT)} | ({"SYSTEMD_EXEC_PID": told} if told else {})
-            code = "from forkd import strays; strays.end()"
+            code = "from forkd.systemd import strays; strays.end()"
             assert (
                 subprocess.run([sys.executable, "-c", code], env=environment, timeout=20, check=False).returncode == 0
             )
