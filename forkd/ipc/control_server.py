@@ -1,8 +1,8 @@
-"""The control socket: commands to a running forkd, one JSON object a line, in the master's own wait.
+"""The control socket: commands to a running forkd, one JSON object per line, served in the master's own wait.
 
 A request is `{"command": NAME, ...}`, an answer `{"ok": true, "result": ...}` or
-`{"ok": false, "error": TEXT, "status": EXIT}`. How a command is done is the master's affair; an
-answer may come later, and meanwhile others are served. Only root and the master's own user are heard.
+`{"ok": false, "error": TEXT, "status": EXIT}`. The master performs the command; its answer may come later, and
+other callers are served until then. Only root and the master's own user are accepted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Obey = Callable[[dict[str, Any], Answer], None]
 
 
 class CallerEstate(Struct):
-    """A caller as it is handed on: what it has begun to say, what it has still to be told, and whether it waits."""
+    """A caller as it is handed on: the line it has begun, what is still to be sent to it, and whether it waits."""
 
     socket: socket.socket
     said: bytes
@@ -40,7 +40,7 @@ class CallerEstate(Struct):
 
 
 class ControlEstate(Struct):
-    """A control socket as one program leaves it to the next."""
+    """A control socket as one program passes it to the next."""
 
     path: str
     socket: socket.socket
@@ -60,7 +60,7 @@ def failure(error: str, status: int = Exit.FAILED) -> dict[str, Any]:
 
 
 class ControlServer:
-    """The listening end; `obey` is called with each command and what answers it."""
+    """The listening end. `obey` is called with each command and the function that answers it."""
 
     def __init__(self, path: str, poller: Poller, obey: Obey, left: ControlEstate | None = None) -> None:
         self.socket = bind_unix(path, 0o600) if left is None else left.socket
@@ -79,16 +79,16 @@ class ControlServer:
                 self.waiting.append(client.answer)
 
     def leave(self, waiting: Sequence[Answer]) -> ControlEstate:
-        """All of it, for the program that takes our place; those in `waiting` are still to be answered."""
+        """Hands everything to the program that takes our place; callers in `waiting` still need an answer."""
         callers = [client.leave(waits=client.answer in waiting) for client in self._clients]
         return ControlEstate(self._path, self.socket, self.leaving, callers)
 
     def reopen(self) -> OwnedFile:
-        """Makes the socket anew, whose file has gone; callers keep their connections. OSError: all is as it was."""
+        """Replaces a socket whose file is gone; callers keep their connections. On OSError nothing has changed."""
         fresh = bind_unix(self._path, 0o600)
         self.leaving = OwnedFile.at(self._path)
         while self._let_in():
-            pass  # they had called before the file went
+            pass  # they connected before the file was removed
         self._poller.unwatch(self.socket.fileno())
         self.socket.close()
         self.socket = fresh
@@ -96,7 +96,7 @@ class ControlServer:
         return self.leaving
 
     def close(self) -> None:
-        """Sends what is still to be said, as far as it goes, and removes the socket's file."""
+        """Closes every connection and removes the socket's file."""
         for client in list(self._clients):
             client.close()
         self._poller.unwatch(self.socket.fileno())
@@ -108,7 +108,7 @@ class ControlServer:
         self._let_in()
 
     def _let_in(self) -> bool:
-        """Accepts one caller; False when there is none, or no descriptor for it."""
+        """Accepts one caller; False if there is none, or no descriptor for it."""
         try:
             sock, _ = self.socket.accept()
         except BlockingIOError:
@@ -123,7 +123,7 @@ class ControlServer:
         return True
 
     def _turn_away(self) -> None:
-        """Lets a caller in by the descriptor held in reserve, and go: without one left, it would wake us for ever."""
+        """Accepts a caller with the reserve descriptor and closes it: left in the queue, it would keep waking us."""
         os.close(self._reserve)
         with suppress(OSError):
             sock, _ = self.socket.accept()
@@ -132,7 +132,7 @@ class ControlServer:
 
 
 class _Caller:
-    """One caller: the lines it sends, and the answers that wait for it to read."""
+    """One caller: the lines it sends, and the answers that it has not read yet."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class _Caller:
         if isinstance(command, dict) and all(isinstance(value, str | int) for value in command.values()):
             self._obey(command, self.answer)
         else:
-            self.answer(failure("a command is one JSON object a line, of texts and numbers", Exit.USAGE))
+            self.answer(failure("a command is one JSON object per line, of strings and numbers", Exit.USAGE))
 
     def answer(self, answer: dict[str, Any]) -> None:
         if self._open:
@@ -210,6 +210,6 @@ class _Caller:
 
 
 def _trusted(sock: socket.socket) -> bool:
-    """Whether the caller is root, or our own user and no process of an application, which may run as that, too."""
+    """Whether the caller is root, or our own user and not a process of an application that runs as the same user."""
     pid, uid = peer_credentials(sock)
     return uid == 0 or (uid == os.geteuid() and not procfs.may_descend(pid))

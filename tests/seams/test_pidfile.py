@@ -99,7 +99,7 @@ def test_a_living_process_has_it(path: Path) -> None:
             assert holder(path) == first.pid
             for _ in range(2):  # and looking takes nothing away from it
                 with pytest.raises(
-                    RunsAlreadyError, match=f"^runs already, as process {first.pid}: .*{path}"
+                    RunsAlreadyError, match=f"^already running as process {first.pid}: .*{path}"
                 ) as refused:
                     claim(path)
                 assert refused.value.pid == first.pid
@@ -282,4 +282,4 @@ def test_it_stands_beside_the_control_socket_where_none_is_named() -> None:
 
 
 def test_a_process_that_cannot_be_seen_is_told_of_all_the_same() -> None:
-    assert str(RunsAlreadyError(0, "why")) == "runs already, as a process that is not seen here: why"
+    assert str(RunsAlreadyError(0, "why")) == "already running as a process that cannot be seen from here: why"
