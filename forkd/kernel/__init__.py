@@ -1,4 +1,4 @@
-"""What Linux does, one trap a room. Nothing here knows about services, workers or settings.
+"""What Linux does, one trap per room. Nothing here knows about services, workers or settings.
 
 accounts     users and groups: who a process should run as
 address      addresses as people write them and as the kernel reports them

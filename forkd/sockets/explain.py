@@ -45,7 +45,7 @@ _UNIX: Final[_Meanings] = {
     errno.EPROTOTYPE: "the socket is not a stream socket; is the path right?",
     errno.EACCES: "you may not write to the socket or enter its folder; look at namei -l",
     errno.EPERM: "a security policy prohibits it; look at the kernel's log",
-    # A full queue of a unix listener blocks connect(2), and the socket's send timeout ends that.
+    # A unix listener's full accept queue blocks connect(2) until the socket's send timeout.
     errno.EAGAIN: "the server's accept queue is full and it accepted no one {within}; is it stuck?",
 }
 

@@ -51,7 +51,7 @@ class Listener(Struct):
         if self.socket.family != socket.AF_INET6:
             return self.socket.family == socket.AF_INET
         only = self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-        return not only and ("." in self.bound.host or self.bound.host in (WILDCARD, "::"))  # IPv4 as RFC 4291 maps it
+        return not only and ("." in self.bound.host or self.bound.host in (WILDCARD, "::"))  # mapped IPv4 (RFC 4291)
 
     def close_tap(self) -> None:
         """Lets no new client in; those in the accept queue are still to be served."""

@@ -286,7 +286,7 @@ def test_a_port_for_root_is_refused_to_others(folder: Path) -> None:
         pytest.skip("here every port is free for everybody (net.ipv4.ip_unprivileged_port_start)")
     arguments = ["small:ends", "--listen", "127.0.0.1:7", "--set", f"path={HANDLERS}"]
     with running(arguments, folder, program=[*POWERLESS, *FORKD]) as server:
-        check_refused(server, "127.0.0.1:7", "port 7 is for root", "CAP_NET_BIND_SERVICE", name="ends")
+        check_refused(server, "127.0.0.1:7", "port 7 needs root", "CAP_NET_BIND_SERVICE", name="ends")
 
 
 def test_a_folder_of_somebody_else_is_refused(folder: Path) -> None:

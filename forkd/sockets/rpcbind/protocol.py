@@ -59,8 +59,8 @@ Script: TypeAlias = Generator[Ask, int, str]
 
 def call(number: int, procedure: Procedure, mapping: Mapping) -> bytes:
     """Encodes a call for a stream; its reply will have the same number."""
-    nobody = (0, 0, 0, 0)  # the flavour and the length of credentials and verifier: none
-    words = (number, 0, _RPC, _PROGRAM, _VERSION, procedure, *nobody, *mapping[:2], _TCP, mapping.port)
+    no_one = (0, 0, 0, 0)  # flavour and length of the credentials and of the verifier: none
+    words = (number, 0, _RPC, _PROGRAM, _VERSION, procedure, *no_one, *mapping[:2], _TCP, mapping.port)
     return struct.pack(f">I{len(words)}I", _LAST | 4 * len(words), *words)
 
 
@@ -117,7 +117,7 @@ def register(mapping: Mapping, stale: Callable[[int], bool]) -> Script:
         if (yield Procedure.SET, mapping):
             return ""
         port = yield Procedure.GETPORT, mapping
-        if port == mapping.port:  # RFC 1833 refuses to set what is set; rpcbind does not
+        if port == mapping.port:  # RFC 1833 refuses SET for an existing mapping; rpcbind does not
             return ""
         if port and not stale(port):
             return f"another server is registered, on port {port} (rpcinfo -p shows it)"

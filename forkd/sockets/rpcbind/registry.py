@@ -34,9 +34,9 @@ class Registry:
     `due` is the time of the next look, `talk` the conversation under way, if any.
     """
 
-    def __init__(self, wait: Poller, ways: Sequence[Way] = WAYS) -> None:
+    def __init__(self, poller: Poller, ways: Sequence[Way] = WAYS) -> None:
         self.due = float("inf")
-        self._wait = wait
+        self._poller = poller
         self._ways = ways
         self._wanted: dict[str, Mapping] = {}
         self._owed: list[Mapping] = []  # to be withdrawn
@@ -99,7 +99,7 @@ class Registry:
             self._failed(f"{error.strerror or error}")
             return
         self.due = now + PATIENCE
-        self._wait.watch(self.talk.sock.fileno(), self._go_on, writing=not self.talk.connected)
+        self._poller.watch(self.talk.sock.fileno(), self._go_on, writing=not self.talk.connected)
 
     def _go_on(self) -> None:
         talk = self.talk
@@ -116,13 +116,13 @@ class Registry:
             self._told.pop("", None)
         elif talk.number != before:  # it has answered, so the time limit starts again
             self.due = monotonic() + PATIENCE
-            self._wait.watch(talk.sock.fileno(), self._go_on)
+            self._poller.watch(talk.sock.fileno(), self._go_on)
 
     def _end(self) -> None:
         """Ends the conversation under way; the next look comes after the usual time."""
         if self.talk is not None:
             talk, self.talk = self.talk, None
-            self._wait.unwatch(talk.sock.fileno())
+            self._poller.unwatch(talk.sock.fileno())
             talk.sock.close()
         self.due = monotonic() + LOOK if self._wanted else float("inf")
 
