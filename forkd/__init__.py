@@ -1,6 +1,6 @@
 """forkd turns a Python function into a TCP service with preforked workers.
 
-The public names; all else in this package is internal, `forkd.testing` and `forkd.services` apart.
+These are the public names. Everything else in this package is internal, except `forkd.testing` and `forkd.services`.
 """
 
 from forkd.errors import DeadlineError, FramingError, OverLimit, PeerGone, Truncated

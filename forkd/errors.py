@@ -1,8 +1,8 @@
-"""Every exception of forkd's own, and the exit status each one ends the program with.
+"""forkd's exceptions, and the exit status that each one ends the program with.
 
-One table serves three readers: `cli` turns an error into an exit status, the master reads a
-worker's status through it, and the README and the manual print it. The numbers above 63 are those of
-sysexits(3), so that a unit file can say `RestartPreventExitStatus=78`.
+One table has three readers: `cli` turns an error into an exit status, the master looks up a worker's status in it,
+and the README and the manual print it. The numbers above 63 are those of sysexits(3), so that a unit file can say
+`RestartPreventExitStatus=78`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 
 class Exit(IntEnum):
-    """Exit statuses of the forkd program (contract of the command line)."""
+    """Exit statuses of the forkd program, part of its public interface."""
 
     DONE = 0
     FAILED = 1
@@ -28,18 +28,18 @@ class Exit(IntEnum):
 MEANINGS: Final = {
     Exit.DONE: "done",
     Exit.FAILED: "failed",
-    Exit.USAGE: "wrong usage",
-    Exit.UNREACHABLE: "nothing answers there: refused, unreachable, no forkd running",
+    Exit.USAGE: "usage error",
+    Exit.UNREACHABLE: "no answer: connection refused, host unreachable, or no forkd running",
     Exit.TIMED_OUT: "timed out",
-    Exit.BROKEN_OFF: "the other side broke off",
-    Exit.CONFIG: "wrong configuration",
+    Exit.BROKEN_OFF: "the other side broke the connection",
+    Exit.CONFIG: "configuration error",
 }
 
 
 class ForkdError(Exception):
-    """Something a person has to be told: the text is the whole message, the class its status.
+    """An error to report to a person: the text is the whole message, the class gives the exit status.
 
-    `cause` is the kernel's reason, 0 where it has none (errno(3)).
+    `cause` is the kernel's reason (errno(3)), 0 if there is none.
     """
 
     exit_status: Exit = Exit.FAILED
@@ -47,13 +47,13 @@ class ForkdError(Exception):
 
 
 class UsageError(ForkdError):
-    """The command line asks for something that makes no sense."""
+    """The command line asks for something impossible."""
 
     exit_status = Exit.USAGE
 
 
 class Problem(NamedTuple):
-    """One mistake in the settings: where it stands and what is wrong with it."""
+    """One mistake in the settings: where it is, and what is wrong."""
 
     file: str
     line: int
@@ -77,7 +77,7 @@ class ConfigError(ForkdError):
 
 
 class AddressError(ForkdError, ValueError):
-    """A text that is no address in the sense of `kernel.address`."""
+    """A text that is not an address as `kernel.address` reads them."""
 
     exit_status = Exit.USAGE
 
@@ -91,44 +91,44 @@ class ListenError(ForkdError):
 
 
 class BootError(ForkdError):
-    """An application, a fork server or a worker did not come up; the text says which and why."""
+    """An application, a fork server or a worker did not start; the text says which and why."""
 
 
 class ControlError(ForkdError):
-    """A command to a running forkd was refused or failed there; the text is its answer."""
+    """A running forkd refused a command or failed at it; the text is its answer."""
 
 
 class RunsAlreadyError(ForkdError):
-    """Another forkd has the place that a new one would take. `pid` is 0 where its number cannot be seen."""
+    """Another forkd runs where a new one would start. `pid` is 0 if its PID cannot be seen from here."""
 
     def __init__(self, pid: int, how: str) -> None:
         self.pid = pid
-        who = f"process {pid}" if pid else "a process that is not seen here"
-        super().__init__(f"runs already, as {who}: {how}")
+        who = f"process {pid}" if pid else "a process that cannot be seen from here"
+        super().__init__(f"already running as {who}: {how}")
 
 
 class UnreachableError(ForkdError):
-    """Nothing answers at that address."""
+    """Nothing answers at an address."""
 
     exit_status = Exit.UNREACHABLE
 
 
 class TimedOutError(ForkdError):
-    """An answer did not come in time."""
+    """An answer did not arrive in time."""
 
     exit_status = Exit.TIMED_OUT
 
 
 class BrokenOffError(ForkdError):
-    """The other side broke the connection off."""
+    """The other side broke the connection."""
 
     exit_status = Exit.BROKEN_OFF
 
 
 class FramingError(ForkdError):
-    """A peer's bytes break the rules of its framing; the connection ends.
+    """A peer's bytes break the rules of the framing; the connection ends.
 
-    `requests` are those that were complete before the break: they are still answered.
+    `requests` are those that were complete before: they are still answered.
     """
 
     def __init__(self, message: str, requests: Sequence[object] = ()) -> None:
@@ -145,9 +145,9 @@ class Truncated(FramingError):
 
 
 class DeadlineError(ForkdError, TimeoutError):
-    """The peer was silent (`idle`), slow with a request (`read`) or slow to take a reply (`write`).
+    """The peer was silent (`idle`), slow to send a request (`read`) or slow to take a reply (`write`).
 
-    Or the handler, one that is awaited, was slow itself (`request`).
+    Or the handler, a coroutine, was slow itself (`request`).
     """
 
     def __init__(self, what: str, seconds: float) -> None:
@@ -156,13 +156,13 @@ class DeadlineError(ForkdError, TimeoutError):
 
 
 class PeerGone(ForkdError, ConnectionError):
-    """The peer broke the connection off (reset, or gone while a reply was on its way)."""
+    """The peer broke the connection: it was reset, or closed while a reply was on its way."""
 
     @classmethod
     def by(cls, error: OSError) -> PeerGone:
-        """What an error of the connection's socket means."""
-        return cls(f"the client broke off: {error.strerror}")
+        """Makes the exception for an error of the connection's socket."""
+        return cls(f"the client broke the connection: {error.strerror}")
 
 
 class WorkerLeaves(ForkdError):
-    """The worker leaves, and the peer has nothing under way: internal, never seen by a handler."""
+    """The worker leaves while the peer has no request under way. Internal: no handler sees it."""

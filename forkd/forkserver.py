@@ -1,4 +1,4 @@
-"""For a master of the release before, which starts its fork servers by this name."""
+"""The old name of `workers.fork_server`, by which a master of the previous release starts its fork servers."""
 
 from forkd.workers.fork_server import main
 

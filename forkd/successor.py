@@ -1,4 +1,4 @@
-"""For a master of the release before, which hands over to this name at an upgrade."""
+"""The old name of `master.successor`, to which a master of the previous release hands over in an upgrade."""
 
 from forkd.master.successor import main, rehearse
 

@@ -25,7 +25,6 @@ from forkd.lifecycle.events import Ended
 from forkd.log import log
 
 UMASK: Final = 0o022
-_STANDARD_ERROR: Final = 2
 _PIECE: Final = 4000  # characters; in any encoding they fit into one message
 _STOPPED: Final = "it was stopped before it was ready"
 
@@ -210,5 +209,5 @@ class _StartWait:
         """Passes on what was logged; returns False at the end."""
         data = os.read(self._records, 65536)
         with suppress(OSError):
-            os.write(_STANDARD_ERROR, data)
+            os.write(log.STANDARD_ERROR, data)
         return bool(data)

@@ -14,10 +14,10 @@ _CONNECT_SECONDS: Final = 5.0
 
 
 def ask(path: Path, command: dict[str, Any], timeout: float | None = None) -> Any:
-    """Sends one command to the forkd whose control socket is at `path`; gives the result.
+    """Sends one command to the forkd whose control socket is at `path`; returns the result.
 
-    Raises ControlError with the answer of a command that failed, UnreachableError when no forkd
-    is there, TimedOutError after `timeout` seconds.
+    Raises ControlError with the answer to a command that failed, UnreachableError if no forkd is there,
+    BrokenOffError if it ends before it answers, TimedOutError after `timeout` seconds.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -33,7 +33,7 @@ def ask(path: Path, command: dict[str, Any], timeout: float | None = None) -> An
     except TimeoutError:
         raise TimedOutError(f"no answer from the forkd at {path} within {timeout:g} s") from None
     except OSError as error:
-        raise BrokenOffError(f"the forkd at {path} broke off: {error.strerror or error}") from None
+        raise BrokenOffError(f"the forkd at {path} broke the connection: {error.strerror or error}") from None
     if not line.endswith(b"\n"):
         raise BrokenOffError(f"the forkd at {path} ended before it answered")
     try:
@@ -43,15 +43,15 @@ def ask(path: Path, command: dict[str, Any], timeout: float | None = None) -> An
         refused = ControlError(answer["error"])
         refused.exit_status = Exit(answer["status"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise ControlError(f"what answers at {path} is no forkd") from None
+        raise ControlError(f"the program that answers at {path} is not forkd") from None
     raise refused
 
 
 def listening_process(path: Path) -> int | None:
-    """The process that listens at `path`, None if none does; 0 for one that cannot be seen from here.
+    """Returns the PID of the process that listens at `path`; None if none does.
 
-    It is whoever called listen(2), as the kernel has noted it (unix(7), SO_PEERCRED). Raises UnreachableError
-    where it is not for us to know.
+    0 if it is in a PID namespace that we cannot see. It is the process that called listen(2), as the kernel recorded
+    it (unix(7), SO_PEERCRED). Raises UnreachableError if the socket is another user's.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -66,4 +66,4 @@ def listening_process(path: Path) -> int | None:
 
 
 def _not_ours(path: Path) -> UnreachableError:
-    return UnreachableError(f"{path} is another user's: try as that user or as root")
+    return UnreachableError(f"{path} belongs to another user: try as that user or as root")

@@ -1,8 +1,8 @@
-"""The control socket: commands to a running forkd, one JSON object a line, in the master's own wait.
+"""The control socket: commands to a running forkd, one JSON object per line, served in the master's own wait.
 
 A request is `{"command": NAME, ...}`, an answer `{"ok": true, "result": ...}` or
-`{"ok": false, "error": TEXT, "status": EXIT}`. How a command is done is the master's affair; an
-answer may come later, and meanwhile others are served. Only root and the master's own user are heard.
+`{"ok": false, "error": TEXT, "status": EXIT}`. The master performs the command; its answer may come later, and
+other callers are served until then. Only root and the master's own user are accepted.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from msgspec import Struct
 
 from forkd.errors import Exit
 from forkd.kernel import procfs
 from forkd.kernel.owned_file import OwnedFile
+from forkd.kernel.poller import Poller
 from forkd.kernel.sockopts import peer_credentials
 from forkd.kernel.unix_socket import bind_unix
 
@@ -30,7 +31,7 @@ Obey = Callable[[dict[str, Any], Answer], None]
 
 
 class CallerEstate(Struct):
-    """A caller as it is handed on: what it has begun to say, what it has still to be told, and whether it waits."""
+    """A caller as it is handed on: the line it has begun, what is still to be sent to it, and whether it waits."""
 
     socket: socket.socket
     said: bytes
@@ -39,7 +40,7 @@ class CallerEstate(Struct):
 
 
 class ControlEstate(Struct):
-    """A control socket as one program leaves it to the next."""
+    """A control socket as one program passes it to the next."""
 
     path: str
     socket: socket.socket
@@ -48,14 +49,6 @@ class ControlEstate(Struct):
 
     def descriptors(self) -> list[int]:
         return [self.socket.fileno(), *(caller.socket.fileno() for caller in self.callers)]
-
-
-class Wait(Protocol):
-    """The part of the master's wait that is needed here."""
-
-    def watch(self, fd: int, ready: Callable[[], None], *, writing: bool = False) -> None: ...
-
-    def unwatch(self, fd: int) -> None: ...
 
 
 def success(result: Any = None) -> dict[str, Any]:
@@ -67,46 +60,46 @@ def failure(error: str, status: int = Exit.FAILED) -> dict[str, Any]:
 
 
 class ControlServer:
-    """The listening end; `obey` is called with each command and what answers it."""
+    """The listening end. `obey` is called with each command and the function that answers it."""
 
-    def __init__(self, path: str, wait: Wait, obey: Obey, left: ControlEstate | None = None) -> None:
+    def __init__(self, path: str, poller: Poller, obey: Obey, left: ControlEstate | None = None) -> None:
         self.socket = bind_unix(path, 0o600) if left is None else left.socket
         self.leaving = OwnedFile.at(path) if left is None else left.leaving
         self._path = path
-        self._wait = wait
+        self._poller = poller
         self._obey = obey
         self._clients: set[_Caller] = set()
         self._reserve = os.open(os.devnull, os.O_RDONLY)
         self.socket.setblocking(False)
-        wait.watch(self.socket.fileno(), self._accept)
+        poller.watch(self.socket.fileno(), self._accept)
         self.waiting: list[Answer] = []
         for caller in left.callers if left is not None else []:
-            client = _Caller(caller.socket, wait, obey, self._clients, caller)
+            client = _Caller(caller.socket, poller, obey, self._clients, caller)
             if caller.waits:
                 self.waiting.append(client.answer)
 
     def leave(self, waiting: Sequence[Answer]) -> ControlEstate:
-        """All of it, for the program that takes our place; those in `waiting` are still to be answered."""
+        """Hands everything to the program that takes our place; callers in `waiting` still need an answer."""
         callers = [client.leave(waits=client.answer in waiting) for client in self._clients]
         return ControlEstate(self._path, self.socket, self.leaving, callers)
 
     def reopen(self) -> OwnedFile:
-        """Makes the socket anew, whose file has gone; callers keep their connections. OSError: all is as it was."""
+        """Replaces a socket whose file is gone; callers keep their connections. On OSError nothing has changed."""
         fresh = bind_unix(self._path, 0o600)
         self.leaving = OwnedFile.at(self._path)
         while self._let_in():
-            pass  # they had called before the file went
-        self._wait.unwatch(self.socket.fileno())
+            pass  # they connected before the file was removed
+        self._poller.unwatch(self.socket.fileno())
         self.socket.close()
         self.socket = fresh
-        self._wait.watch(fresh.fileno(), self._accept)
+        self._poller.watch(fresh.fileno(), self._accept)
         return self.leaving
 
     def close(self) -> None:
-        """Sends what is still to be said, as far as it goes, and removes the socket's file."""
+        """Closes every connection and removes the socket's file."""
         for client in list(self._clients):
             client.close()
-        self._wait.unwatch(self.socket.fileno())
+        self._poller.unwatch(self.socket.fileno())
         self.leaving.remove()
         self.socket.close()
         os.close(self._reserve)
@@ -115,7 +108,7 @@ class ControlServer:
         self._let_in()
 
     def _let_in(self) -> bool:
-        """Accepts one caller; False when there is none, or no descriptor for it."""
+        """Accepts one caller; False if there is none, or no descriptor for it."""
         try:
             sock, _ = self.socket.accept()
         except BlockingIOError:
@@ -126,11 +119,11 @@ class ControlServer:
         if len(self._clients) >= CLIENTS or not _trusted(sock):
             sock.close()
         else:
-            _Caller(sock, self._wait, self._obey, self._clients)
+            _Caller(sock, self._poller, self._obey, self._clients)
         return True
 
     def _turn_away(self) -> None:
-        """Lets a caller in by the descriptor held in reserve, and go: without one left, it would wake us for ever."""
+        """Accepts a caller with the reserve descriptor and closes it: left in the queue, it would keep waking us."""
         os.close(self._reserve)
         with suppress(OSError):
             sock, _ = self.socket.accept()
@@ -139,26 +132,26 @@ class ControlServer:
 
 
 class _Caller:
-    """One caller: the lines it sends, and the answers that wait for it to read."""
+    """One caller: the lines it sends, and the answers that it has not read yet."""
 
     def __init__(
         self,
         sock: socket.socket,
-        wait: Wait,
+        poller: Poller,
         obey: Obey,
         all_of_them: set[_Caller],
         left: CallerEstate | None = None,
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
-        self._wait = wait
+        self._poller = poller
         self._obey = obey
         self._all = all_of_them
         self._in = bytearray(b"" if left is None else left.said)
         self._out = bytearray(b"" if left is None else left.untold)
         self._open = True
         all_of_them.add(self)
-        wait.watch(sock.fileno(), self._ready, writing=bool(self._out))
+        poller.watch(sock.fileno(), self._ready, writing=bool(self._out))
 
     def leave(self, *, waits: bool) -> CallerEstate:
         return CallerEstate(self._socket, bytes(self._in), bytes(self._out), waits)
@@ -167,7 +160,7 @@ class _Caller:
         if self._open:
             self._open = False
             self._all.discard(self)
-            self._wait.unwatch(self._socket.fileno())
+            self._poller.unwatch(self._socket.fileno())
             self._socket.close()
 
     def _ready(self) -> None:
@@ -197,7 +190,7 @@ class _Caller:
         if isinstance(command, dict) and all(isinstance(value, str | int) for value in command.values()):
             self._obey(command, self.answer)
         else:
-            self.answer(failure("a command is one JSON object a line, of texts and numbers", Exit.USAGE))
+            self.answer(failure("a command is one JSON object per line, of strings and numbers", Exit.USAGE))
 
     def answer(self, answer: dict[str, Any]) -> None:
         if self._open:
@@ -213,10 +206,10 @@ class _Caller:
         except OSError:
             self.close()
             return
-        self._wait.watch(self._socket.fileno(), self._ready, writing=bool(self._out))
+        self._poller.watch(self._socket.fileno(), self._ready, writing=bool(self._out))
 
 
 def _trusted(sock: socket.socket) -> bool:
-    """Whether the caller is root, or our own user and no process of an application, which may run as that, too."""
+    """Whether the caller is root, or our own user and not a process of an application that runs as the same user."""
     pid, uid = peer_credentials(sock)
     return uid == 0 or (uid == os.geteuid() and not procfs.may_descend(pid))

@@ -1,4 +1,8 @@
-"""Counting a worker's requests into its row of the scoreboard, and reading its black box."""
+"""Counts a worker's connections and requests into its row of the scoreboard, and reads its black box.
+
+`scoreboard` says where in a row each number is. A `Meter` is called several times for every request, so its
+methods write to the row directly and call nothing that they can do without.
+"""
 
 from __future__ import annotations
 
@@ -30,34 +34,30 @@ from forkd.ipc.scoreboard import (
     STATE,
 )
 
-_PEER = struct.Struct(f"=Q{PEER_BYTES}s")
-
-_REQUEST = struct.Struct(f"Q{REQUEST_BYTES}s")
+_PEER: Final = struct.Struct(f"=Q{PEER_BYTES}s")
+_REQUEST: Final = struct.Struct(f"Q{REQUEST_BYTES}s")
 
 IN_HAND: Final = struct.Struct(f"{_PEER.size}sQQQ{REQUEST_BYTES}s")
-"""At PEER: the peer (`peer_record`), since when, how many requests before it, its size and one, its first bytes."""
-
+"""At PEER: the peer (`peer_record`), when the request began, requests before it, its size plus one, first bytes."""
 IN_HAND_AT: Final = PEER * 8
 
 DONE: Final = struct.Struct("QQ")
-"""At BUSY_SINCE: that no request is in hand, and how many there were."""
-
+"""At BUSY_SINCE: 0, because no request is in hand, and the number of requests so far."""
 DONE_AT: Final = BUSY_SINCE * 8
 
-# Durations are counted log-linearly: one bucket for all under 1024 ns, then eight to each octave, so
-# that a bucket is at most an eighth (12.5 %) wide; 31 octaves reach 36 minutes.
-_LINEAR_BITS = 10
-
+# Durations are counted log-linearly: one bucket for all below 1024 ns, then eight for each octave, so that
+# a bucket is at most an eighth (12.5 %) wide. 31 octaves reach 36 minutes.
+_LINEAR_BITS: Final = 10
 LEAST_NS: Final = 1 << _LINEAR_BITS
 
 
 def peer_record(peer: bytes) -> bytes:
-    """A peer as it stands in a row."""
+    """Packs a peer as it is stored in a row."""
     return _PEER.pack(len(peer), peer)
 
 
 def bucket(nanoseconds: int) -> int:
-    """The number of the bucket, 0 to BUCKETS - 1, that a duration falls into."""
+    """Returns the bucket, 0 to BUCKETS - 1, of a duration."""
     octave = nanoseconds.bit_length() - _LINEAR_BITS - 1
     if octave < 0:
         return 0
@@ -66,26 +66,24 @@ def bucket(nanoseconds: int) -> int:
 
 
 def bucket_top(place: int) -> int:
-    """The longest duration, in nanoseconds, that falls into bucket `place`."""
+    """Returns the longest duration, in nanoseconds, in bucket `place`."""
     octave, part = divmod(place - 1, 8)
     if octave < 0:
         return (1 << _LINEAR_BITS) - 1
     return ((part + 9) << (octave + _LINEAR_BITS - 3)) - 1
 
 
-# The words of most durations, those under 131 us, looked up instead of reckoned at every request.
+# The words of the usual durations, those below 131 us: looked up instead of computed for every request.
 COMMON_NS: Final = 1 << 17
-
 COMMON_SHIFT: Final = _LINEAR_BITS - 3
-
 COMMON: Final = tuple(HISTOGRAM + bucket(step << COMMON_SHIFT) for step in range(COMMON_NS >> COMMON_SHIFT))
 
 
 class BlackBox(NamedTuple):
-    """What a worker was doing: the peer it served, and of the request in hand its size and first bytes.
+    """What a worker was doing: the peer it served, and the size and first bytes of the request in hand.
 
-    A worker wrote it, so it is text to show and nothing else. `size` is None where no handler was at work,
-    or where the service keeps no bytes of requests.
+    A worker wrote it, so it is only good for showing. `size` is None if no handler was at work, or if the service
+    keeps no bytes of requests.
     """
 
     peer: str
@@ -103,7 +101,7 @@ class BlackBox(NamedTuple):
 
 
 class Pen(Protocol):
-    """What a conversation is counted with: a `Meter`, or several threads' share of one."""
+    """What a conversation counts with: a `Meter`, or one of several pens that share it."""
 
     def opened(self) -> None: ...
     def closed(self) -> None: ...
@@ -118,11 +116,11 @@ class Pen(Protocol):
 
 
 class Meter:
-    """A worker's pen: the only thing that writes its row. `keeps` the first bytes of requests, or does not.
+    """A worker's pen: nothing else writes its row. `keeps` says whether to keep the first bytes of requests.
 
-    `met` is whom the row is known to tell of: whoever else has written a peer there sets it to None. `requests` and
-    `slowest` are as in the row, and quicker to look at; whoever else counts there counts here, too. `durations` are
-    those of requests that are over and not counted yet, which `rests` does.
+    `met` is the peer that is known to be in the row; code that writes a peer there itself sets it to None. `requests`
+    and `slowest` are copies of words of the row that are faster to read; code that counts in the row counts here as
+    well. `durations` are those of requests that have ended but that `rests` has not counted yet.
     """
 
     __slots__ = ("durations", "keeps", "met", "requests", "row", "slowest")
@@ -154,7 +152,7 @@ class Meter:
         row[ACCEPTED] += 1
 
     def meets(self, peer: bytes) -> None:
-        """Notes whom the worker serves from now on."""
+        """Notes the peer that the worker now serves."""
         if peer is not self.met:
             self.met = peer
             _PEER.pack_into(self.row, PEER * 8, len(peer), peer)
@@ -166,30 +164,30 @@ class Meter:
             row[STATE] = IDLE
 
     def shares(self, connections: int | None) -> None:
-        """How many connections this worker has, beside others that accept; None: it accepts no more."""
+        """Notes how many connections this worker has, for others that accept; None: it accepts no more."""
         self.row[SHARE] = 0 if connections is None else connections + 1
 
     def retires(self) -> None:
-        """This worker has served long enough."""
+        """Notes that this worker has served long enough."""
         self.row[RETIRING] = 1
 
     def began(self, request: bytes = b"") -> int:
-        """A handler starts on `request`; gives the time, in nanoseconds, for `ended`."""
+        """Notes that a handler starts on `request`. Returns the time, in nanoseconds, for `ended`."""
         now = monotonic_ns()
-        # `shows`, without the call: this happens at every request.
+        # `shows`, inlined: this runs for every request.
         if self.keeps:
             _REQUEST.pack_into(self.row, REQUEST * 8, len(request) + 1, request)
         self.row[BUSY_SINCE] = now
         return now
 
     def shows(self, began: int, request: bytes) -> None:
-        """The request in hand, and since when."""
+        """Notes the request in hand and the time it began."""
         if self.keeps:
-            _REQUEST.pack_into(self.row, REQUEST * 8, len(request) + 1, request)  # 0 is for none
+            _REQUEST.pack_into(self.row, REQUEST * 8, len(request) + 1, request)  # plus one: 0 means none
         self.row[BUSY_SINCE] = began
 
     def ended(self, began: int) -> int:
-        """A handler has returned; gives the time, in nanoseconds."""
+        """Counts a request whose handler has returned. Returns the time, in nanoseconds."""
         now = monotonic_ns()
         taken = now - began
         row = self.row
@@ -201,7 +199,7 @@ class Meter:
         return now
 
     def rests(self) -> None:
-        """No handler is at work: counts what is over."""
+        """Counts the requests that have ended, when no handler is at work."""
         durations, row = self.durations, self.row
         if not durations:
             return
@@ -217,16 +215,16 @@ class Meter:
         DONE.pack_into(row, DONE_AT, 0, self.requests)
 
     def served(self) -> None:
-        """One more request, or a stream handler's whole session."""
+        """Counts one request, or the whole session of a stream handler."""
         self.requests += 1
         self.row[REQUESTS] = self.requests
 
     def resumed(self, request: bytes) -> None:
-        """A handler goes on, which had waited for the client."""
+        """Notes that a handler which waited for the client continues."""
         self.shows(monotonic_ns(), request)
 
     def paused(self) -> None:
-        """A handler waits for the client."""
+        """Notes that a handler waits for the client."""
         self.row[BUSY_SINCE] = 0
 
     def counted(self, column: int) -> None:

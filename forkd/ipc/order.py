@@ -1,6 +1,6 @@
-"""What a worker may be told: a word that workers and the lifecycle share, and all that either knows of the other.
+"""The orders that a worker may get: all that workers and the lifecycle know of each other.
 
-It stands alone, for no worker is to load the lifecycle's events.
+They have a room of their own, so that no worker loads the lifecycle's events.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Order(Enum):
-    """To leave after its connections' own end, or at the next request's boundary."""
+    """To leave when its connections have ended, or at the next request's boundary."""
 
     DRAIN = "drain"
     FINISH = "finish"

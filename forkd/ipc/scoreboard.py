@@ -1,11 +1,10 @@
-"""Shared rows of numbers, one writer a row: what workers do, seen by the master without a word between them.
+"""Shared rows of numbers, one writer per row: the master sees what workers do without exchanging messages.
 
-A board is a memfd mapped by the master, a fork server and its workers. Row 0 is the header, which
-the master alone writes; every other row belongs to a slot, and the one worker in that slot writes
-it. A cell is a native, aligned 64-bit word, so a reader never sees half a number; there are no
-locks to die with. A row is a page: two workers never share a cache line, and pages of rows that
-nobody used cost nothing. What the numbers mean is for `status` and the master to say; a reader takes
-them as numbers to show or compare, never as a pid, an index, a descriptor or a length.
+A board is a memfd that the master, a fork server and its workers map. Row 0 is the header, which only the master
+writes; every other row belongs to a slot, and is written by the one worker in that slot. A cell is a native, aligned
+64-bit word, so a reader never sees half a number, and there are no locks that a dying process could hold. A row is a
+page: two workers never share a cache line, and unused rows cost no memory. Readers show or compare these numbers;
+they never use one as a PID, an index, a descriptor or a length. `meter` counts into a row, `status` presents it.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ PHASE: Final = 0
 SPARE: Final = 1
 HIGHEST: Final = 2
 
-# A worker's words: gauges, which are cleared for the next one in the row, and counts that only grow.
+# A worker's words: gauges, which are cleared for the row's next worker, and counts, which only grow.
 STATE: Final = 0
 OPEN: Final = 2
 RETIRING: Final = 3
-SHARE: Final = 4  # of an event worker that accepts: its open connections and one; 0 for all others
+SHARE: Final = 4  # an accepting event worker's open connections plus one; 0 for all other workers
 ACCEPTED: Final = 8
 ERRORS: Final = 10
 BYTES_IN: Final = 11
@@ -40,7 +39,7 @@ MALFORMED: Final = 15
 TIMED_OUT: Final = 16
 RESET: Final = 17
 ACCEPT_FAILED: Final = 18
-# These two stand between the peer and the request in hand, so that all that changes with a request is written at once.
+# These two lie between the peer and the request in hand, so that one write covers all that changes with a request.
 BUSY_SINCE: Final = 48
 REQUESTS: Final = 49
 GAUGES: Final = (STATE, BUSY_SINCE, OPEN, RETIRING, SHARE)
@@ -57,7 +56,7 @@ COUNTS: Final = {
     "reset": RESET,
     "accept_failed": ACCEPT_FAILED,
 }
-# The black box: whom the worker serves and what with, in case it dies of it. A length, then bytes.
+# The black box: the peer and the request in hand, in case the worker dies of it. Each is a length, then bytes.
 PEER: Final = 32
 PEER_BYTES: Final = 120
 REQUEST: Final = 50
@@ -66,14 +65,14 @@ SLOWEST: Final = 255
 HISTOGRAM: Final = 256
 BUCKETS: Final = WORDS - HISTOGRAM
 
-# What a worker says of itself in STATE.
+# A worker's own STATE.
 EMPTY: Final = 0
 BOOTING: Final = 1
 IDLE: Final = 2
 BUSY: Final = 3
 LEFT: Final = 4
 
-# What the master says of the service in PHASE.
+# The service's PHASE, set by the master.
 SERVING: Final = 0
 STOPPING: Final = 1
 
@@ -91,26 +90,26 @@ class Board:
 
     @classmethod
     def create(cls, name: str) -> Board:
-        """A new board; its descriptor is closed on exec unless it is handed on."""
+        """Makes a new board; its descriptor is closed on exec unless it is passed on."""
         fd = os.memfd_create(f"forkd-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, ROWS * ROW_BYTES)
-        # Or a worker could cut it short, and the next look would end the master by a SIGBUS.
+        # Otherwise a worker could truncate it, and the master's next read would end in SIGBUS.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return cls(fd)
 
     def row(self, number: int) -> memoryview:
-        """The words of row `number`, 1 to ROWS - 1 for slots, 0 for the header."""
+        """Returns the words of row `number`: 1 to ROWS - 1 for slots, 0 for the header."""
         return self._words[number * WORDS : (number + 1) * WORDS]
 
     def heal(self, number: int) -> None:
-        """Clears what can't be a count in row `number`: somebody wrote over it, and no worker could add to it."""
+        """Clears words of row `number` that cannot be counts: overwritten ones, to which a worker could not add."""
         row = self.row(number)
         for place, word in enumerate(row):
             if word > _MOST:
                 row[place] = 0
 
     def close(self) -> None:
-        """Lets go of the memory as soon as the last row that somebody still holds has gone."""
+        """Releases the memory, or leaves that to the end of the last row that is still in use."""
         os.close(self.fd)
         with suppress(BufferError):
             self.header.release()
@@ -118,12 +117,12 @@ class Board:
             self._map.close()
 
     def idle(self) -> int:
-        """How many workers wait for a connection now."""
+        """Returns how many workers are waiting for a connection."""
         words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
         return sum(1 for at in range(WORDS, (last + 1) * WORDS, WORDS) if words[at] == IDLE)
 
     def mean_share(self) -> float:
-        """How many connections the event workers that accept have open, each."""
+        """Returns the mean number of open connections of the event workers that accept."""
         words, last = self._words, min(self.header[HIGHEST], ROWS - 1)
         shares = [share for at in range(WORDS, (last + 1) * WORDS, WORDS) if (share := words[at + SHARE])]
         return sum(shares) / len(shares) - 1 if shares else 0.0

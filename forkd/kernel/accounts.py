@@ -1,4 +1,4 @@
-"""Users and groups of the machine (passwd(5), group(5)), and who a process is to be."""
+"""The users and groups of this machine (passwd(5), group(5)), and who a process should run as."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forkd.errors import ForkdError
 
 
 class Identity(NamedTuple):
-    """Whom a process runs as."""
+    """The user and groups that a process runs as."""
 
     uid: int
     gid: int
@@ -20,7 +20,7 @@ class Identity(NamedTuple):
 
 
 def identity(user: str | None, group: str | None) -> Identity | None:
-    """Whom `user` and `group` (names or numbers) mean; None when neither is set."""
+    """Looks up `user` and `group`, each a name or a number. Returns None when neither is set; ForkdError if unknown."""
     if user is None and group is None:
         return None
     entry = None if user is None else _user(user)
@@ -32,7 +32,7 @@ def identity(user: str | None, group: str | None) -> Identity | None:
 
 
 def user_name(uid: int) -> str:
-    """What this machine calls a user."""
+    """Returns the name of a user on this machine, or `uid N` if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -40,7 +40,7 @@ def user_name(uid: int) -> str:
 
 
 def environment(who: Identity) -> dict[str, str]:
-    """What `who` has in the environment after a login (environ(7)): who looks into HOME shall not meet root's."""
+    """Returns the login variables of `who` (environ(7)), so that a program that reads HOME does not see root's."""
     with suppress(KeyError):
         entry = pwd.getpwuid(who.uid)
         return {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}

@@ -1,4 +1,4 @@
-"""Files that must not outlive us: socket files and the pid file, told from a successor's by their inode."""
+"""Files that must not outlive us: socket files and the PID file. Their inode tells them from a successor's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class OwnedFile(NamedTuple):
-    """A file of ours at `path`, with its device and inode."""
+    """A file that we put at `path`, identified by its device and inode."""
 
     path: str
     device: int
@@ -16,18 +16,18 @@ class OwnedFile(NamedTuple):
 
     @classmethod
     def at(cls, path: str) -> OwnedFile:
-        """The mark of what stands at `path` now."""
+        """Identifies the file that is at `path` now."""
         found = os.lstat(path)
         return cls(path, found.st_dev, found.st_ino)
 
     def stands(self) -> bool:
-        """Whether the file is still there, and ours."""
+        """Whether the file is still there and still ours."""
         with suppress(OSError):
             return OwnedFile.at(self.path) == self
         return False
 
     def remove(self) -> None:
-        """Removes the file if it is still ours; a server that came after us keeps its own."""
+        """Removes the file if it is still ours; a later server keeps its own."""
         with suppress(OSError):
             if self.stands():
                 os.unlink(self.path)  # noqa: PTH108

@@ -1,8 +1,8 @@
-"""Processes as the kernel has them: start, title, and what an exit status means.
+"""Starting processes, their titles, and the meaning of an exit status.
 
-It must not know why a process is started or ended; slots, sockets and settings are other rooms'.
-Signals are blocked whenever a process is born, for until the child has an inbox of its own a
-signal to it would be handled as the parent's (and land in the parent's wake-up pipe).
+It must not know why a process is started or ended; slots, sockets and settings belong to other rooms.
+Signals are blocked whenever a process is created: until the child has its own inbox, the parent's
+handler would take a signal sent to it (and write it into the parent's wake-up pipe).
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from setproctitle import getproctitle, setproctitle
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 
-# What `spawn` gives a fresh interpreter to run. -P keeps the working folder, which
-# anybody may have written to, off the module path; the package's own folder is named instead.
+# The program that `spawn` gives a fresh interpreter. -P keeps the working folder, which others may be able
+# to write to, off the module path; the package's own folder is named instead.
 _BOOT: Final = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.append(root); "
     "from forkd.{module} import {call}; sys.exit({call}({fd}))"
 )
 
-# What the service manager says to the master alone (systemd.exec(5)): an application could speak in its name.
+# Meant for the master alone (systemd.exec(5)): with these an application could speak in its name.
 _FOR_MASTER: Final = frozenset(
     {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "FDSTORE"}
 )
 
 
 def find_title() -> None:
-    """Has the title's place found while the environment stands where the kernel has put it, right behind it."""
+    """Locates the memory of the title while the environment is still right behind it, where the kernel put it."""
     getproctitle()
 
 
 def set_title(title: str) -> None:
-    """What ps(1) shows of this process."""
+    """Sets what ps(1) shows for this process."""
     setproctitle(title)
 
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Holds every signal back until the end of the block, or for ever in a child that is born in it."""
+    """Blocks every signal until the end of the block; in a child forked inside it, for good."""
     before = hold_signals()
     pid = os.getpid()
     try:
@@ -55,25 +55,25 @@ def signals_blocked() -> Iterator[None]:
 
 
 def hold_signals() -> set[int]:
-    """Holds every signal back from now on; gives those that were before."""
+    """Blocks every signal. Returns those that were blocked before."""
     return set(signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()))
 
 
 def unblock_signals() -> None:
-    """Lets signals come, once this process has its own inbox."""
+    """Unblocks all signals, once this process has its own inbox."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
 def spawn(module: str, fd: int, keep: Sequence[int], *, call: str = "main", stderr: int = 2) -> int:
-    """Starts a fresh interpreter that runs `main(fd)` (or another `call`) of `forkd.<module>`; gives its pid.
+    """Starts a fresh interpreter that runs `main(fd)` (or another `call`) of `forkd.<module>`. Returns its PID.
 
-    It inherits `fd`, `keep`, the standard three (`stderr` as the third) and the environment, but for what the
-    service manager says to the master, and begins with all signals blocked.
-    posix_spawn(3) copies no page tables, and hands a failed exec back as an OSError here.
+    It inherits `fd`, `keep`, the three standard descriptors (`stderr` as the third) and the environment, except
+    for what the service manager tells the master, and starts with all signals blocked.
+    posix_spawn(3) copies no page tables, and raises a failed exec as an OSError here.
     """
     null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     error = (os.POSIX_SPAWN_DUP2, stderr, 2)
-    # Duplicating a descriptor onto itself is how posix_spawn is told to let it through exec.
+    # Duplicating a descriptor onto itself makes posix_spawn keep it open across exec.
     inherit = [(os.POSIX_SPAWN_DUP2, each, each) for each in {fd, *keep}]
     return os.posix_spawn(
         sys.executable,
@@ -85,10 +85,10 @@ def spawn(module: str, fd: int, keep: Sequence[int], *, call: str = "main", stde
 
 
 def become_program(module: str, fd: int, keep: Sequence[int]) -> NoReturn:
-    """Replaces this process's program by a fresh interpreter that runs `main(fd)` of `forkd.<module>` (execve(2)).
+    """Replaces this process's program with a fresh interpreter that runs `main(fd)` of `forkd.<module>` (execve(2)).
 
-    It keeps `fd`, `keep` and the standard three. Signals are to be blocked by then: it begins so, and those
-    that come meanwhile wait for it. When it cannot be, OSError says why and all is as it was.
+    It keeps `fd`, `keep` and the three standard descriptors. Block all signals first: the new program starts with
+    them blocked, and those that arrive in between wait for it. Raises OSError if it fails; nothing has changed then.
     """
     kept = [each for each in {fd, *keep} if not os.get_inheritable(each)]
     try:
@@ -106,7 +106,7 @@ def _argv(module: str, call: str, fd: int) -> list[str]:
 
 
 def package_folder() -> str:
-    """The folder that this package is in."""
+    """Returns the folder of this package, an absolute path."""
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH120, PTH100
 
 
@@ -116,7 +116,7 @@ def become_subreaper() -> None:
 
 
 def exit_code(status: int | None) -> int | None:
-    """The exit status in a wait status, negative for a signal; None for none, or for a number that cannot be one."""
+    """Returns the exit status in a wait status, negative for a signal; None if there is none or it is not valid."""
     try:
         return None if status is None else os.waitstatus_to_exitcode(status)
     except (ValueError, OverflowError):
@@ -124,7 +124,7 @@ def exit_code(status: int | None) -> int | None:
 
 
 def outcome(status: int | None) -> str:
-    """A wait status in words: `signal 9 (SIGKILL)`, `exit status 1` or `unknown`."""
+    """Describes a wait status: `signal 9 (SIGKILL)`, `exit status 1` or `unknown`."""
     code = exit_code(status)
     if code is None:
         return "unknown"
@@ -138,7 +138,7 @@ def outcome(status: int | None) -> str:
 
 
 def reap() -> Iterator[tuple[int, int]]:
-    """The pid and wait status of each child that has ended."""
+    """Reaps the children that have ended; yields the PID and wait status of each."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

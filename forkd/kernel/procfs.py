@@ -1,4 +1,4 @@
-"""What proc(5) says about processes: parents, memory, the controlling terminal, and kills for lack of memory."""
+"""Reads proc(5): parents and memory of processes, and kills by the kernel for lack of memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 from collections.abc import Set
 from typing import Final
 
+_FRESH: Final = 1.0  # seconds between two readings; a worker's death is reported at most two readings after the kill
+
 
 def has_terminal() -> bool:
-    """Whether this process has a controlling terminal (tty(4)), which sends it signals of its own."""
+    """Whether this process has a controlling terminal (tty(4)), which may send it signals."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
@@ -17,9 +19,9 @@ def has_terminal() -> bool:
 
 
 def is_child_of(pidfd: int, pid: int, parents: Set[int]) -> bool:
-    """Whether `pidfd` is of process `pid`, and that a child of one of `parents`; one that has ended by now may be.
+    """Whether `pidfd` refers to process `pid`, a child of one of `parents`. True if it has ended: it may have been.
 
-    Raises OSError where there is no descriptor left to look it up with.
+    Raises OSError if no descriptor is left to look it up with.
     """
     with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:  # noqa: PTH123
         found = next((int(line.split()[1]) for line in info if line.startswith(b"Pid:")), 0)
@@ -32,7 +34,7 @@ def is_child_of(pidfd: int, pid: int, parents: Set[int]) -> bool:
 
 
 def may_descend(pid: int) -> bool:
-    """Whether process `pid` is a descendant of ours, or may have been, for it has ended."""
+    """Whether process `pid` descends from us. True if it has ended: it may have."""
     us, child = os.getpid(), None
     if pid == us:
         return False
@@ -40,8 +42,8 @@ def may_descend(pid: int) -> bool:
         try:
             child, pid = pid, _parent(pid)
         except OSError:
-            # An ancestor that cannot be seen is another user's (hidepid of proc(5)), and so is none of ours; unless it
-            # has just ended, and its children have another parent by now.
+            # An ancestor that we cannot see is another user's (hidepid of proc(5)), so it is not ours; unless it has
+            # just ended, and its children have a new parent.
             if child is None or (seen := _parent_or_none(child)) is None:
                 return True
             if seen == pid:
@@ -63,7 +65,7 @@ def _parent(pid: int) -> int:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that process `pid` has resident (proc(5), statm); 0 when it is gone."""
+    """Returns the resident memory of process `pid` in bytes (proc(5), statm); 0 when it is gone."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:  # noqa: PTH123
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -72,32 +74,29 @@ def resident(pid: int) -> int:
 
 
 def own_memory() -> int:
-    """Bytes of memory that this process has resident."""
+    """Returns the resident memory of this process in bytes."""
     return resident(os.getpid())
 
 
-_FRESH: Final = 1.0  # seconds between two looks: a death is told at most two of them after the kill
-
-
 class OomWatch:
-    """The kernel's count, one and two looks ago."""
+    """The kernel's count of such kills, one and two readings ago."""
 
     def __init__(self, now: float) -> None:
         self._before = self._last = oom_kills()
         self._looked = now
 
     def look(self, now: float) -> None:
-        """To be called often; looks when the last look is no longer fresh."""
+        """Reads the count again if the last reading is no longer fresh. Call it often."""
         if now >= self._looked + _FRESH:
             self._before, self._last, self._looked = self._last, oom_kills(), now
 
     def killed(self) -> bool:
-        """Whether the kernel has killed a process within the last two seconds or so."""
+        """Whether the kernel has killed a process within about the last two seconds."""
         return oom_kills() > self._before
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for lack of memory; 0 where it does not tell."""
+    """Returns how many processes the kernel has killed for lack of memory; 0 where it does not say."""
     try:
         with open("/proc/vmstat", "rb") as vmstat:  # noqa: PTH123
             return next((int(line.split()[1]) for line in vmstat if line.startswith(b"oom_kill ")), 0)

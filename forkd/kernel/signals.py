@@ -1,8 +1,8 @@
-"""Signals become bytes in a pipe, and bytes become commands; nothing else happens to them here.
+"""Signals become bytes in a pipe; nothing else happens to them here.
 
-A handler that logs, reaps or raises is how servers deadlock and lose connections. Python's own
-C handler writes the number of each signal into the inbox (signal.set_wakeup_fd); whoever waits on
-the inbox reads what has come, outside any handler.
+Servers deadlock and lose connections when a signal handler logs, reaps or raises. Python's own C handler
+writes the number of each signal into the inbox (signal.set_wakeup_fd); the process that waits on the inbox
+reads them outside any handler.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import groupby
 from types import FrameType
 from typing import Final
 
-# A terminal tells these to every process of its foreground group; only the master is to act on them.
+# A terminal sends most of these to its whole foreground process group; only the master should act on them.
 IGNORED_BELOW_MASTER: Final = (
     signal.SIGHUP,
     signal.SIGINT,
@@ -29,7 +29,7 @@ IGNORED_BELOW_MASTER: Final = (
 
 
 class Inbox:
-    """The signals that have come, in a pipe that can be waited on; one a process."""
+    """The signals that have arrived, in a pipe that can be waited on. A process has at most one."""
 
     def __init__(self, signals: Iterable[signal.Signals]) -> None:
         self.fd, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -38,10 +38,10 @@ class Inbox:
             signal.signal(each, _noted)
 
     def take(self) -> list[int]:
-        """The numbers that have come since the last time, oldest first.
+        """Returns the signal numbers that have arrived since the last call, oldest first.
 
-        Of signals that come while we sleep, within the microseconds of waking up, nobody knows the order:
-        the kernel keeps them as a set (signal(7)).
+        The order of signals that arrive within the microseconds of waking up is unknown: the kernel keeps
+        pending signals as a set (signal(7)).
         """
         numbers: list[int] = []
         while True:
@@ -60,21 +60,22 @@ class Inbox:
 
 
 def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Each number with how often it came in a row: a storm of one signal asks no more than two of it do."""
+    """Yields each number with how often it came in a row, so that a storm of one signal can be acted on once."""
     for number, row in groupby(numbers):
         yield number, len(list(row))
 
 
 def ignore(signals: Iterable[signal.Signals]) -> None:
-    """Has this process ignore the signals."""
+    """Makes this process ignore the signals."""
     for each in signals:
         signal.signal(each, signal.SIG_IGN)
 
 
 def heed_all() -> None:
-    """Gives up ignoring what our parent had us ignore, as nohup(1) does, or a shell in a job in the background.
+    """Restores the default for signals that our parent set to ignored, as nohup(1) and shells (`job &`) do.
 
-    A program inherits that (signal(7)), and hands it on to all that it starts. What Python itself ignores stays so.
+    A program inherits ignored signals (signal(7)) and passes them on to all that it starts. Those that Python
+    itself ignores stay ignored.
     """
     for each in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(each) is signal.SIG_IGN:
@@ -82,9 +83,9 @@ def heed_all() -> None:
 
 
 def forget_inbox() -> None:
-    """In a child, right after the fork: its signals must not land in the parent's pipe."""
+    """Detaches a child from the parent's pipe, right after the fork, so that its signals do not land there."""
     signal.set_wakeup_fd(-1)
 
 
 def _noted(signum: int, frame: FrameType | None) -> None:
-    """The C handler has written the number into the inbox; that is all."""
+    """Does nothing: the C handler has already written the number into the inbox."""

@@ -1,10 +1,9 @@
-"""Closing the tap: a listener that lets nobody else in, while its queue is still served.
+"""Closing the tap: a listener lets no new client in while its accept queue is still served.
 
-Clients in the accept queue believe that they are connected, and closing the listener would reset
-every one of them. A listener that asks for a hop count of 255, which no packet of an ordinary
-sender has left (IP_MINTTL of ip(7), made for RFC 5082), drops new calls in silence instead, and
-needs no privilege. A caller calls again after a second: then it is refused, or reaches a successor,
-which opens the tap again where it was left the very socket.
+Clients in the accept queue believe that they are connected; closing the listener would reset them all.
+Instead, the listener demands a hop count of 255, which no packet from an ordinary sender has (IP_MINTTL of
+ip(7), meant for RFC 5082). The kernel then silently drops new connections; this needs no privilege. Clients
+try again after a second, and are refused or reach a successor, which opens the tap of a socket that it took over.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ _NEAREST: Final = 255
 
 
 def close(listener: socket.socket) -> None:
-    """Drops new calls to a TCP listener; its queue stays."""
+    """Drops new connections to a TCP listener; its queue stays."""
     _ask(listener, _NEAREST)
 
 
 def reopen(listener: socket.socket) -> None:
-    """Lets callers in again; those that are in the queue already are still to be admitted, each by itself."""
+    """Lets clients in again. Connections that are already in the queue still need `admit`, one by one."""
     _ask(listener, 0)
 
 
 def admit(accepted: socket.socket) -> None:
-    """Lets packets in for a connection whose handshake was half done when the tap was closed, and so inherited it."""
+    """Lets packets in for a connection that inherited the closed tap, because its handshake was half done then."""
     _ask(accepted, 0)
 
 
 def is_closed(sock: socket.socket) -> bool:
-    """Whether the tap of a listener is closed, or was when a connection came to be."""
-    # A kernel that knows one of the options not, or a socket of another family, has nothing closed.
+    """Whether the tap of a listener is closed, or was when a connection was made."""
+    # Without these options, or for a socket of another family, nothing is ever closed.
     with suppress(OSError):
         if sock.family == socket.AF_INET6:
             return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT) > 0
@@ -45,7 +44,7 @@ def is_closed(sock: socket.socket) -> bool:
 
 
 def _ask(sock: socket.socket, hops: int) -> None:
-    # A dual-stack socket is asked twice. Where the kernel knows no such option, the old way has to do.
+    # A dual-stack socket needs both options. Without them, the tap simply stays open.
     with suppress(OSError):
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, hops)

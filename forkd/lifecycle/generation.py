@@ -14,10 +14,11 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from forkd.ipc.deadlines import NEVER
 from forkd.ipc.order import Order
 from forkd.lifecycle.backoff import REPLACE_BURST, Allowance, Backoff
 from forkd.lifecycle.events import Abort, Action, Ended, EndForkServer, Fork, Kill, Plan, Tell
-from forkd.lifecycle.states import FORK_SERVER_MOVES, NEVER, ForkServerState, IllegalMoveError, Worker, WorkerState
+from forkd.lifecycle.states import FORK_SERVER_MOVES, ForkServerState, IllegalMoveError, Worker, WorkerState
 
 KILL_AGAIN: Final = 2.0  # also the time from Abort to Kill, and from an empty fork server's end to its Kill
 FINISH_BEFORE_KILL: Final = 10.0

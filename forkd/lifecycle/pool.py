@@ -14,11 +14,12 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from forkd.ipc.deadlines import NEVER
 from forkd.ipc.order import Order
 from forkd.lifecycle.backoff import Backoff
 from forkd.lifecycle.events import Action, Departure, Ended, ForkServerGone, Observed, Plan, StartForkServer, WorkerGone
 from forkd.lifecycle.generation import FINISH_BEFORE_KILL, Generation, numbers_not_in
-from forkd.lifecycle.states import NEVER, ForkServerState, Worker, WorkerState
+from forkd.lifecycle.states import ForkServerState, Worker, WorkerState
 
 SURPLUS_BEFORE_SHRINK: Final = 10.0
 GROWTH_LIMIT: Final = 32

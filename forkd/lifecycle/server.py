@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Final
 
+from forkd.ipc.deadlines import NEVER
 from forkd.lifecycle.events import (
     Abandoned,
     Action,
@@ -35,7 +36,7 @@ from forkd.lifecycle.events import (
     WorkerReady,
 )
 from forkd.lifecycle.pool import Pool
-from forkd.lifecycle.states import NEVER, IllegalMoveError
+from forkd.lifecycle.states import IllegalMoveError
 
 QUICK_STOP: Final = 2.0
 

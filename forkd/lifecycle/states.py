@@ -7,9 +7,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from forkd.ipc.deadlines import NEVER
 from forkd.ipc.order import Order
-
-NEVER: Final = float("inf")
 
 TELL_AGAIN: Final = 1.0  # an order can miss a worker in the microsecond before recv(2); see `connection`
 

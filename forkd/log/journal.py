@@ -1,7 +1,8 @@
-"""systemd's journal: whether a descriptor leads there, and its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+"""systemd's journal: detects a descriptor that leads there, and speaks the native protocol.
 
-An entry is one datagram, so that its lines stay together and its facts can be asked for (`journalctl FORKD_PEER=...`).
-Sending never waits; whoever could not send may still write to the stream that systemd has made of standard error.
+See systemd.io/JOURNAL_NATIVE_PROTOCOL. An entry is one datagram, so its lines stay together and its fields can be
+searched (`journalctl FORKD_PEER=...`). Sending never waits; if it fails, the caller can still write to the stream that
+systemd connected to standard error.
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ _TOO_LONG: Final = {errno.EMSGSIZE, errno.ENOBUFS}
 
 
 def found() -> Journal | None:
-    """The journal, as systemd tells of it to what it starts (systemd.exec(5), JOURNAL_STREAM)."""
+    """Returns the journal that systemd announces to what it starts (systemd.exec(5), JOURNAL_STREAM), or None."""
     numbers = re.fullmatch(r"(\d+):(\d+)", os.environ.get("JOURNAL_STREAM", ""))
     return None if numbers is None else Journal(int(numbers[1]), int(numbers[2]))
 
 
 class Journal:
-    """The journal whose stream is inode `inode` of device `device`, and that takes entries at socket `path`."""
+    """The journal whose stream is inode `inode` on device `device` and whose socket is at `path`."""
 
     def __init__(self, device: int, inode: int, path: str = _SOCKET) -> None:
         self._stream = (device, inode)
         self._path = path
 
     def is_at(self, fd: int) -> bool:
-        """Whether what is written to `fd` goes to the journal, which may change whenever a log is led elsewhere."""
+        """Whether writing to `fd` goes to the journal. The answer changes when the log is redirected."""
         file = os.fstat(fd)
         return (file.st_dev, file.st_ino) == self._stream
 
     def send(self, entry: Mapping[str, str]) -> None:
-        """Sends an entry; OSError when it can't go at once, BlockingIOError among them."""
+        """Sends an entry. Raises OSError (such as BlockingIOError) if it cannot be sent at once."""
         data = datagram(entry)
-        # A socket anew for each: the journal may be started again, and one that was kept could be closed by an
-        # application which closes all that it does not know, and its number be another's by then.
+        # A new socket each time: the journal may be restarted, and an application that closes descriptors it does
+        # not know could close one that we kept, whose number may then be reused.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             try:
@@ -55,7 +56,7 @@ class Journal:
                 self._send_file(sock, data)
 
     def _send_file(self, sock: socket.socket, data: bytes) -> None:
-        """Hands over what is too long for a datagram in a memfd that nobody can change any more."""
+        """Sends an entry that is too long for a datagram, as a sealed memfd."""
         memfd = os.memfd_create("forkd-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             rest = memoryview(data)
@@ -69,7 +70,7 @@ class Journal:
 
 
 def datagram(entry: Mapping[str, str]) -> bytes:
-    """An entry in the native protocol: `NAME=value`, or, for more than a line, the name, the length and the value."""
+    """Encodes an entry: `NAME=value`, or name, length and value if the value has several lines."""
     parts = bytearray()
     for name, value in entry.items():
         data = value.encode(errors="backslashreplace")

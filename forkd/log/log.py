@@ -1,7 +1,7 @@
-"""Log records on their way: one set-up, and reopening. What a record looks like is the affair of `record`.
+"""Sets up and opens the log, and writes records to it. `record` decides what a record looks like.
 
-The standard library's logging carries them, so that what an application logs comes out in the same place
-and form. Nobody waits for the log, and no record is lost in silence: what could not be written is counted, and told.
+Records travel through the standard library's logging, so what an application logs comes out in the same place
+and form. Nothing waits for the log, and no record is lost silently: lost records are counted and reported.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from forkd.log.write import open_pipe, put
 _T = TypeVar("_T")
 
 _LOGGER: Final = logging.getLogger("forkd")
-_STANDARD_ERROR: Final = 2
-_REST_SECONDS: Final = 0.1  # for what is left of a record longer than there was room for
+STANDARD_ERROR: Final = 2
+_REST_SECONDS: Final = 0.1  # for the rest of a record that did not fit at once
 
 
 def set_up(level: str, form: str, fd: int, *, to: Journal | None = None) -> logging.Handler:
-    """Sends every record of this process from `level` on to descriptor `fd`, as "text" or "json".
+    """Sends this process's records of `level` and above to descriptor `fd`, as "text" or "json".
 
-    Text becomes an entry of the journal `to`, or the one that systemd tells of, while `fd` leads there. Gives what
-    takes them there, for records that are to go nowhere else.
+    While `fd` leads to the journal (`to`, or the one that systemd announces), text becomes a journal entry. Returns
+    the handler, for records that must go nowhere else.
     """
     logging.raiseExceptions = False
     root = logging.getLogger()
-    # A second set-up goes on with the first one's handler: it may have lost records still to be told of.
+    # A second set-up keeps the first one's handler, which may still have lost records to report.
     handler = next((each for each in root.handlers if isinstance(each, _Descriptor)), None) or _Descriptor(fd)
     handler.fd = fd
     handler.journal = None if form == "json" else to or journal.found()
@@ -59,7 +59,7 @@ def say(
     error: BaseException | None = None,
     block: str = "",
 ) -> None:
-    """One record: what happened, the facts beside it, and below it an error's traceback or a block of text."""
+    """Logs one record: what happened, its fields, and below it an error's traceback or a block of text."""
     number = logging.getLevelNamesMapping()[level.upper()]
     if _LOGGER.isEnabledFor(number):
         exc_info = None if error is None else (type(error), error, error.__traceback__)
@@ -67,22 +67,24 @@ def say(
 
 
 def open_file(path: str) -> int:
-    """A new descriptor for what `master.log.file` names: a file to append to (a link is not followed), or "-"."""
+    """Opens what `master.log.file` names, a file to append to or "-"; links are not followed. Returns a descriptor."""
     if path == "-":
         return standard_error()
-    # Without O_NONBLOCK, opening a FIFO that somebody put there would wait for its reader, for ever.
+    # Without O_NONBLOCK, opening a FIFO would wait for its reader, possibly for ever.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         fd = os.open(path, flags, 0o640)
     except OSError as error:
         why = error.strerror
         if error.errno == errno.ELOOP:
-            why = 'it is a symbolic link, and none is followed; write the path it leads to ("-" is standard error)'
+            why = 'it is a symbolic link, which forkd does not follow; name the file itself ("-" is standard error)'
         raise ForkdError(f"cannot open the log file {path}: {why}") from None
     found = os.fstat(fd)
-    why = "" if stat.S_ISREG(found.st_mode) else "it is no regular file"
-    if os.geteuid() == 0 and found.st_nlink > 1:  # whoever may write in its folder could have us write where root may
-        why = "it has another name, too (ln), and could be any file of this machine; remove it, and a new one is made"
+    why = "" if stat.S_ISREG(found.st_mode) else "it is not a regular file"
+    if os.geteuid() == 0 and found.st_nlink > 1:  # a user who can write in its folder could redirect root's writes
+        why = (
+            "it has another name, too (ln), and could be any file on this machine; remove it, and forkd makes a new one"
+        )
     if why:
         os.close(fd)
         raise ForkdError(f"cannot open the log file {path}: {why}")
@@ -90,18 +92,18 @@ def open_file(path: str) -> int:
 
 
 def standard_error() -> int:
-    """A new descriptor for standard error, which also a daemon without one has: then what is logged is lost.
+    """Returns a new descriptor for standard error, or for /dev/null in a daemon that has none: its records are lost.
 
-    A pipe is opened anew, so that a write to it never waits and its other users notice nothing.
+    A pipe is opened a second time, so that our writes never wait and its other users notice nothing.
     """
     try:
-        return open_pipe(_STANDARD_ERROR) or os.dup(_STANDARD_ERROR)
+        return open_pipe(STANDARD_ERROR) or os.dup(STANDARD_ERROR)
     except OSError:
         return os.open(os.devnull, os.O_WRONLY)
 
 
 def own_up() -> None:
-    """Tells how many records this process has lost, if there are any and the log takes records by now."""
+    """Reports how many records this process has lost, if any, and if the log accepts records again."""
     for handler in logging.getLogger().handlers:
         handler.acquire()
         try:
@@ -111,16 +113,16 @@ def own_up() -> None:
 
 
 def marked(level: str, text: str) -> str:
-    """The text as it is to stand on standard error: each line with its priority, where the journal reads it."""
+    """Returns the text for standard error: with a priority on each line if the journal reads it."""
     to = journal.found()
     with suppress(OSError):
-        if to is not None and to.is_at(_STANDARD_ERROR):
+        if to is not None and to.is_at(STANDARD_ERROR):
             return prefixed(text, priority(logging.getLevelNamesMapping()[level.upper()]))
     return text
 
 
 def tell(line: str) -> None:
-    """A line on standard error, as it is, for whoever started us; it is lost if it can't go at once."""
+    """Writes a plain line to standard error, for the person who started us. Lost if it cannot be written at once."""
     with suppress(OSError):
         fd = standard_error()
         try:
@@ -130,10 +132,10 @@ def tell(line: str) -> None:
 
 
 class _Descriptor(logging.Handler):
-    """Writes each record with one write(2), so that those of many processes do not mingle.
+    """Writes each record with one write(2), so that the records of many processes do not mix.
 
-    A record that can't be written must neither end the service nor hold it up: it is counted, and
-    how many were lost stands before the next one that can be.
+    A record that cannot be written must neither end the service nor hold it up: it is counted, and the
+    count is logged before the next record that can be written.
     """
 
     def __init__(self, fd: int) -> None:
@@ -151,15 +153,15 @@ class _Descriptor(logging.Handler):
             self._lost += 1
 
     def flush(self) -> None:
-        """Tells how many records were lost, if the log takes it by now; at a program's exit, logging asks for it."""
-        if self._pid != os.getpid():  # what was lost before a fork is the parent's to tell
+        """Logs how many records were lost, if the log accepts records again. logging also calls this at exit."""
+        if self._pid != os.getpid():  # the parent reports what it lost before the fork
             self._pid, self._lost, self._torn = os.getpid(), 0, False
         if self._lost and self._write(_report(logging.WARNING, f"{_records(self._lost)} lost: {self._why}")):
             self._lost = 0
             self._mark(0)
 
     def _write(self, record: logging.LogRecord) -> bool:
-        """Whether the record has gone, all of it."""
+        """Writes a record; False if not all of it could be written."""
         try:
             if self.journal is not None and self.journal.is_at(self.fd):
                 self._send(self.journal, record)
@@ -167,7 +169,7 @@ class _Descriptor(logging.Handler):
                 self._write_line(_safely(self.format, record))
         except OSError as error:
             slow = isinstance(error, BlockingIOError)
-            self._why = "nobody read the log, or not fast enough" if slow else error.strerror or str(error)
+            self._why = "the log's reader is gone or too slow" if slow else error.strerror or str(error)
             self._tell_elsewhere()
             return False
         return True
@@ -176,7 +178,7 @@ class _Descriptor(logging.Handler):
         entry = _safely(as_entry, record)
         try:
             journal.send(entry)
-        except OSError:  # its stream may still take the text
+        except OSError:  # its stream may still accept the text
             self._write_line(prefixed(entry["MESSAGE"], int(entry["PRIORITY"])))
 
     def _write_line(self, line: str) -> None:
@@ -191,8 +193,8 @@ class _Descriptor(logging.Handler):
             data = data[written:]
             if not data:
                 return
-            # A short write: a disk is full, which the next one says, or the record is longer than
-            # there is room in a pipe. A reader that is at work makes room for the rest at once.
+            # A short write: either the disk is full, and the next write says so, or the record did not fit in a
+            # pipe. A reader that is still reading soon makes room for the rest.
             over = over or monotonic() + _REST_SECONDS
             if (left := over - monotonic()) <= 0:
                 raise BlockingIOError
@@ -201,23 +203,28 @@ class _Descriptor(logging.Handler):
             room.poll(left * 1000)
 
     def _tell_elsewhere(self) -> None:
-        """Says on standard error, once for all our processes, why nothing comes into a log that is a file."""
+        """Reports on standard error, once for all our processes, why a log file cannot be written."""
         with suppress(OSError):
             if self._has_other_way() and not fcntl.fcntl(self.fd, fcntl.F_GETOWN):
                 path = os.readlink(f"/proc/self/fd/{self.fd}")  # noqa: PTH115
                 why = f"records are lost: the log file {path} cannot be written: {self._why}"
                 line = self.format(_report(logging.ERROR, why))
-                put(_STANDARD_ERROR, f"{line}\n".encode(errors="backslashreplace"))
+                put(STANDARD_ERROR, f"{line}\n".encode(errors="backslashreplace"))
                 self._mark(os.getpid())
 
     def _has_other_way(self) -> bool:
         file = os.fstat(self.fd)
-        return stat.S_ISREG(file.st_mode) and not os.path.samestat(file, os.fstat(_STANDARD_ERROR))
+        return stat.S_ISREG(file.st_mode) and not os.path.samestat(file, os.fstat(STANDARD_ERROR))
 
     def _mark(self, pid: int) -> None:
-        """Notes which process has told, 0 for none, where all that inherited the log file find it.
+        """Notes in the log file's open file description which process has reported the loss; 0 for none.
 
-        Its owner (fcntl(2), F_SETOWN) is such a place: no signal ever comes of a regular file.
+        Every process of ours writes to the same full disk, and one report is enough. They share no memory for such
+        a note, and a file or a lock could fail just as the log does. But all of them inherited one open file
+        description, and the kernel keeps a PID in it, its owner (fcntl(2), F_SETOWN): the process that gets SIGIO.
+        A regular file never raises SIGIO, so that field is free for our use. Once the process that reported has
+        ended, the kernel returns 0 for it (since Linux 5.12), and if the loss lasts, another process reports it. A
+        process clears the note when it has lost records and can write again; a newly opened log file has none.
         """
         with suppress(OSError):
             if self._has_other_way():
@@ -225,12 +232,12 @@ class _Descriptor(logging.Handler):
 
 
 def _report(level: int, message: str) -> logging.LogRecord:
-    """A record of the log's own."""
+    """Returns a record of the log's own."""
     return own(level, message, {"pid": os.getpid()})
 
 
 def _safely(form: Callable[[logging.LogRecord], _T], record: logging.LogRecord) -> _T:
-    """The record in a form; what is told of one that can't be had in it."""
+    """Formats the record, or a stand-in for it if that fails."""
     try:
         return form(record)
     except Exception as error:

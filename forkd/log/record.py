@@ -1,8 +1,8 @@
-"""A log record as text for people, as JSON for machines, and as an entry of systemd's journal.
+"""Formats a log record: text for people, JSON for machines, an entry for systemd's journal.
 
-What a peer sent may stand in any part of it, by way of an exception, a name or what an application says: no
-control character reaches a log raw, and no line but a record's first begins at the margin. Where a
-record goes is the affair of `log`.
+Bytes from a peer may get into any part of a record, through an exception, a name or what an application logs. So no
+control character reaches a log unescaped, and only a record's first line starts at the margin. `log` decides
+where a record goes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Final
 
 _OWN: Final = "forkd"
-# Controls of ASCII and Latin-1, the line separators, and what changes the direction of a text (Unicode, Bidi_Control).
+# Control characters of ASCII and Latin-1, line separators, and Unicode's Bidi_Control, which changes text direction.
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _NAMED: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PLAIN: Final = re.compile(r"[^\s\"=\\]+")
@@ -25,28 +25,28 @@ _INDENT: Final = "    "
 _NO_JOURNAL_NAME: Final = re.compile(r"[^A-Z0-9_]")
 _JOURNAL_NAME_CHARACTERS: Final = 64
 _GLOSSARY: Final = {"worker": "SLOT", "gen": "GENERATION"}
-# The priorities of syslog(3), each from this level on.
+# The priorities of syslog(3), each with the lowest level that has it.
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG_PRIORITY: Final = 7
 
 Entry = dict[str, str]
-"""An entry of the journal: its fields by name (systemd.journal-fields(7)), MESSAGE and PRIORITY among them."""
+"""A journal entry: its fields by name (systemd.journal-fields(7)), including MESSAGE and PRIORITY."""
 
 
 def escape(text: str) -> str:
-    """The text with every control, line-breaking and direction-changing character written out."""
+    """Escapes every character that controls a terminal, breaks a line or changes the text's direction."""
     return _UNSAFE.sub(_written_out, text)
 
 
 def own(level: int, message: str, fields: Mapping[str, object]) -> logging.LogRecord:
-    """A record that forkd makes without a logger."""
+    """Makes a record of forkd's own, without a logger."""
     record = logging.LogRecord(_OWN, level, "", 0, message, None, None)
     record.fields = fields
     return record
 
 
 def stand_in(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
-    """What is told instead of a record that cannot be formatted."""
+    """Makes the record that replaces one that cannot be formatted."""
     why = type(error).__name__
     with suppress(Exception):
         why = repr(error)
@@ -55,15 +55,15 @@ def stand_in(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
 
 
 class Text(logging.Formatter):
-    """`2026-01-31 12:00:00.000 info what happened key=value`, a traceback's lines indented below."""
+    """`2026-01-31 12:00:00.000 info what happened key=value`, with the lines of a traceback indented below."""
 
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")  # as clocks here show
+        when = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")  # local time
         return f"{when} {escape(record.levelname.lower())} {_told(record)}"
 
 
 class Json(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -76,11 +76,11 @@ class Json(logging.Formatter):
         lines = _block(record)
         if lines:
             entry["text"] = "\n".join(lines)
-        return json.dumps(entry, default=str)  # in ASCII, so that nothing in it is raw
+        return json.dumps(entry, default=str)  # ASCII only, so everything is escaped
 
 
 def as_entry(record: logging.LogRecord) -> Entry:
-    """The record for the journal: what the text says, without what the journal notes by itself, and each fact alone."""
+    """Makes a journal entry: the text without time and level, which the journal keeps itself, and each field."""
     found = {"MESSAGE": _told(record), "PRIORITY": str(priority(record.levelno)), "SYSLOG_IDENTIFIER": _OWN}
     if record.name != _OWN:
         found["FORKD_LOGGER"] = escape(record.name)
@@ -91,12 +91,12 @@ def as_entry(record: logging.LogRecord) -> Entry:
 
 
 def priority(level: int) -> int:
-    """What syslog(3) calls a level of logging."""
+    """Returns the syslog(3) priority of a logging level."""
     return next((number for least, number in _PRIORITIES if level >= least), _DEBUG_PRIORITY)
 
 
 def prefixed(text: str, number: int) -> str:
-    """The text with its priority before each line, as sd-daemon(3) has it on standard error."""
+    """Puts the priority before each line, as sd-daemon(3) defines it for standard error."""
     return "\n".join(f"<{number}>{line}" for line in text.split("\n"))
 
 
@@ -109,7 +109,7 @@ def _told(record: logging.LogRecord) -> str:
 
 def _facts(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
     fields = getattr(record, "fields", None)
-    if isinstance(fields, Mapping):  # else it is an application's own, which happens to have the name
+    if isinstance(fields, Mapping):  # otherwise it is an attribute of the application's that happens to have this name
         yield from ((str(key), value) for key, value in fields.items() if value is not None)
 
 
@@ -130,7 +130,7 @@ def _value(value: object) -> str:
 
 
 def _written_out(found: re.Match[str]) -> str:
-    # Not the unicode_escape codec, which Python loads late: with privileges dropped it may be out of reach.
+    # Not the unicode_escape codec: Python loads it late, and after the drop of privileges it may be unreadable.
     character = found[0]
     number = ord(character)
     return _NAMED.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")

@@ -1,8 +1,9 @@
-"""What an application prints becomes records of the log.
+"""Turns what an application prints into log records.
 
-A handler that prints what a peer has sent, or a thread that ends by an exception, would put it raw into a log that is
-standard error, and into none that is a file. Standard output is left to the application, unless it leads to the
-same place. What programs write that an application starts, and what is written past Python, goes where it always did.
+Otherwise a handler that prints what a peer sent, or a thread that ends with an exception, would write it unescaped if
+the log is standard error, and not to the log at all if that is a file. Standard output is left to the application,
+unless it leads to the same place. Programs that an application starts, and code that bypasses Python, write where
+they always did.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from forkd.log import log
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_LONGEST: Final = 65536  # bytes that a record is made of though their line has not come to its end
+_LONGEST: Final = 65536  # bytes of an unfinished line after which it becomes a record
 
 
 def lead_to_log(service: str, handler: logging.Handler) -> None:
-    """Makes each line that is printed a record for `handler`, in this process and its children.
+    """Makes each printed line a record for `handler`, in this process and its children.
 
-    Those of `sys.stderr` are of level warning, those of `sys.stdout`, where it goes the same way, of level info. A
-    thread's last exception is one record, not one for each line of its traceback.
+    Lines of `sys.stderr` have level warning; those of `sys.stdout`, if it leads to the same place, level info. The
+    exception that ends a thread is one record, not one for each line of its traceback.
     """
     sys.stderr = _stream("stderr", 2, logging.WARNING, service, handler)
     if os.path.samestat(os.fstat(1), os.fstat(2)):
@@ -36,7 +37,7 @@ def lead_to_log(service: str, handler: logging.Handler) -> None:
 
 def _stream(name: str, fd: int, level: int, service: str, handler: logging.Handler) -> io.TextIOWrapper:
     logger = logging.getLogger(name)
-    # Past the root logger: a handler that an application has given that may print itself, without end.
+    # Bypasses the root logger: a handler that an application added there may itself print, without end.
     logger.propagate = False
     logger.handlers = [handler]
     return io.TextIOWrapper(_LoggedLines(fd, logger, level, service), "utf-8", "backslashreplace", write_through=True)
@@ -46,11 +47,11 @@ def _thread_failed(last: threading.ExceptHookArgs, service: str) -> None:
     if last.exc_type is not SystemExit and last.exc_value is not None:
         name = "" if last.thread is None else f" {last.thread.name!r}"
         facts = {"service": service, "pid": os.getpid()}
-        log.say("error", f"the thread{name} ended by an exception", facts, error=last.exc_value)
+        log.say("error", f"the thread{name} ended with an exception", facts, error=last.exc_value)
 
 
 class _LoggedLines(io.RawIOBase):
-    """A stream of bytes, each line of which is a record."""
+    """A byte stream that logs each line as a record."""
 
     def __init__(self, fd: int, logger: logging.Logger, level: int, service: str) -> None:
         self.name = f"<{logger.name}>"
@@ -64,7 +65,7 @@ class _LoggedLines(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        return self._fd  # for what wants a descriptor, such as a program that is started
+        return self._fd  # for code that needs a descriptor, such as one that starts a program
 
     def write(self, data: ReadableBuffer, /) -> int:
         *lines, self._begun = (self._begun + bytes(data)).split(b"\n")
@@ -75,7 +76,7 @@ class _LoggedLines(io.RawIOBase):
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Says also what has not come to its end: a fork would double it, and an exit lose it."""
+        """Logs an unfinished line as well: a fork would duplicate it, and an exit would lose it."""
         line, self._begun = self._begun, b""
         self._say(line)
 

@@ -14,9 +14,10 @@ from typing import Protocol
 from msgspec import Struct
 
 from forkd.errors import ControlError, ForkdError
-from forkd.ipc.control_server import Answer, ControlEstate, ControlServer, Obey, Wait
+from forkd.ipc.control_server import Answer, ControlEstate, ControlServer, Obey
 from forkd.kernel.owned_file import OwnedFile
 from forkd.kernel.pidfile import Pidfile
+from forkd.kernel.poller import Poller
 from forkd.log import log
 from forkd.settings.schema import LogSettings, Settings
 
@@ -64,7 +65,7 @@ class OwnFiles:
         self._kept: list[_Kept] = []
 
     def open(
-        self, settings: Settings, control_path: Path | None, pidfile: Pidfile | None, wait: Wait, obey: Obey
+        self, settings: Settings, control_path: Path | None, pidfile: Pidfile | None, wait: Poller, obey: Obey
     ) -> None:
         """Opens everything that the settings name, and keeps the pid file; ForkdError says what cannot be had."""
         if pidfile is not None:
@@ -91,7 +92,7 @@ class OwnFiles:
         leaving, lock = (self._pidfile.leaving, self._pidfile.fd) if self._pidfile is not None else (None, None)
         return OwnFilesEstate(self.log_fd, control, leaving, lock, self.detached)
 
-    def resume(self, left: OwnFilesEstate, settings: Settings, wait: Wait, obey: Obey) -> list[Answer]:
+    def resume(self, left: OwnFilesEstate, settings: Settings, wait: Poller, obey: Obey) -> list[Answer]:
         """Takes over what the program before us has opened; gives those who wait for an answer."""
         self.set_up_log(settings.master.log)
         if left.pidfile is not None and left.pidfile_lock is not None:
@@ -145,7 +146,7 @@ class OwnFiles:
         if self._pidfile is not None:
             self._pidfile.remove()
 
-    def _open_control(self, path: Path, wait: Wait, obey: Obey, *, asked_for: bool) -> None:
+    def _open_control(self, path: Path, wait: Poller, obey: Obey, *, asked_for: bool) -> None:
         """Opens the control socket; one that nobody asked for may fail with a warning."""
         try:
             server = ControlServer(str(path), wait, obey)

@@ -1,6 +1,6 @@
-"""Where an application's files are, and all that is passed on the way to a file.
+"""Finds an application's files, and every folder and link on the path to a file.
 
-Nothing of them is imported, opened or judged here.
+Nothing is imported, opened or judged here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from importlib.machinery import (
 )
 from typing import Final, NamedTuple
 
-_LINKS: Final = 40  # as many as the kernel follows (path_resolution(7))
+_LINKS: Final = 40  # the kernel's own limit (path_resolution(7))
 _LOADERS: Final = (
     (ExtensionFileLoader, EXTENSION_SUFFIXES),
     (SourceFileLoader, SOURCE_SUFFIXES),
@@ -43,9 +43,9 @@ class PathStep(NamedTuple):
 
 
 def way(path: str) -> Iterator[PathStep]:
-    """All that is passed from the root folder to `path`, which comes last, as the kernel does it (path_resolution(7)).
+    """Yields every folder and link from the root folder to `path`, which comes last, in the order the kernel takes.
 
-    Raises OSError where it goes no further.
+    See path_resolution(7). Raises OSError at the step that fails.
     """
     at = "/"
     yield PathStep(at, os.lstat(at))
@@ -71,10 +71,10 @@ def way(path: str) -> Iterator[PathStep]:
 
 
 def files(app: str, path: str) -> list[str]:
-    """The files that an import of `app` (`module:name`) begins with: its packages' and its module's.
+    """Returns the files that an import of `app` (`module:name`) starts with: those of its packages and its module.
 
-    They are found as an import does it with `path` first, but that none of them is run. What only an import could
-    find is not among them.
+    They are found as an import would find them, `path` first, but nothing is run. Files that only a real import
+    could find are missing.
     """
     folders = [path, *(each for each in sys.path if each)]
     found: list[str] = []
@@ -85,7 +85,7 @@ def files(app: str, path: str) -> list[str]:
 
 
 def _module(name: str, folders: list[str]) -> tuple[list[str], list[str]]:
-    """The file of a module, and where the modules are that it may hold as a package."""
+    """Returns the file of a module and, if it is a package, the folders of its modules."""
     portions: list[str] = []
     for folder in folders:
         spec = FileFinder(folder, *_LOADERS).find_spec(name)
@@ -94,5 +94,5 @@ def _module(name: str, folders: list[str]) -> tuple[list[str], list[str]]:
         inside = list(spec.submodule_search_locations or ())
         if spec.loader is not None:
             return [spec.origin] if spec.origin else [], inside
-        portions += inside  # of a namespace package (PEP 420), if no other folder has a real one
+        portions += inside  # of a namespace package (PEP 420), unless another folder has a regular one
     return [], portions

@@ -1,9 +1,9 @@
-"""Whom a process runs as and what the kernel lets it do: the master keeps little, an application nothing.
+"""Drops privileges for good: the master keeps few, an application none.
 
-A master that is root keeps the capabilities that its own work takes (capabilities(7)) and lets go of the
-rest at its start, also for every program that it starts. A fork server becomes its service's user before the
-first line of the application and gives up whatever could bring more back. Where the kernel or a container
-has less to give up, what is left is given up. Who is to run as whom, `site` knows.
+A master that is root keeps the capabilities that its own work takes (capabilities(7)) and drops the rest when it
+starts, for itself and for every program that it starts. A fork server becomes its service's user before the first
+line of the application runs, and gives up every way to get more back. On a kernel or in a container that offers
+less, it gives up what there is. `identity` decides which user a service runs as.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from forkd.kernel.accounts import Identity
 
 KEPT: Final = {
     "chown": 0,  # to give a unix socket to the owner that the settings name
-    "dac_override": 1,  # sockets, log and pid file in folders of the services' users; interpreters in users' folders
-    "fowner": 3,  # to remove and replace such a socket in a sticky folder (unlink(2)), after it was given away
+    "dac_override": 1,  # sockets, log and PID file in folders of the services' users; interpreters in users' folders
+    "fowner": 3,  # to remove and replace such a socket in a sticky folder (unlink(2)) once another user owns it
     "kill": 5,  # to end the workers of other users
     "setgid": 6,  # for fork servers, to become their services' users
     "setuid": 7,
-    "setpcap": 8,  # for fork servers, to empty their bounding sets; it gives nothing that those do not hold
-    "net_bind_service": 10,  # ports below 1024, at a reload too
+    "setpcap": 8,  # for fork servers, to empty their bounding sets; it adds no privilege that the sets do not hold
+    "net_bind_service": 10,  # ports below 1024, on a reload too
 }
-"""What a master keeps, with what for.
+"""The capabilities that a master keeps, and why.
 
-Not kept, and not missed: CAP_SYS_RESOURCE (no limit is raised, and root has no limit of processes), CAP_SYS_PTRACE
-(statm(5) of other users' processes is for all to read), CAP_NET_ADMIN (the tap needs none).
+Not needed: CAP_SYS_RESOURCE (forkd raises no limit, and root has no limit on processes), CAP_SYS_PTRACE (statm of
+other users' processes, proc(5), is readable for all), CAP_NET_ADMIN (the tap needs no privilege).
 """
 
 _PR_CAPBSET_READ: Final = 23  # prctl(2)
@@ -41,7 +41,7 @@ _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _CAPABILITY_VERSION_3: Final = 0x20080522  # capget(2)
 
-_LANDLOCK_CREATE_RULESET: Final = 444  # the same on every architecture that Python runs on but alpha
+_LANDLOCK_CREATE_RULESET: Final = 444  # the same on every architecture that Python runs on, except alpha
 _LANDLOCK_RESTRICT_SELF: Final = 446
 _LANDLOCK_SCOPE_SIGNAL: Final = 2
 
@@ -49,32 +49,32 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def shed(*, for_all: bool) -> list[str]:
-    """Lets this process keep no capability but those of a master; gives what could not be done.
+    """Drops all capabilities except a master's. Returns a sentence for each thing that could not be done.
 
-    `for_all`: and no program that it starts can get others, root's or setuid ones included. Without that, a
-    program that is started as root has all that root has.
+    With `for_all`, no program that it starts can get others either, not even as root or setuid. Without, a
+    program that it starts as root has all of root's capabilities.
     """
     kept = sum(1 << number for number in KEPT.values())
     failures = _bound(kept) if for_all else []
     before = _capabilities()
     after = tuple(each & kept for each in before)
-    if after != before:  # a system call filter may have no such call
+    if after != before:  # a system call filter may forbid the call
         try:
-            _set_capabilities(*after)  # the ambient ones follow
+            _set_capabilities(*after)  # this clears the ambient ones as well
         except OSError as error:
-            failures.append(f"the capabilities stay as they are: {error.strerror}")
+            failures.append(f"the capabilities stay unchanged: {error.strerror}")
     return failures
 
 
 def become(who: Identity | None) -> list[str]:
-    """Becomes `who` for good (None: stays who it is); gives what could not be done, none of which leads back to root.
+    """Becomes `who` for good (None: keeps its user). Returns a sentence for each thing that could not be done.
 
-    Whoever is not root then has no capability, gets none by any program that it runs (no_new_privs), and
-    can signal no process but its own descendants, itself and those with which it shares this call. Raises
-    ForkdError when privileges are left, or could be regained (CERT POS36-C, setresuid(2)).
+    None of those leads back to root. A process that is then not root has no capability, gets none from any program
+    that it runs (no_new_privs), and can signal only itself, its descendants and the processes that share this call.
+    Raises ForkdError if privileges are left or could be regained (CERT POS36-C, setresuid(2)).
     """
     powerless = (os.geteuid() if who is None else who.uid) != 0
-    failures = _bound(0) if powerless else []  # while CAP_SETPCAP is there
+    failures = _bound(0) if powerless else []  # while we still have CAP_SETPCAP
     if who is not None:
         try:
             os.setgroups(who.groups)
@@ -82,15 +82,15 @@ def become(who: Identity | None) -> list[str]:
             os.setresuid(who.uid, who.uid, who.uid)
         except OSError as error:
             raise ForkdError(
-                f"this process may not become uid {who.uid}, gid {who.gid}: {error.strerror}; "
-                "root without CAP_SETUID and CAP_SETGID cannot"
+                f"this process cannot become uid {who.uid}, gid {who.gid}: {error.strerror}; "
+                "root needs CAP_SETUID and CAP_SETGID for that"
             ) from None
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if powerless:
-        with suppress(OSError):  # Linux before 4.3 has none
+        with suppress(OSError):  # Linux before 4.3 has no ambient set
             _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
         if any(_capabilities()):
-            with suppress(OSError):  # which is noticed below
+            with suppress(OSError):  # _check_no_way_back notices
                 _set_capabilities(0, 0, 0)
         failures += _keep_signals_inside()
         _check_no_way_back(tried=who is not None)
@@ -98,9 +98,9 @@ def become(who: Identity | None) -> list[str]:
 
 
 def _check_no_way_back(*, tried: bool) -> None:
-    """Raises ForkdError if there is one; to find out by trying takes system calls that a filter may punish."""
+    """Raises ForkdError if privileges could be regained. `tried` tries it, with system calls a filter may punish."""
     if any(_capabilities()):
-        raise ForkdError("capabilities are left: a system call filter has to allow capset(2)")
+        raise ForkdError("capabilities are left: the system call filter must allow capset(2)")
     back = len({*os.getresuid()}) > 1 or len({*os.getresgid()}) > 1
     for regain in (os.seteuid, os.setuid) if tried else ():
         with suppress(PermissionError):
@@ -111,14 +111,14 @@ def _check_no_way_back(*, tried: bool) -> None:
 
 
 def _bound(kept: int) -> list[str]:
-    """Takes all capabilities but `kept` out of the bounding set, which a program that is run gets none beyond."""
+    """Removes all but `kept` from the bounding set, beyond which no program that we run can get a capability."""
     try:
         for number in range(64):
             if _prctl(_PR_CAPBSET_READ, number) and not kept >> number & 1:
                 _prctl(_PR_CAPBSET_DROP, number)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which is how the kernel says that it has no more of them
-            return [f"the capability bounding set stays as it is: {error.strerror}"]
+        if error.errno != errno.EINVAL:  # the kernel knows no higher number
+            return [f"the capability bounding set stays unchanged: {error.strerror}"]
     return []
 
 
@@ -131,7 +131,7 @@ class _Words(ctypes.Structure):
 
 
 def _capabilities() -> tuple[int, int, int]:
-    """This process's effective, permitted and inheritable sets, a bit a capability (capget(2))."""
+    """Returns this process's effective, permitted and inheritable sets, one bit per capability (capget(2))."""
     words = (_Words * 2)()
     _succeed(_LIBC.capget(ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), words))
     low, high = words
@@ -152,13 +152,13 @@ def _set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def _keep_signals_inside() -> list[str]:
-    """No signal of ours, or of our descendants, reaches any other process from now on: not a master of our own user.
+    """Keeps signals from us and our descendants from reaching any other process, even a master of our own user.
 
-    Linux 6.12 and later (landlock(7), LANDLOCK_SCOPE_SIGNAL). It keeps ptrace(2) inside too.
+    Linux 6.12 and later (landlock(7), LANDLOCK_SCOPE_SIGNAL). It confines ptrace(2) as well.
     """
     refused = "other processes of this user can be signalled (landlock, Linux 6.12)"
     if _is_filtered() and not _survives(_enter_signal_scope):
-        return [f"{refused}: a system call filter would end this process for it"]
+        return [f"{refused}: a system call filter would kill this process for trying"]
     try:
         _enter_signal_scope()
     except OSError as error:
@@ -167,7 +167,7 @@ def _keep_signals_inside() -> list[str]:
 
 
 def _enter_signal_scope() -> None:
-    attributes = (ctypes.c_uint64 * 3)(0, 0, _LANDLOCK_SCOPE_SIGNAL)  # no rule for files or ports
+    attributes = (ctypes.c_uint64 * 3)(0, 0, _LANDLOCK_SCOPE_SIGNAL)  # no rules for files or ports
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     rules = _succeed(_LIBC.syscall(_LANDLOCK_CREATE_RULESET, attributes, size, 0))
     try:
@@ -186,7 +186,7 @@ def _is_filtered() -> bool:
 
 
 def _survives(act: Callable[[], None]) -> bool:
-    """Whether a child of ours lives on that does the same."""
+    """Whether a child that does `act` survives it."""
     pid = os.fork()
     if pid == 0:
         with suppress(BaseException):

@@ -1,8 +1,7 @@
-"""What a service's user has to be able to read, and the folder that keeps it from that.
+"""What a service's user must be able to read, and the folder that prevents it.
 
-It is found out by trying, as that user, so groups and access control lists count as they do later. A fork
-server looks when it has become the user, before the first line of the application; who starts forkd is told
-earlier, by `check`.
+It is tried as that user, so groups and access control lists count as they will later. A fork server checks when
+it has become the user, before the first line of the application; `forkd check` tells the administrator earlier.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from forkd.kernel import process
 from forkd.kernel.accounts import user_name
 from forkd.security import paths
 
-_PYTHON: Final = "install Python and forkd where everybody may read them, such as /opt or /usr/local"
-_APPLICATION: Final = "move it to where everybody may read it, such as /srv or /opt"
+_PYTHON: Final = "install Python and forkd where all users may read them, such as /opt or /usr/local"
+_APPLICATION: Final = "move it to where all users may read it, such as /srv or /opt"
 
 
 class Need(NamedTuple):
-    """Something that has to be readable: what it is, where, and what to do about it if it is not."""
+    """Something that must be readable: what it is, where it is, and what to do if it is not."""
 
     what: str
     path: str
@@ -29,7 +28,7 @@ class Need(NamedTuple):
 
 
 def needs(app: str, path: str) -> list[Need]:
-    """What a process takes that serves `app` from the folder `path`; to be asked before privileges are dropped."""
+    """Returns what a process needs to serve `app` from the folder `path`. Call it before dropping privileges."""
     own = tuple(f"{prefix}/" for prefix in (sys.prefix, sys.base_prefix, sys.base_exec_prefix))
     needed = [
         Need("the Python interpreter", sys.executable, _PYTHON, os.X_OK),
@@ -42,7 +41,7 @@ def needs(app: str, path: str) -> list[Need]:
 
 
 def obstacle(needed: list[Need]) -> str:
-    """Why this process cannot read what is needed, as a sentence; nothing if it can."""
+    """Says in a sentence why this process cannot read what is needed; empty if it can."""
     for need in needed:
         if why := _closed(need):
             return f"{user_name(os.geteuid())} cannot read {need.what} {need.path}: {why}; {need.remedy}"
@@ -50,17 +49,17 @@ def obstacle(needed: list[Need]) -> str:
 
 
 def _closed(need: Need) -> str:
-    """What keeps this process from it."""
+    """Says what prevents this process from reading it; empty if nothing does."""
     step = None
     try:
         for step in paths.way(need.path):
             if step.is_folder() and not os.access(step.path, os.X_OK):
-                return f"the folder {step.path} is closed to it ({_rights(step)}); chmod o+x would open it"
+                return f"it may not enter the folder {step.path} ({_rights(step)}); chmod o+x would open it"
     except OSError as error:
         return f"{error.strerror}: {error.filename}"
     if step is not None and not os.access(step.path, need.access):
         kind = "folder" if step.is_folder() else "file"
-        return f"the {kind} {step.path} is closed to it ({_rights(step)}); chmod o+r would open it"
+        return f"it may not read the {kind} {step.path} ({_rights(step)}); chmod o+r would open it"
     return ""
 
 

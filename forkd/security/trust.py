@@ -1,8 +1,8 @@
-"""Whether anybody but root could change what root is going to obey or run: settings files and applications.
+"""Finds what root would obey or run but other users could change: settings files and applications.
 
-Whoever can write a settings file names the users that services run as, and whoever can write an application is
-that user; so a master that is root serves neither, unless it is told to. A file is as good as the worst folder
-on the way to it.
+A user who can write a settings file chooses the users that services run as, and one who can write an application
+acts as its user; so a master that is root refuses both, unless `--insecure` is given. A file is only as safe as the
+least safe folder on its path.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from forkd.settings.schema import Settings
 
 
 class Weakness(NamedTuple):
-    """Something on the way to a file that somebody else could change: where it is, and what to do about it."""
+    """Something on the path to a file that another user could change: where it is, and what to do about it."""
 
     path: str
     what: str
 
 
 def examine(source: Source, settings: Settings, warn: Callable[[str], None]) -> None:
-    """Refuses, as root, what others could change; a warning is enough where `source` says so. Raises ConfigError."""
+    """As root, refuses what other users could change, with ConfigError; only warns if `source` is insecure."""
     found = list(_problems(source, settings)) if os.geteuid() == 0 else []
     if found and not source.insecure:
-        raise ConfigError([each._replace(what=f"{each.what} (or go on with --insecure)") for each in found])
+        raise ConfigError([each._replace(what=f"{each.what} (--insecure starts anyway)") for each in found])
     for each in found:
         warn(str(each))
 
 
 def tools() -> Iterator[str]:
-    """A sentence for each thing that root runs besides, Python and forkd, and that others could change."""
+    """Yields a sentence for each part of Python and forkd that root runs but other users could change."""
     trusted = {0, *_caller()}
     for path in (sys.executable, os.path.dirname(os.__file__), process.package_folder()) if os.geteuid() == 0 else ():  # noqa: PTH120
         for weak in weaknesses(path, trusted, whole=True):
@@ -57,7 +57,7 @@ def _problems(source: Source, settings: Settings) -> Iterator[Problem]:
     told: set[str] = set()
     for name, service in settings.services.items():
         theirs = set(trusted)
-        with suppress(ConfigError):  # a user whom nobody knows is told of where it is needed
+        with suppress(ConfigError):  # an unknown user is reported where it is needed
             who = identity.runs_as(settings, name)
             theirs |= set() if who is None else {who.uid}
         path, key = str(service.path), f"service.{name}.app"
@@ -69,18 +69,18 @@ def _problems(source: Source, settings: Settings) -> Iterator[Problem]:
 
 
 def _caller() -> Iterator[int]:
-    """Who has become root by sudo(8): what they have written is theirs to run as root."""
+    """Yields the user who became root with sudo(8), who may run their own files as root."""
     uid = os.environ.get("SUDO_UID", "")
     if uid.isdecimal():
         yield int(uid)
 
 
 def weaknesses(path: str, trusted: Set[int], *, whole: bool = False) -> Iterator[Weakness]:
-    """All that lets somebody whose uid is not `trusted` change what stands at `path`.
+    """Yields everything that lets a user whose uid is not `trusted` change what is at `path`.
 
-    `whole`: it is a folder of which every file counts, also those that are not there yet.
+    `whole`: it is a folder, and every file in it counts, even files that do not exist yet.
     """
-    with suppress(OSError):  # what cannot be looked at cannot be served either, and is told of then
+    with suppress(OSError):  # what cannot be examined cannot be served either, which is reported then
         steps = list(way(path))
         for step in steps:
             if what := _weakness(step, trusted, sticky_will_do=not whole or step is not steps[-1]):
@@ -94,24 +94,24 @@ def _weakness(step: PathStep, trusted: Set[int], *, sticky_will_do: bool) -> str
         command = "chown -h" if step.is_link() else "chown"
         return f"the {kind} {step.path} belongs to the user {user_name(found.st_uid)}: {command} root {step.path}"
     if step.is_link():
-        return ""  # its mode means nothing (symlink(7))
+        return ""  # its mode has no meaning (symlink(7))
     if step.is_folder() and found.st_mode & stat.S_ISVTX and sticky_will_do:
-        return ""  # there only owners remove and rename (unlink(2)), and the owner of what comes next is looked at
+        return ""  # only owners can remove or rename there (unlink(2)), and the next step's owner is checked
     who = ("g" if _group_writes(step, trusted) else "") + ("o" if found.st_mode & stat.S_IWOTH else "")
     if not who:
         return ""
     mode = f"{found.st_mode & 0o7777:04o}"
-    return f"others may write the {kind} {step.path} (mode {mode}): chmod {who}-w {step.path}"
+    return f"other users can write to the {kind} {step.path} (mode {mode}): chmod {who}-w {step.path}"
 
 
 def _group_writes(step: PathStep, trusted: Set[int]) -> bool:
-    """Whether the group may write, and anybody is in it who is not trusted."""
+    """Whether the group may write and has a member who is not trusted."""
     found = step.found
     if not found.st_mode & stat.S_IWGRP:
         return False
     with suppress(OSError):
         if "system.posix_acl_access" in os.listxattr(step.path):
-            return True  # the group's bits are then the most that any entry of the list gives (acl(5))
+            return True  # the group's bits are then the mask of the whole list (acl(5))
     if found.st_gid == 0:
         return False
     try:

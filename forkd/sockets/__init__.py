@@ -1,7 +1,7 @@
 """Listening and calling.
 
-dial      an address to a connected socket
-explain   what an errno means when connecting, in words
-listener  listening sockets: opened, described, closed
+dial      connects to an address
+explain   puts the errno of a failed connection into words
+listener  opens, describes and closes listening sockets
 rpcbind   the machine's port mapper
 """

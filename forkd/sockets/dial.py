@@ -1,7 +1,7 @@
-"""Dial: an address to a connected socket, and a failure to words.
+"""Connects to an address.
 
-`connect` tries every address that a name has; `explain` says what an errno means, from a table, so
-that every one is tested without a network. What is said over the socket is `client`'s affair.
+`connect` tries every address of a name, and `sockets.explain` puts its failures into words. The caller decides
+what to send.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from forkd.sockets.explain import explain, explain_source
 
 
 def connect(address: Address, *, timeout: float | None = 5.0, source: Address | str | None = None) -> socket.socket:
-    """A blocking stream socket connected to `address`; a host of `*` means this machine.
+    """Returns a blocking stream socket connected to `address`; the host `*` means this machine.
 
-    Every address that the host's name has (getaddrinfo(3), which keeps its own time) is tried in
-    turn, each for at most `timeout` seconds (None: as long as tcp(7) tries). `source`, for TCP,
-    is bound before: "HOST", "HOST:PORT" or "[V6]:PORT"; otherwise the kernel picks, see ip(7).
+    Tries every address of the host's name in turn (getaddrinfo(3), which has its own timeouts), each for at most
+    `timeout` seconds (None: as long as tcp(7) tries). For TCP, `source` is the local address to bind first, "HOST",
+    "HOST:PORT" or "[V6]:PORT"; without it the kernel chooses, see ip(7).
 
-    Raises what `explain` makes of the errors of getaddrinfo(3), bind(2) and connect(2), one line
-    for each address tried, TimedOutError if any of them did not answer; UsageError if the
-    address cannot be called at all; AddressError if the source is no address.
+    If all fail, raises what `explain` makes of the errors of getaddrinfo(3), bind(2) and connect(2), with one line
+    for each address tried: TimedOutError if any of them did not answer. Raises UsageError if the address cannot be
+    connected to at all, AddressError if the source is not an address.
     """
     if address.kind == "systemd" or (address.kind == "tcp" and not address.port):
-        raise UsageError(f"{address} cannot be called: write HOST:PORT or unix:/PATH")
+        raise UsageError(f"cannot connect to {address}: write HOST:PORT or unix:/PATH")
     if isinstance(source, str):
         source = parse_source(source)
     failures: list[ForkdError] = []
@@ -44,7 +44,7 @@ def connect(address: Address, *, timeout: float | None = 5.0, source: Address | 
 
 
 def parse_source(text: str) -> Address:
-    """The local address that `text` writes as HOST, HOST:PORT or [V6]:PORT; port 0 is the kernel's choice."""
+    """Parses a local address: HOST, HOST:PORT or [V6]:PORT. With port 0 the kernel chooses."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if _is_ipv6(bare):
         return parse(f"[{bare}]:0")
@@ -52,16 +52,16 @@ def parse_source(text: str) -> Address:
 
 
 def unix_path(address: Address) -> str:
-    """What connect(2) wants to be told of a unix address."""
+    """Returns a unix address in the form that connect(2) takes."""
     return "\0" + address.host[1:] if address.host.startswith("@") else address.host
 
 
 def _routes(address: Address, source: Address | None) -> list[tuple[int, Any, Any]]:
-    """Family, remote and local socket address of each way to try; the local one is None for the kernel's choice."""
+    """Returns family, remote and local socket address of each attempt; the kernel chooses a local one that is None."""
     if address.kind == "unix" and source is None:
         return [(socket.AF_UNIX, unix_path(address), None)]
     if address.kind != "tcp" or (source and source.kind != "tcp"):
-        raise UsageError(f"{address} cannot be called from {source}: a source is for TCP, on both ends")
+        raise UsageError(f"cannot connect to {address} from {source}: a source address works only with TCP")
     try:
         targets = _resolve(address)
     except OSError as error:
@@ -74,13 +74,13 @@ def _routes(address: Address, source: Address | None) -> list[tuple[int, Any, An
         raise explain_source(error, source) from None
     routes = [(family, target, sources[family]) for family, target in targets if family in sources]
     if not routes:
-        raise UsageError(f"{address} cannot be called from {source}: one is IPv4, the other IPv6")
+        raise UsageError(f"cannot connect to {address} from {source}: one is IPv4, the other IPv6")
     return routes
 
 
 def _resolve(address: Address, flags: int = 0) -> list[tuple[int, Any]]:
-    # No host is the loopback of both families or, with AI_PASSIVE, every address: getaddrinfo(3).
-    # Bytes keep Python's IDNA codec out, which ends in UnicodeError for a label that is too long.
+    # No host means the loopback of both families or, with AI_PASSIVE, every address: getaddrinfo(3).
+    # Bytes, because Python's IDNA codec raises UnicodeError for a label that is too long.
     host = None if address.host == WILDCARD else address.host.encode()
     found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=flags)
     return [(family, sockaddr) for family, _, _, _, sockaddr in found]
@@ -102,7 +102,7 @@ def _open(family: int, target: Any, local: Any, timeout: float | None) -> socket
 
 
 def _bind(sock: socket.socket, local: Any) -> None:
-    # A port we chose is in TIME_WAIT after the last call from it: only SO_REUSEADDR allows the next one.
+    # A port of our choice is in TIME_WAIT after its last connection: only SO_REUSEADDR allows the next one.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(local)
@@ -111,8 +111,8 @@ def _bind(sock: socket.socket, local: Any) -> None:
 
 
 def _connect_unix(sock: socket.socket, target: Any, timeout: float | None) -> None:
-    # A non-blocking connect would fail at once where a server's queue is full: unix(7) waits only
-    # while the socket blocks, and SO_SNDTIMEO is the limit of that (socket(7)).
+    # A non-blocking connect fails at once if the server's queue is full: unix(7) waits only on a blocking
+    # socket, for at most SO_SNDTIMEO (socket(7)).
     unlimited = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, len(timeval(0)))
     if timeout is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(timeout))
@@ -121,13 +121,13 @@ def _connect_unix(sock: socket.socket, target: Any, timeout: float | None) -> No
 
 
 def _connect_tcp(sock: socket.socket, target: Any, timeout: float | None) -> None:
-    # Lines are sent when they are typed, not when the last one is acknowledged (Nagle, RFC 896).
+    # Send lines when they are typed, not when the last one is acknowledged (Nagle, RFC 896).
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.settimeout(timeout)
     sock.connect(target)
     sock.settimeout(None)
-    # Where nobody listens on a port of the kernel's own range, the kernel may pick it for our end,
-    # and the socket is connected to itself (simultaneous open, RFC 9293, 3.5).
+    # If no process listens on a port of the kernel's own range, the kernel may choose that port for our end
+    # and connect the socket to itself (simultaneous open, RFC 9293, 3.5).
     if sock.getsockname() == sock.getpeername():
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 

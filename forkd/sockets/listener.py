@@ -1,7 +1,7 @@
-"""Listening sockets: opened, described, handed on, closed. Nobody accepts here.
+"""Opens, describes, hands on and closes listening sockets. Nothing accepts here.
 
-One socket is shared by all workers of all generations; never shut down (that would end it for
-everybody) and non-blocking from its birth, for O_NONBLOCK belongs to the shared description.
+All workers of all generations share one socket. It is never shut down, which would end it for all of them, and is
+non-blocking from the start, because O_NONBLOCK belongs to the shared open file description.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from forkd.settings.schema import Listen
 from forkd.systemd import store
 from forkd.systemd.passed import Passed
 
-# What a machine without IPv6 answers to ::1. Its hosts(5) may still have localhost mean that too, and then
-# the other addresses of the name do.
+# What a machine without IPv6 answers to ::1. Its hosts(5) may still list that for localhost; the name's other
+# addresses are enough then.
 _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 class Listener(Struct):
-    """A listening socket: what was asked for, and where it really listens.
+    """A listening socket: what the settings ask for, and where it really listens.
 
-    `file` is a unix socket's file, ours to remove; a socket `passed` in by systemd stays systemd's; one of ours
-    that the service manager keeps for us, too, is `stored` by that label.
+    `file` is a unix socket's file, ours to remove. A socket `passed` in by systemd stays systemd's. `stored` is the
+    label of a socket of ours that the service manager keeps for us as well.
     """
 
     wanted: Listen
@@ -51,10 +51,10 @@ class Listener(Struct):
         if self.socket.family != socket.AF_INET6:
             return self.socket.family == socket.AF_INET
         only = self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-        return not only and ("." in self.bound.host or self.bound.host in (WILDCARD, "::"))  # IPv4 as RFC 4291 maps it
+        return not only and ("." in self.bound.host or self.bound.host in (WILDCARD, "::"))  # mapped IPv4 (RFC 4291)
 
     def close_tap(self) -> None:
-        """Lets nobody else in, while those in the queue are still to be served."""
+        """Lets no new client in; those in the accept queue are still to be served."""
         if self.passed:
             return
         if self.file is not None:
@@ -62,16 +62,16 @@ class Listener(Struct):
         tap.close(self.socket)
 
     def mend(self, backlog: int) -> None:
-        """Listens again on a socket that somebody has shut down, which ends it for all who share it (shutdown(2))."""
+        """Listens again on a socket that was shut down, which ends it for all that share it (shutdown(2))."""
         if self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return
-        with suppress(OSError):  # a port that we chose is bound still; one that the kernel chose is not
+        with suppress(OSError):  # a port of our choice is still bound; one that the kernel chose is not
             self.socket.bind(self.socket.getsockname())
         with suppress(OSError):
             self.socket.listen(backlog)
 
     def hand_down(self, idle_timeout: float, write_timeout: float) -> None:
-        """Sets what accepted TCP sockets inherit from the listener (tcp(7)), at no cost for each of them."""
+        """Sets the timeouts that accepted TCP sockets inherit from the listener (tcp(7)): no system call for each."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(idle_timeout))
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(write_timeout))
 
@@ -83,9 +83,9 @@ class Listener(Struct):
 
 
 def make_way(listener: Listener) -> socket.socket | None:
-    """A new unix socket for those who call from now on, while ours keeps its queue; None where it can't be had.
+    """Returns a new unix socket for new clients while ours keeps its accept queue; None if that fails.
 
-    It takes the path over, with the rights that the file has, so that nobody meets neither.
+    It replaces the file at the path, with the same rights, so that clients always find one of the two.
     """
     file = listener.file
     if file is None or not file.stands():
@@ -99,9 +99,9 @@ def make_way(listener: Listener) -> socket.socket | None:
 
 
 def open_listeners(wanted: Listen, backlog: int, passed: Passed, service: str) -> list[Listener]:
-    """Opens what an entry of `listen` asks for: mostly one socket, several where a name has several addresses.
+    """Opens what an entry of `listen` asks for: one socket for each address of its name, usually one.
 
-    What was stored for the entry is taken from there. Raises ListenError with a sentence that names the
+    Takes sockets stored for the entry from the store. Raises ListenError with a sentence that names the
     address and what to do.
     """
     address = wanted.address
@@ -123,7 +123,7 @@ def open_listeners(wanted: Listen, backlog: int, passed: Passed, service: str) -
                 continue
             for listener in opened:
                 listener.close()
-            passed.stored.give_up(label)  # one that is bound in another way may be what stands in the way
+            passed.stored.give_up(label)  # a stored one that is bound differently may block the address
             raise why from None
         opened.append(Listener(wanted, _real_address(address, sock), sock, stored=label if kept is not None else ""))
     if not opened:
@@ -132,7 +132,7 @@ def open_listeners(wanted: Listen, backlog: int, passed: Passed, service: str) -
 
 
 def _take_unix(wanted: Listen, backlog: int, passed: Passed, label: str) -> Listener | None:
-    """The unix socket that was stored for us, with the rights that its file is to have now; None if there is none."""
+    """Returns the unix socket that was stored for us, its file given the rights of the settings; None if none."""
     path = wanted.address.host
     kept = passed.stored.claim(label, lambda sock: sock.family == socket.AF_UNIX)
     if kept is None:
@@ -146,10 +146,10 @@ def _take_unix(wanted: Listen, backlog: int, passed: Passed, label: str) -> List
 
 
 def _with_rights(wanted: Listen, path: str) -> OwnedFile:
-    """The mark of a socket's file that stands already, with the rights that the settings want by now."""
+    """Gives an existing socket file the rights of the settings; returns its identity."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        there = f"/proc/self/fd/{fd}"  # by way of which no link is followed that is put there meanwhile
+        there = f"/proc/self/fd/{fd}"  # a link put there in between is not followed
         if wanted.mode is not None:
             os.chmod(there, wanted.mode)  # noqa: PTH101
         _own(wanted, there)
@@ -160,7 +160,7 @@ def _with_rights(wanted: Listen, path: str) -> OwnedFile:
 
 
 def _own(wanted: Listen, path: str) -> None:
-    """Gives a socket's file to whom the settings name."""
+    """Gives a socket's file to the user and group that the settings name."""
     if wanted.user is not None or wanted.group is not None:
         who = identity(wanted.user, wanted.group)
         assert who is not None
@@ -196,20 +196,20 @@ def _why_unix(error: OSError, path: str) -> str:
         case errno.EADDRINUSE:
             return f"another server listens there (ss -xlp | grep {path} shows which)"
         case errno.ENOENT:
-            return f"there is no folder {Path(path).parent}; make it, or choose another path"
+            return f"there is no folder {Path(path).parent}; create it or choose another path"
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"{error.strerror}: this user may not make a socket in {Path(path).parent} or give it away"
+            return f"{error.strerror}: this user may not create a socket in {Path(path).parent} or change its owner"
         case _:
             return f"{error.strerror or error}"
 
 
 def _resolve(address: Address) -> list[tuple[socket.AddressFamily, tuple[object, ...], bool]]:
-    """The families and socket addresses to bind, and whether an IPv6 one stands for IPv4 as well."""
+    """Returns the families and socket addresses to bind, and whether an IPv6 one includes IPv4."""
     if address.host == WILDCARD:
         if socket.has_ipv6 and _ipv6_works():
             return [(socket.AF_INET6, ("::", address.port), True)]
         return [(socket.AF_INET, ("0.0.0.0", address.port), False)]
-    # Bytes keep Python's IDNA codec out, which ends in UnicodeError for a label that is too long.
+    # Bytes, because Python's IDNA codec raises UnicodeError for a label that is too long.
     host, flags = address.host.encode(), socket.AI_PASSIVE | socket.AI_NUMERICSERV
     try:
         found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=flags)
@@ -243,7 +243,7 @@ def _bound_tcp(family: socket.AddressFamily, sockaddr: tuple[object, ...], both:
 
 
 def _is_bound(sock: socket.socket, *, family: socket.AddressFamily, sockaddr: tuple[object, ...], both: bool) -> bool:
-    """Whether a socket that was stored is what `_bound_tcp` would make; a port of the kernel's choice may be any."""
+    """Whether a stored socket is what `_bound_tcp` would make; if the kernel is to choose the port, any will do."""
     if sock.family != family:
         return False
     if family == socket.AF_INET6 and both == bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)):
@@ -253,7 +253,7 @@ def _is_bound(sock: socket.socket, *, family: socket.AddressFamily, sockaddr: tu
 
 
 def _go_on(kept: socket.socket, backlog: int) -> socket.socket:
-    """Listens again on a socket that was stored, and may have been left with its tap closed."""
+    """Listens again on a stored socket, whose tap may still be closed."""
     kept.setblocking(False)
     kept.listen(backlog)
     tap.reopen(kept)
@@ -265,20 +265,20 @@ def _why_tcp(error: OSError, address: Address) -> str:
         case errno.EADDRINUSE:
             return f"another process listens there (ss -ltnp 'sport = :{address.port}' shows which)"
         case errno.EADDRNOTAVAIL:
-            return f"{address.host} is no address of this machine (ip address shows those it has)"
+            return f"{address.host} is not an address of this machine (ip address lists its addresses)"
         case errno.EACCES:
-            return f"port {address.port} is for root or a process with CAP_NET_BIND_SERVICE; ports from 1024 are free"
+            return f"port {address.port} needs root or CAP_NET_BIND_SERVICE; ports from 1024 do not"
         case _:
             return f"{error.strerror or error}"
 
 
 def _real_address(address: Address, sock: socket.socket) -> Address:
-    """The address with the port that the kernel picked; a wildcard stays one."""
+    """Returns the address with the port that the kernel chose; a wildcard stays one."""
     real = from_sockaddr(sock.family, sock.getsockname())
     return address._replace(port=real.port) if address.host == WILDCARD else real
 
 
 def _adopt(wanted: Listen, passed: socket.socket) -> Listener:
-    sock = passed.dup()  # what was passed stays, to be taken again after a reload that did without it
+    sock = passed.dup()  # the original stays, for a reload that uses it again
     sock.setblocking(False)
     return Listener(wanted, from_sockaddr(sock.family, sock.getsockname()), sock, passed=True)

@@ -1,8 +1,8 @@
 """The service manager's protocols.
 
-notify   messages to the service manager, with descriptors and the barrier
+notify   sends messages and descriptors to the service manager, and waits at its barrier
 passed   sockets that systemd passes in
-reports  what to tell the service manager, and when
-store    names of the sockets that the service manager keeps for us
-strays   processes that applications leave running in our unit's cgroup
+reports  decides what to report to the service manager, and when
+store    names the sockets that the service manager keeps for us
+strays   kills processes that applications leave running in our unit's cgroup
 """

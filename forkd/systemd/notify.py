@@ -1,9 +1,8 @@
-"""The way to the service manager: sd_notify(3), with descriptors and the barrier.
+"""Messages to the service manager: sd_notify(3), with descriptors and the barrier.
 
-One unconnected datagram socket for the master's whole life: a master that has run out of descriptors has to say
-that it is alive, too, and the manager that has been started again at the same path is found again. Nobody is
-waited for but at a barrier. Without NOTIFY_SOCKET nothing is opened and nothing done. What is said, and when,
-stands in `reports`.
+One unconnected datagram socket serves for the master's whole life: a master that has run out of descriptors must
+still say that it is alive, and a manager that was restarted at the same path is found again. Only a barrier waits.
+Without NOTIFY_SOCKET nothing is opened and nothing is done. `reports` decides what is said, and when.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _MOST_UNSAID: Final = 64
 
 
 def watchdog_seconds() -> float:
-    """How often this process has to say that it is well (sd_watchdog_enabled(3)); 0 when nobody waits for that."""
+    """Returns the watchdog's period in seconds (sd_watchdog_enabled(3)); 0 if this process is not watched."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     wanted = os.environ.get("WATCHDOG_USEC", "")
@@ -32,16 +31,16 @@ def watchdog_seconds() -> float:
 
 
 def last_words(lines: Sequence[str]) -> None:
-    """Tells the manager why this process is about to end, and waits until it has heard."""
+    """Tells the manager why this process is about to end, and waits until it has read the message."""
     notifier = Notifier()
     notifier.tell(lines)
     notifier.close()
 
 
 class Notifier:
-    """The manager named by NOTIFY_SOCKET, if there is one: then it is `on`.
+    """The manager named by NOTIFY_SOCKET; `on` if there is one.
 
-    What the manager has no room for is said with the next message, unless that will say it better.
+    Messages that the manager has no room for are kept and sent before the next one.
     """
 
     def __init__(self) -> None:
@@ -54,25 +53,25 @@ class Notifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def tell(self, lines: Sequence[str], fds: Sequence[int] = (), *, passing: bool = False) -> bool:
-        """Sends one message, with copies of `fds`; False if it has to wait or, when `passing`, was dropped for that."""
+        """Sends one message, with copies of `fds`. False if there was no room: then it is kept; `passing` drops it."""
         if not self.on or not lines:
             return True
         self.flush()
         data = "\n".join(lines).encode(errors="backslashreplace")
         gone = not self._unsaid and self._send(data, fds)
         if not gone and not passing and len(self._unsaid) < _MOST_UNSAID:
-            with suppress(OSError):  # no descriptors left: it is lost
+            with suppress(OSError):  # no descriptors left: the message is lost
                 self._unsaid.append((data, [os.dup(fd) for fd in fds]))
         return gone
 
     def flush(self) -> None:
-        """Says what there was no room for."""
+        """Sends the messages that there was no room for."""
         while self._unsaid and self._send(*self._unsaid[0]):
             for fd in self._unsaid.popleft()[1]:
                 os.close(fd)
 
     def barrier(self, seconds: float) -> bool:
-        """Waits until the manager has seen to all that was said, or so long; whether it has (sd_notify_barrier(3))."""
+        """Waits up to `seconds` until the manager has handled every message; True if it has (sd_notify_barrier(3))."""
         if not self.on:
             return False
         until = monotonic() + seconds
@@ -80,7 +79,7 @@ class Notifier:
             ours, theirs = os.pipe2(os.O_CLOEXEC)
         except OSError:  # no descriptors left
             return False
-        # poll(2) does not know whether another process's queue has room, so it is the call that waits.
+        # poll(2) cannot see whether another process's queue has room, so the call itself waits.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(seconds))
         self._socket.setblocking(True)
         try:
@@ -94,14 +93,14 @@ class Notifier:
             os.close(theirs)
             self._socket.setblocking(False)
         poll = select.poll()
-        poll.register(ours, 0)  # POLLHUP comes unasked, as soon as the manager has closed its copy
+        poll.register(ours, 0)  # POLLHUP is always reported; it comes when the manager closes its copy
         try:
             return not self._unsaid and bool(poll.poll(max(0.0, until - monotonic()) * 1000))
         finally:
             os.close(ours)
 
     def close(self, seconds: float = 1.0) -> None:
-        """The end: a manager that reads a message only when its sender is gone cannot tell whose it was."""
+        """Waits for the manager, then closes: it cannot attribute a message whose sender is already gone."""
         if self.on:
             if self._said:
                 self.barrier(seconds)
@@ -113,12 +112,12 @@ class Notifier:
             self.on = False
 
     def _send(self, data: bytes, fds: Sequence[int]) -> bool:
-        """Whether it is gone for good or lost for good: there is no need to try again."""
+        """Sends a message. False if it must be tried again; True if it was sent or is lost for good."""
         try:
             self._put(data, fds)
         except (BlockingIOError, InterruptedError):
             return False
-        except OSError:  # a manager that is not there is no reason to fail
+        except OSError:  # a missing manager is no reason to fail
             return True
         self._said = True
         return True

@@ -1,7 +1,7 @@
-"""What systemd hands a service: sd_listen_fds(3).
+"""Takes the sockets that systemd passes to a service: sd_listen_fds(3).
 
-Sockets of a .socket unit stay systemd's; those that we had it keep come back among them, told by their
-names. Without systemd's environment variables nothing is handed. What systemd is told is `notify`'s affair.
+Sockets of a .socket unit stay systemd's; those that we asked it to keep come back among them, recognized by their
+names. Without systemd's environment variables there are none. Messages to systemd are sent by `notify`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FIRST_FD = 3
 
 
 class Passed:
-    """The listening sockets passed in, by name (FileDescriptorName=) and by position, from 0; and those `stored`."""
+    """The listening sockets passed in, by name (FileDescriptorName=) or position from 0, and those `stored` for us."""
 
     def __init__(self, sockets: Sequence[tuple[str, socket.socket]] = ()) -> None:
         self.sockets = list(sockets)
@@ -32,13 +32,13 @@ class Passed:
             if store.is_label(name):
                 try:
                     self.stored.found.append((name, _listening(_FIRST_FD + at, name)))
-                except ListenError:  # spoilt while it was away, which is no reason not to start: it is made anew
+                except ListenError:  # it broke while it was stored; a new one is made
                     self.stored.misfits.append(name)
             else:
                 self.sockets.append((name, _listening(_FIRST_FD + at, name)))
 
     def take(self, name: str) -> list[socket.socket]:
-        """The sockets of that name, or the one at that position when the name is a number."""
+        """Returns the sockets of that name, or the one at that position if the name is a number. Raises ListenError."""
         found = [sock for each, sock in self.sockets if each == name]
         if not found and name.isdecimal() and int(name) < len(self.sockets):
             found = [self.sockets[int(name)][1]]
@@ -56,7 +56,7 @@ def _listening(fd: int, name: str) -> socket.socket:
         sock = socket.socket(fileno=fd)
         listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise ListenError(f"descriptor {fd} ({name}) passed by systemd is no socket: {error.strerror}") from None
+        raise ListenError(f"descriptor {fd} ({name}) passed by systemd is not a socket: {error.strerror}") from None
     if not listening or sock.type != socket.SOCK_STREAM:
         sock.close()
         raise ListenError(f"descriptor {fd} ({name}) passed by systemd is not a listening stream socket (Accept=no)")

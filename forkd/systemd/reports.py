@@ -1,13 +1,12 @@
-"""What the service manager is to hear of a master, and when: lines of sd_notify(3).
+"""Decides what a master reports to the service manager, and when: lines of sd_notify(3).
 
-Pure: times are told, in seconds on the monotonic clock; what is given back is one message, as its lines, and empty
-where there is nothing to say. `supervision` knows what happens, `notify` how a message is sent.
+Pure: times are passed in, in seconds on the monotonic clock. Each function returns the lines of one message; none if
+there is nothing to report. `master.service_manager` knows what happens, `notify` sends the message.
 
-- A master that serves says so in a line of figures, and why the last reload or upgrade came to nothing, until the next
-  one begins.
-- Its watchdog is told at half the time it allows, on a tick of the master's own, and while all services are served.
-- While a start, a reload or a stop takes its time, a second's tick asks for some seconds more, up to forkd's own limit
-  and no further: a manager with a shorter patience lets it end, and a master that hangs in it is not covered.
+- A serving master reports a line of figures, and why the last reload or upgrade failed, until the next one begins.
+- It pings the watchdog every half period, on a tick of the master's own, and only while every service is served.
+- While a start, a reload or a stop is under way, a tick each second asks for a few more seconds, but never beyond
+  forkd's own limit: a manager with a shorter timeout lets it finish, but does not wait for a master that hangs.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from forkd.log.record import escape
 
 STATUS_EVERY: Final = 10.0
 STEP: Final = 10.0
-"""Seconds for which a tick asks at most: a master that hangs is found out after so long."""
+"""The most seconds that a tick asks for: after this long, the manager notices a master that hangs."""
 MARGIN: Final = 5.0
-"""Seconds beyond forkd's own limit, for what is killed then to be gone."""
+"""Seconds beyond forkd's own limit, in which the processes killed then can end."""
 _STATUS_CHARACTERS: Final = 1000  # a message holds 4096 bytes
 
 
 class Reports:
-    """What was said, as far as what is to be said depends on it.
+    """What has been reported, as far as the next report depends on it.
 
-    `watchdog` is how often, in seconds, the manager has to be told at least that all is well (0: never), `tick` how
-    often `tick` is called anyway, and `due` when it is to be called besides: infinity where the ticks will do.
+    `watchdog` is the manager's watchdog period in seconds (0: none), `tick` the seconds between calls of `tick`, and
+    `due` the time of an extra call: infinity if the regular ones are enough.
     """
 
     def __init__(self, watchdog: float, tick: float) -> None:
@@ -47,27 +46,27 @@ class Reports:
 
     @property
     def watched(self) -> bool:
-        """Whether the manager waits for word that all is well."""
+        """Whether the manager expects watchdog pings."""
         return self._period > 0
 
     def starting(self) -> list[str]:
-        """The listeners are about to be opened."""
+        """Reports that the listeners are about to be opened."""
         self._phase = "starting"
         return [self._say(""), _extend(STEP)]
 
     def serving(self, figures: str, now: float) -> list[str]:
-        """Every service serves."""
+        """Reports that every service is served."""
         self._phase = ""
         return ["READY=1", self._say(figures), *self._ping(now)]
 
     def reload_begun(self, now: float) -> list[str]:
-        """A reload begins; whatever the last one came to is the past."""
+        """Reports that a reload begins; the result of the last one is forgotten."""
         self._reloading = True
         self._trouble = ""
         return ["RELOADING=1", f"MONOTONIC_USEC={int(now * 1e6)}", _extend(STEP)]
 
     def change_over(self, what: str, failure: str, figures: str) -> list[str]:
-        """A reload or an upgrade (`what`) is over; `failure` is why it changed nothing, if so."""
+        """Reports the end of a reload or an upgrade (`what`); `failure` says why it changed nothing, or is empty."""
         ready = ["READY=1"] if self._reloading else []
         self._reloading = False
         if failure:
@@ -75,40 +74,40 @@ class Reports:
         return [*ready, self._say(figures)]
 
     def stopping(self) -> list[str]:
-        """No more callers."""
+        """Reports that no more clients are let in."""
         self._phase = "stopping"
         self._status_due = -float("inf")
         return ["STOPPING=1", self._say("")]
 
     def stopped(self) -> list[str]:
-        """The last thing that a master says; whoever knows why it failed may say more."""
+        """Makes a master's last report; the command line may add why it failed."""
         self._phase = ""
         self._trouble = ""
         return [self._say("stopped")]
 
     def tick(self, now: float, figures: Callable[[], str], *, unserved: list[str], left: float) -> list[str]:
-        """What is to be said by now. `left` is how long what is under way may take by forkd's own limits.
+        """Reports what is due. `left` is how many seconds the change under way may still take by forkd's own limits.
 
-        `unserved` are the services that nobody serves any more, and should.
+        `unserved` are the services that should have workers but have none.
         """
         lines: list[str] = []
         if self._period and not unserved and now + self._tick > self._pinged + self._period:
             lines += self._ping(now)
         if self._period:
-            self.due = now + self._period  # the next tick is sooner, unless the manager's patience is very short
+            self.due = now + self._period  # the next tick comes earlier, unless the manager's period is very short
         if left > 0:
             lines.append(_extend(min(left, STEP)))
         if now >= self._status_due or unserved != self._unserved:
             self._unserved = unserved
             self._status_due = now + STATUS_EVERY
             before = self._status
-            line = self._say(figures() + "".join(f"; nobody serves {each}" for each in unserved))
+            line = self._say(figures() + "".join(f"; {each} has no worker" for each in unserved))
             if self._status != before:
                 lines.append(line)
         return lines
 
     def not_heard(self) -> None:
-        """There was no room for the last tick's message, so the next one says it again."""
+        """Makes the next tick repeat the last one's message, for which there was no room."""
         self._pinged = self._status_due = -float("inf")
         self._status = ""
 
@@ -123,17 +122,17 @@ class Reports:
 
 
 def failed(reason: str, errno: int) -> list[str]:
-    """Why forkd ends, for a person, and the number of the kernel's reason where there is one (errno(3))."""
+    """Reports why forkd ends: a text for people and, if there is one, the kernel's reason (errno(3))."""
     return [_status(reason), *([f"ERRNO={errno}"] if errno in numbers.errorcode else [])]
 
 
 def store(name: str) -> list[str]:
-    """Beside a descriptor: keep this from now on."""
+    """Asks the manager to keep the descriptor that goes with this message."""
     return ["FDSTORE=1", f"FDNAME={name}", "FDPOLL=0"]
 
 
 def unstore(name: str) -> list[str]:
-    """Whatever was stored by this name is not needed any more."""
+    """Asks the manager to drop what it stored by this name."""
     return ["FDSTOREREMOVE=1", f"FDNAME={name}"]
 
 
@@ -142,6 +141,6 @@ def _extend(seconds: float) -> str:
 
 
 def _status(text: str) -> str:
-    """One line whatever the text holds, for a line break would begin another assignment."""
+    """Makes one line of any text, because a line break would begin another assignment."""
     plain = "; ".join(escape(line.strip()) for line in text.splitlines())
     return f"STATUS={plain[:_STATUS_CHARACTERS]}"

@@ -1,8 +1,8 @@
-"""Listening sockets that the service manager kept for us: told by a label from those it passes by itself.
+"""Listening sockets that the service manager keeps for us. Labels tell them from those of .socket units.
 
-A label (FDNAME= of sd_notify(3)) is made of the address as the settings write it, so that the next run
-finds its own; what it then has in hand is looked at again before it is taken. Who hands sockets to the
-store, and when, is the affair of `supervision`.
+A label (FDNAME= of sd_notify(3)) is made from the address as the settings write it, so that the next run
+finds its own sockets; each is checked again before it is used. `master.service_manager` decides which sockets
+go into the store, and when.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from urllib.parse import quote
 from forkd.kernel.address import Address
 
 _PREFIX: Final = "forkd="
-_PLAIN: Final = "/[]*@"  # what is written as it is, beside letters, digits, "-", ".", "_" and "~"
+_PLAIN: Final = "/[]*@"  # not encoded, like letters, digits, "-", ".", "_" and "~"
 _LONGEST: Final = 255
 
 
 def label(address: Address, service: str) -> str:
-    """The name under which a listener is stored, as in `forkd=127.0.0.1%3A7007`; empty where it cannot be.
+    """Returns the name under which a listener is stored, such as `forkd=127.0.0.1%3A7007`; empty if it cannot be.
 
-    A name has at most 255 printable ASCII characters and no colon, so the address is percent-encoded. A port of
-    the kernel's choice has its service beside it, for an address may ask for several; a unix socket has its
-    file's inode, for it is no good without that file.
+    A name has at most 255 printable ASCII characters and no colon, so the address is percent-encoded. If the kernel
+    chooses the port, the service's name is added, because several services may use that address; a unix socket gets
+    its file's inode, because it is useless without that file.
     """
     mark = ""
     if address.kind == "tcp" and address.port == 0:
@@ -40,14 +40,14 @@ def label(address: Address, service: str) -> str:
 
 
 def is_label(name: str) -> bool:
-    """Whether a descriptor of this name is one of ours, come back."""
+    """Whether a descriptor of this name is one that we had stored."""
     return name.startswith(_PREFIX)
 
 
 class Stored:
-    """What came back, by label; `misfits` are the labels of what there is no use for: it is closed.
+    """The sockets that came back, by label. `misfits` are the labels of those we could not use and have closed.
 
-    `works` says whether there is a store at all.
+    `works` says whether the manager has a store at all.
     """
 
     def __init__(self, found: Iterable[tuple[str, socket.socket]] = ()) -> None:
@@ -56,7 +56,7 @@ class Stored:
         self.works = False
 
     def keep_only(self, wanted: Collection[str]) -> None:
-        """Gives up whatever has none of these labels."""
+        """Closes every socket that has none of these labels."""
         for name, sock in self.found:
             if name not in wanted:
                 sock.close()
@@ -64,7 +64,7 @@ class Stored:
         self.found = [(name, sock) for name, sock in self.found if name in wanted]
 
     def claim(self, name: str, fits: Callable[[socket.socket], bool]) -> socket.socket | None:
-        """Takes the first socket of that label that fits, if there is one."""
+        """Takes the first socket with that label that fits; None if there is none."""
         for at, (each, sock) in enumerate(self.found):
             if each == name and fits(sock):
                 del self.found[at]
@@ -72,5 +72,5 @@ class Stored:
         return None
 
     def give_up(self, name: str) -> None:
-        """Gives up whatever has this label still: it does not fit, and stands in the way."""
+        """Closes the remaining sockets with this label: they do not fit and may block the address."""
         self.keep_only({each for each, _ in self.found} - {name})

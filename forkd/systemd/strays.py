@@ -1,7 +1,7 @@
-"""What applications have left running when a master ends: killed, where systemd would leave that to us.
+"""Kills what applications have left running when a master ends, where systemd leaves that to us.
 
-A unit with KillMode=process leaves to the master who ends when; then nobody else sees to what an application has
-started and not ended. All of it is in the unit's cgroup, whoever its parent is by now (cgroups(7)).
+With KillMode=process systemd kills only the master, so no one else ends the processes that an application started
+and left behind. All of them are in the unit's cgroup, whatever their parent is now (cgroups(7)).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Final
 from forkd.log import log
 
 _MOUNTS: Final = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
-_ROUNDS: Final = 100  # one that forks faster than it is killed may stay
+_ROUNDS: Final = 100  # a process that forks faster than we kill may survive
 
 
 def end() -> None:
-    """Kills every other process in the cgroup of our unit, if there is one of which we are the main process."""
-    # systemd.exec(5): the number of the process that it has started. Who has merely inherited it kills nobody.
+    """Kills every other process in our unit's cgroup, if we are the main process of a unit."""
+    # systemd.exec(5): the PID that systemd started. A process that merely inherited the variable kills nothing.
     started = os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()) and os.getppid() == 1
     if not started or (list_ := _list_of_processes()) is None:
         return
@@ -33,13 +33,13 @@ def end() -> None:
         for pid in alive:
             if pid not in told:
                 told.add(pid)
-                log.say("warning", "an application has left a process running, which is killed", _facts(pid))
+                log.say("warning", "killing a process that an application left running", _facts(pid))
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
 
 def _list_of_processes() -> Path | None:
-    """The file with the processes of our cgroup, if that is a service's."""
+    """Finds the file that lists the processes of our cgroup; None if it is not that of a service."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if path.endswith(".service") and (number == "0" or controllers == "name=systemd"):
@@ -51,7 +51,7 @@ def _list_of_processes() -> Path | None:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether it waits to be reaped, or has been."""
+    """Whether the process is a zombie or gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (OSError, IndexError):

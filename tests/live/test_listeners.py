@@ -224,7 +224,7 @@ def test_a_live_unix_socket_is_refused_and_keeps_its_file(forkd: Forkd, folder: 
 def test_a_regular_file_in_the_way_is_refused_and_kept(forkd: Forkd, folder: Path) -> None:
     path = folder / "echo"
     path.write_text("precious")
-    check_refused(forkd(file=service(f'"unix:{path}"')), f"unix:{path}", "something that is no socket stands there")
+    check_refused(forkd(file=service(f'"unix:{path}"')), f"unix:{path}", "the file there is not a socket")
     assert path.read_text() == "precious"
     assert [each.name for each in folder.iterdir()] == ["echo"]
 
@@ -271,7 +271,7 @@ def test_what_was_opened_before_a_refusal_is_put_away(forkd: Forkd, folder: Path
 
 def test_an_address_of_another_machine_is_refused(forkd: Forkd) -> None:
     server = forkd("small:ends", listen="192.0.2.1:0")
-    check_refused(server, "192.0.2.1:0", "192.0.2.1 is no address of this machine")
+    check_refused(server, "192.0.2.1:0", "192.0.2.1 is not an address of this machine")
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid"])
@@ -286,7 +286,7 @@ def test_a_port_for_root_is_refused_to_others(folder: Path) -> None:
         pytest.skip("here every port is free for everybody (net.ipv4.ip_unprivileged_port_start)")
     arguments = ["small:ends", "--listen", "127.0.0.1:7", "--set", f"path={HANDLERS}"]
     with running(arguments, folder, program=[*POWERLESS, *FORKD]) as server:
-        check_refused(server, "127.0.0.1:7", "port 7 is for root", "CAP_NET_BIND_SERVICE", name="ends")
+        check_refused(server, "127.0.0.1:7", "port 7 needs root", "CAP_NET_BIND_SERVICE", name="ends")
 
 
 def test_a_folder_of_somebody_else_is_refused(folder: Path) -> None:

@@ -194,8 +194,8 @@ def test_an_application_with_a_log_of_its_own_goes_round_in_no_circle(tmp_path: 
 def test_the_exception_of_a_thread_is_one_record(forkd: Forkd) -> None:
     server = forkd("visits:aloud", workers=1).serving()
     assert exchange(server.connect(), netstring(f"thread {NASTY}\n2026")) == b"4:said,"
-    server.said(r" error the thread 'the helper' ended by an exception service=test pid=\d+$")
-    first = next(at for at, line in enumerate(server.lines) if " ended by an exception " in line)
+    server.said(r" error the thread 'the helper' ended with an exception service=test pid=\d+$")
+    first = next(at for at, line in enumerate(server.lines) if " ended with an exception " in line)
     last = next(at for at, line in enumerate(server.lines) if "    ValueError: " in line)
     assert server.lines[last] == r"    ValueError: \x1b[2J\r\x07\x08 \x85 \u2028\u202e fake=1"
     assert server.lines[last + 1] == "    2026"

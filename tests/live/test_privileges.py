@@ -291,15 +291,17 @@ def test_settings_that_others_may_write_are_not_served(python: str, folder: Path
     path = write(folder, attacker("127.0.0.1:0"))
     path.chmod(0o666)
     for command in ("run", "check"):
-        what = f"{path}: root obeys this file, but others may write the file {path} (mode 0666): chmod o-w {path}"
-        refused(run(python, command, str(path)), f"{what} (or go on with --insecure)")
+        what = (
+            f"{path}: root obeys this file, but other users can write to the file {path} (mode 0666): chmod o-w {path}"
+        )
+        refused(run(python, command, str(path)), f"{what} (--insecure starts anyway)")
     result = run(python, "check", "--insecure", str(path))
     assert result.returncode == 0
     assert f"warning: {path}: root obeys this file" in result.stderr
     with started(python, folder, options=("--insecure",)) as server:
-        server.serving().said("^forkd: warning: .*: root obeys this file, but others may write")
+        server.serving().said("^forkd: warning: .*: root obeys this file, but other users can write")
         server.ask(command="reload")
-        server.said(" warning .*: root obeys this file, but others may write")
+        server.said(" warning .*: root obeys this file, but other users can write")
         assert server.stop() == 0
 
 
@@ -311,7 +313,7 @@ def test_a_python_that_others_may_write_is_warned_of(python: str, folder: Path) 
     packages = f"PYTHONPATH={ROOT}{os.pathsep}{sysconfig.get_path('purelib')}"
     result = run(f"{folder}/bin/python", "check", str(path), before=["env", packages])
     assert result.returncode == 0, result.stderr
-    what = f"root runs what is in {folder}/bin/python, but others may write the folder {folder}/bin (mode 0777)"
+    what = f"root runs what is in {folder}/bin/python, but other users can write to the folder {folder}/bin (mode 0777)"
     assert f"warning: {what}: chmod o-w {folder}/bin" in result.stderr
 
 
@@ -325,7 +327,7 @@ def test_a_reload_refuses_what_others_could_change_by_now(python: str, folder: P
         (folder / "application.py").chmod(0o646)
         result = run(python, "reload", "-c", str(path))
         assert result.returncode == 1
-        assert f"service.b.app: others may write the file {folder}/application.py (mode 0646)" in result.stderr
+        assert f"service.b.app: other users can write to the file {folder}/application.py (mode 0646)" in result.stderr
         assert f"chmod o-w {folder}/application.py" in result.stderr
         assert [server.status(name)["generation"] for name in ("s0", "b")] == [1, 1]
         (folder / "application.py").chmod(0o644)
@@ -344,7 +346,7 @@ def test_a_folder_that_is_closed_to_the_user_is_told_before_anything_is_opened(p
     path = write(folder, attacker(f"unix:{folder}/attack.sock"))
     open_text = path.read_text()
     path.write_text(open_text + service)
-    where = f"the folder {closed} is closed to it (mode 0700, owner root); chmod o+x would open it; move it to where"
+    where = f"it may not enter the folder {closed} (mode 0700, owner root); chmod o+x would open it; move it to where"
     what = f"nobody cannot read the application's folder {closed}: {where}"
     for command in ("run", "check"):
         refused(run(python, command, str(path)), f"{path}:3: master.user: {what}")

@@ -150,7 +150,7 @@ def test_a_port_mapper_that_was_started_again_is_told_again(machine: Machine) ->
 
 def test_without_a_port_mapper_the_service_runs_and_is_registered_when_one_comes(machine: Machine) -> None:
     server = machine.forkd(listen='["[::1]:0", "127.0.0.1:0"]').serving(2)
-    server.said("warning rpcbind: no port mapper to be had: Connection refused; test")
+    server.said("warning rpcbind: the port mapper cannot be used: Connection refused; test")
     told = server.status("test")["rpcbind"]
     assert (told["registered"], told["wrong"]) == (False, "Connection refused")
     done = machine.call("--rpc", f"{PROGRAM:#x}", "127.0.0.1", "hello")
@@ -160,7 +160,7 @@ def test_without_a_port_mapper_the_service_runs_and_is_registered_when_one_comes
     machine.rpcbind()
     server.said("registered with port")
     assert machine.mapped() == port_of(server)
-    assert len(server.said("no port mapper to be had")) == 1
+    assert len(server.said("the port mapper cannot be used")) == 1
 
 
 def test_a_reload_withdraws_what_is_gone_and_registers_what_is_new(machine: Machine) -> None:
@@ -235,7 +235,7 @@ def test_a_living_strangers_registration_stays(machine: Machine, tmp_path: Path)
     first.said("registered with port")
     (tmp_path / "control.sock").rename(tmp_path / "first.sock")
     second = machine.forkd()
-    second.said(f"warning rpcbind: 0x20049001 version 1: another server has it, on port {port_of(first)}")
+    second.said(f"warning rpcbind: 0x20049001 version 1: another server is registered, on port {port_of(first)}")
     assert second.stop() == 0
     assert machine.mapped() == port_of(first)
 
@@ -244,7 +244,7 @@ def test_a_port_mapper_that_hangs_holds_nobody_up(machine: Machine) -> None:
     mapper = machine.rpcbind()
     os.kill(mapper.pid, signal.SIGSTOP)
     server = machine.forkd()
-    server.said("no port mapper to be had: it did not answer within 2 s")
+    server.said("the port mapper cannot be used: no answer within 2 s")
     assert server.ask(command="reload")["generations"] == {"test": 2}
     done = machine.call("--connect-timeout", "0.2", "--rpc", f"{PROGRAM:#x}", "127.0.0.1", "hello")
     assert done.returncode == 75, done.stderr

@@ -209,7 +209,7 @@ def test_the_watchdog_is_told_no_more_when_a_pool_is_lost(manager: Manager, tmp_
         (tmp_path / "broken").touch()
         os.kill(server.workers()[0], signal.SIGKILL)
         server.said("nobody serves test; the watchdog is told no more")
-        manager.said("STATUS=1 service, 0 workers, 0 busy, 0 requests; nobody serves test")
+        manager.said("STATUS=1 service, 0 workers, 0 busy, 0 requests; test has no worker")
         manager.forget()
         with pytest.raises(AssertionError):
             manager.said("WATCHDOG=1", limit=1)

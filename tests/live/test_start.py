@@ -347,7 +347,7 @@ def test_of_twenty_started_at_once_one_runs(host: Host) -> None:
     for said, status in ended:
         if said != served[0]:
             assert status == Exit.FAILED, said
-            assert said.startswith(f"forkd: runs already, as process {host.pid}: "), said
+            assert said.startswith(f"forkd: already running as process {host.pid}: "), said
     assert exchange(connect(SERVING.findall(served[0])[0]), b"hello\n") == b"HELLO\n"
     assert [each["pid"] for each in host.status()["workers"]] == [
         pid for pid in host.daemons() if "worker" in title(pid)
@@ -359,7 +359,7 @@ def test_of_twenty_started_at_once_one_runs(host: Host) -> None:
 def test_a_forkd_in_the_foreground_prevents_a_start(forkd: Forkd, host: Host) -> None:
     server = forkd("small:shout", workers=1, master=ROOT_USER).serving()
     done = host.forkd("start", "forkd.toml", status=Exit.FAILED)
-    assert done.stderr.startswith(f"forkd: runs already, as process {server.pid}: ")
+    assert done.stderr.startswith(f"forkd: already running as process {server.pid}: ")
     done = host.forkd("restart", "forkd.toml", status=Exit.FAILED)
     assert done.stderr.startswith(f"forkd: process {server.pid} was not started by forkd start: ")
     assert exchange(server.connect(), b"hello\n") == b"HELLO\n"
@@ -410,7 +410,7 @@ def test_a_link_in_its_place_is_not_followed(host: Host) -> None:
     victim.write_text("precious\n")
     host.pidfile.symlink_to(victim)
     done = host.forkd("start", "forkd.toml", status=Exit.FAILED)
-    assert f"cannot write the pid file {host.pidfile}: it is a symbolic link" in done.stderr
+    assert f"cannot write the PID file {host.pidfile}: it is a symbolic link" in done.stderr
     assert victim.read_text() == "precious\n"
     assert host.pidfile.is_symlink()
     host.pidfile.unlink()
@@ -452,7 +452,7 @@ def test_the_server_of_another_user_is_left_alone(host: Host, open_folder: Path)
     done = host.forkd("stop", "-c", "forkd.toml", status=Exit.UNREACHABLE, before=AS_NOBODY)
     assert done.stderr == f"forkd: process {host.pid} is another user's: try as that user or as root\n"
     done = host.forkd("start", "forkd.toml", status=Exit.FAILED, before=AS_NOBODY)
-    assert done.stderr.startswith(f"forkd: runs already, as process {host.pid}: ")
+    assert done.stderr.startswith(f"forkd: already running as process {host.pid}: ")
     host.forkd("stop", "-c", "forkd.toml")
     host.nothing_is_left()
 
@@ -522,7 +522,7 @@ def test_an_upgrade_keeps_its_place(host: Host) -> None:
     assert host.pid == holder(host.pidfile) == host.status()["master"]["pid"] == old
     assert host.status()["master"]["detached"] is True
     done = host.forkd("start", "forkd.toml", status=Exit.FAILED)
-    assert done.stderr.startswith(f"forkd: runs already, as process {old}: ")
+    assert done.stderr.startswith(f"forkd: already running as process {old}: ")
     assert exchange(connect(address), b"hello\n") == b"HELLO\n"
     host.forkd("stop", "-c", "forkd.toml")
     host.nothing_is_left()

@@ -195,7 +195,7 @@ def test_a_stop_ends_what_an_application_has_left_running(machine: Machine) -> N
     assert machine.processes() == []
     assert not any(alive(pid) for pid in before)
     said = machine.journal("--unit=forkd")
-    assert "left a process running" in said
+    assert "a process that an application left running" in said
     assert "remains running" not in said.rpartition("Stopping")[2]
 
 

@@ -143,7 +143,7 @@ def test_nobody_is_told_that_all_is_well_when_it_is_not() -> None:
     assert pings(said, seconds(10))
     assert tick(said, 11) == ["WATCHDOG=1"]
     ill = tick(said, 12, unserved=["echo", "daytime"])
-    assert ill == [f"STATUS={FIGURES}; nobody serves echo; nobody serves daytime"]
+    assert ill == [f"STATUS={FIGURES}; echo has no worker; daytime has no worker"]
     assert said.due > 12
     assert tick(said, 13) == ["WATCHDOG=1", f"STATUS={FIGURES}"], "and when it is well again, so it is told"
 

@@ -68,7 +68,7 @@ def test_a_record_is_the_same_however_the_stream_is_split(pieces: list[int]) -> 
         (words(LIMIT + 1), "longer than"),
         (bytes(LIMIT + 4), "longer than"),  # fragments of no length, without end
         (fragment(bytes(LIMIT // 2), last=False) * 3, "longer than"),
-        (fragment(reply(1)) + b"!", "says more"),
+        (fragment(reply(1)) + b"!", "more than one reply"),
     ],
 )
 def test_a_record_is_bounded(stream: bytes, why: str) -> None:
@@ -95,15 +95,15 @@ def test_an_answer_is_read() -> None:
 @pytest.mark.parametrize(
     ("message", "why"),
     [
-        (b"", "no reply"),
-        (b"HTTP/1.1 400 Bad Request", "no reply"),
-        (reply(1)[:-1], "no reply"),
-        (reply(1, number=8), "no reply"),
-        (words(7, 0, 0, 0, 0, 0, 1), "no reply"),  # a call, not a reply
+        (b"", "not a reply"),
+        (b"HTTP/1.1 400 Bad Request", "not a reply"),
+        (reply(1)[:-1], "not a reply"),
+        (reply(1, number=8), "not a reply"),
+        (words(7, 0, 0, 0, 0, 0, 1), "not a reply"),  # a call, not a reply
         (words(7, 1, 1, 0, 2, 2), "another version of RPC"),
         (words(7, 1, 1, 1, 5), "other credentials"),
-        (words(7, 1, 1, 9), "denies"),
-        (words(7, 1, 0, 0, 0, 1), "no port mapper"),
+        (words(7, 1, 1, 9), "rejects"),
+        (words(7, 1, 0, 0, 0, 1), "not a port mapper"),
         (words(7, 1, 0, 0, 0, 2, 3, 4), "does not speak version 2"),
         (words(7, 1, 0, 0, 0, 77), "refuses"),
         (words(7, 1, 0, 0, 0, 0), "makes no sense"),
@@ -158,7 +158,7 @@ def test_a_dead_predecessors_registration_is_replaced() -> None:
 def test_a_living_strangers_registration_stays() -> None:
     asked, wrong = play(register(OURS, {39999: False}.__getitem__), 0, 39999)
     assert asked == [SET, GETPORT]
-    assert "another server has it, on port 39999" in wrong
+    assert "another server is registered, on port 39999" in wrong
 
 
 def test_what_cannot_be_removed_is_told_and_tried_no_further() -> None:

@@ -467,7 +467,7 @@ def fill(address: Address, held: contextlib.ExitStack) -> None:
 def test_a_full_queue_is_a_time_out() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as held:
         address = from_sockaddr(listener.family, listener.getsockname())
-        with pytest.raises(TimedOutError, match=rf"{address}: nobody answered within 0\.05 s \(ETIMEDOUT\)"):
+        with pytest.raises(TimedOutError, match=rf"{address}: no answer within 0\.05 s \(ETIMEDOUT\)"):
             fill(address, held)
 
 
@@ -484,7 +484,7 @@ def test_a_full_queue_of_a_unix_socket_is_a_time_out(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as held:
         listener.bind(address.host)
         listener.listen(0)
-        with pytest.raises(TimedOutError, match=r"nobody was accepted within 0\.05 s \(EAGAIN\)"):
+        with pytest.raises(TimedOutError, match=r"it accepted no one within 0\.05 s \(EAGAIN\)"):
             fill(address, held)
 
 
@@ -502,7 +502,7 @@ def test_a_unix_socket_left_behind(tmp_path: Path) -> None:
     path = tmp_path / "stale"
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(str(path))
-    check_unix(path, "no process listens there, a file would be a left-over (ECONNREFUSED)")
+    check_unix(path, "no process listens there, and a socket file would be stale (ECONNREFUSED)")
 
 
 def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
@@ -511,13 +511,13 @@ def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_unix_socket_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    check_unix(tmp_path / "file" / "socket", "no such socket, for its folder is a file (ENOTDIR)")
+    check_unix(tmp_path / "file" / "socket", "no such socket: its folder is a file (ENOTDIR)")
 
 
 def test_a_unix_socket_of_another_type(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
         datagrams.bind(str(tmp_path / "datagrams"))
-        check_unix(tmp_path / "datagrams", "the socket is no stream socket (EPROTOTYPE)")
+        check_unix(tmp_path / "datagrams", "the socket is not a stream socket (EPROTOTYPE)")
 
 
 def test_an_abstract_socket_that_is_not_there() -> None:
@@ -540,7 +540,7 @@ def test_a_name_that_is_not_found(host: str) -> None:
 
 @pytest.mark.parametrize("text", ["systemd:echo", "127.0.0.1:0"])
 def test_addresses_that_cannot_be_called(text: str) -> None:
-    with pytest.raises(UsageError, match=f"{text} cannot be called"):
+    with pytest.raises(UsageError, match=f"cannot connect to {text}: write"):
         dial.connect(parse(text))
 
 
@@ -596,7 +596,7 @@ def test_invalid_sources(text: str) -> None:
 
 def test_a_source_that_is_not_ours() -> None:
     with pytest.raises(
-        UnreachableError, match=r"cannot call from 198\.18\.0\.1:0: .*no such address \(EADDRNOTAVAIL\)"
+        UnreachableError, match=r"cannot connect from 198\.18\.0\.1:0: .*no such address \(EADDRNOTAVAIL\)"
     ):
         dial.connect(Address("127.0.0.1", 7), source="198.18.0.1")
 
@@ -604,12 +604,12 @@ def test_a_source_that_is_not_ours() -> None:
 def test_a_source_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken = from_sockaddr(listener.family, listener.getsockname())
-        with pytest.raises(UnreachableError, match=f"cannot call from {taken}: .*taken already .EADDRINUSE"):
+        with pytest.raises(UnreachableError, match=f"cannot connect from {taken}: .*already in use .EADDRINUSE"):
             dial.connect(Address("127.0.0.1", 7), source=taken)
 
 
 def test_a_source_name_that_is_not_found() -> None:
-    with pytest.raises(UnreachableError, match=r"cannot call from no-such-host\.invalid:0: no such host"):
+    with pytest.raises(UnreachableError, match=r"cannot connect from no-such-host\.invalid:0: no such host"):
         dial.connect(Address("127.0.0.1", 7), source="no-such-host.invalid")
 
 
@@ -617,7 +617,7 @@ def test_a_source_name_that_is_not_found() -> None:
     ("target", "source"), [("[::1]:7", "127.0.0.5"), ("unix:/x", "127.0.0.5"), ("[::1]:7", "unix:/x")]
 )
 def test_a_source_of_another_kind(target: str, source: str) -> None:
-    with pytest.raises(UsageError, match="cannot be called from"):
+    with pytest.raises(UsageError, match=r"cannot connect to .* from .*: "):
         dial.connect(parse(target), source=source)
 
 
@@ -638,38 +638,48 @@ PATH = Address("/run/forkd/echo.sock", 0, "unix")
     ("number", "address", "kind", "words"),
     [
         (errno.ECONNREFUSED, HERE, UnreachableError, "no process listens there (ECONNREFUSED)"),
-        (errno.ETIMEDOUT, HERE, TimedOutError, "nobody answered until the kernel gave up (ETIMEDOUT)"),
+        (errno.ETIMEDOUT, HERE, TimedOutError, "no answer until the kernel gave up (ETIMEDOUT)"),
         (
             errno.EHOSTUNREACH,
             HERE,
             UnreachableError,
-            "no way there: the host is down or a router refuses (EHOSTUNREACH)",
+            "host unreachable: it is down or a router refuses (EHOSTUNREACH)",
         ),
-        (errno.ENETUNREACH, HERE, UnreachableError, "no way there: no route to its network (ENETUNREACH)"),
-        (errno.ENETDOWN, HERE, UnreachableError, "no way there: the network interface is down (ENETDOWN)"),
+        (errno.ENETUNREACH, HERE, UnreachableError, "network unreachable: there is no route to it (ENETUNREACH)"),
+        (errno.ENETDOWN, HERE, UnreachableError, "network unreachable: the network interface is down (ENETDOWN)"),
         (errno.EACCES, HERE, UnreachableError, "a route or a firewall prohibits it (EACCES)"),
         (errno.EPERM, HERE, UnreachableError, "a firewall or a security policy prohibits it (EPERM)"),
         (errno.EINVAL, HERE, UnreachableError, "the route is a black hole"),
-        (errno.EADDRNOTAVAIL, HERE, UnreachableError, "no local address or port is free to call from (EADDRNOTAVAIL)"),
-        (errno.EADDRINUSE, HERE, UnreachableError, "the local port is taken by another connection (EADDRINUSE)"),
-        (errno.EAFNOSUPPORT, HERE, UnreachableError, "this machine does not speak that kind of address (EAFNOSUPPORT)"),
+        (errno.EADDRNOTAVAIL, HERE, UnreachableError, "no local address or port is free (EADDRNOTAVAIL)"),
+        (errno.EADDRINUSE, HERE, UnreachableError, "another connection uses the local port (EADDRINUSE)"),
+        (
+            errno.EAFNOSUPPORT,
+            HERE,
+            UnreachableError,
+            "this machine does not support that kind of address (EAFNOSUPPORT)",
+        ),
         (errno.ENOPROTOOPT, HERE, UnreachableError, "the host refuses TCP itself (ENOPROTOOPT)"),
-        (errno.ECONNRESET, HERE, BrokenOffError, "the server broke the connection off at once (ECONNRESET)"),
+        (errno.ECONNRESET, HERE, BrokenOffError, "the server closed the connection at once (ECONNRESET)"),
         (errno.EMFILE, HERE, UnreachableError, "Too many open files (EMFILE)"),
         (9999, HERE, UnreachableError, "Unknown error 9999 (errno 9999)"),
         (errno.ENOENT, PATH, UnreachableError, "no such socket (ENOENT)"),
-        (errno.ENOTDIR, PATH, UnreachableError, "no such socket, for its folder is a file (ENOTDIR)"),
+        (errno.ENOTDIR, PATH, UnreachableError, "no such socket: its folder is a file (ENOTDIR)"),
         (
             errno.ECONNREFUSED,
             PATH,
             UnreachableError,
-            "no process listens there, a file would be a left-over (ECONNREFUSED)",
+            "no process listens there, and a socket file would be stale (ECONNREFUSED)",
         ),
-        (errno.ENOTSOCK, PATH, UnreachableError, "the file is no socket (ENOTSOCK)"),
-        (errno.EPROTOTYPE, PATH, UnreachableError, "the socket is no stream socket (EPROTOTYPE)"),
-        (errno.EACCES, PATH, UnreachableError, "you may not write to the socket or not enter its folder (EACCES)"),
+        (errno.ENOTSOCK, PATH, UnreachableError, "the file is not a socket (ENOTSOCK)"),
+        (errno.EPROTOTYPE, PATH, UnreachableError, "the socket is not a stream socket (EPROTOTYPE)"),
+        (errno.EACCES, PATH, UnreachableError, "you may not write to the socket or enter its folder (EACCES)"),
         (errno.EPERM, PATH, UnreachableError, "a security policy prohibits it (EPERM)"),
-        (errno.EAGAIN, PATH, TimedOutError, "the server's queue is full and nobody was accepted within 2 s (EAGAIN)"),
+        (
+            errno.EAGAIN,
+            PATH,
+            TimedOutError,
+            "the server's accept queue is full and it accepted no one within 2 s (EAGAIN)",
+        ),
     ],
 )
 def test_an_errno_in_words(number: int, address: Address, kind: type[ForkdError], words: str) -> None:
@@ -684,14 +694,14 @@ def test_an_errno_in_words(number: int, address: Address, kind: type[ForkdError]
         (socket.EAI_NONAME, "EAI_NONAME", "no such host"),
         (socket.EAI_NODATA, "EAI_NODATA", "no such host"),
         (socket.EAI_ADDRFAMILY, "EAI_ADDRFAMILY", "no such host"),
-        (socket.EAI_AGAIN, "EAI_AGAIN", "no such host is known, for no name server answers"),
-        (socket.EAI_FAIL, "EAI_FAIL", "no such host is known, for no name server answers"),
+        (socket.EAI_AGAIN, "EAI_AGAIN", "the host is unknown because no name server answers"),
+        (socket.EAI_FAIL, "EAI_FAIL", "the host is unknown because no name server answers"),
         (socket.EAI_MEMORY, "EAI_MEMORY", "Out of memory"),
         (-999, "EAI -999", "Unknown"),
     ],
 )
 def test_a_failed_lookup_in_words(number: int, name: str, words: str) -> None:
-    for words_for, what in ((explain.explain, "connect to"), (explain.explain_source, "call from")):
+    for words_for, what in ((explain.explain, "connect to"), (explain.explain_source, "connect from")):
         found = words_for(socket.gaierror(number, words), Address("host.example", 7))
         assert type(found) is UnreachableError
         assert str(found).startswith(f"cannot {what} host.example:7: {words} ({name})")
@@ -701,8 +711,8 @@ def test_a_failed_lookup_in_words(number: int, name: str, words: str) -> None:
     ("number", "words"),
     [
         (errno.EADDRNOTAVAIL, "this machine has no such address (EADDRNOTAVAIL)"),
-        (errno.EADDRINUSE, "the port is taken already (EADDRINUSE)"),
-        (errno.EACCES, "only root may call from a port below 1024 (EACCES)"),
+        (errno.EADDRINUSE, "the port is already in use (EADDRINUSE)"),
+        (errno.EACCES, "only root may use a port below 1024 (EACCES)"),
         (errno.EPERM, "a security policy prohibits it (EPERM)"),
         (errno.ENOBUFS, "No buffer space available (ENOBUFS)"),
     ],
@@ -710,12 +720,10 @@ def test_a_failed_lookup_in_words(number: int, name: str, words: str) -> None:
 def test_a_failed_source_in_words(number: int, words: str) -> None:
     found = explain.explain_source(OSError(number, os.strerror(number)), HERE)
     assert type(found) is UnreachableError
-    assert str(found).startswith(f"cannot call from {HERE}: {words}")
+    assert str(found).startswith(f"cannot connect from {HERE}: {words}")
 
 
 def test_our_own_limit_is_distinguished_from_the_kernels() -> None:
     found = explain.explain(TimeoutError("timed out"), HERE, name="host.example:7", timeout=2.5)
     assert type(found) is TimedOutError
-    assert str(found).startswith(
-        f"cannot connect to {HERE} (host.example:7): nobody answered within 2.5 s (ETIMEDOUT); "
-    )
+    assert str(found).startswith(f"cannot connect to {HERE} (host.example:7): no answer within 2.5 s (ETIMEDOUT); ")

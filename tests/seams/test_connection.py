@@ -274,7 +274,7 @@ def test_a_slow_reader_is_a_timeout_error() -> None:
 def test_a_client_that_is_gone_is_a_connection_error() -> None:
     with connected() as (ours, connection):
         ours.close()
-        with pytest.raises(ConnectionError, match="the client broke off"):
+        with pytest.raises(ConnectionError, match="the client broke the connection"):
             connection.send(b"x")
         connection.close()
 

@@ -313,7 +313,7 @@ def test_somebody_elses_server(tmp_path: Path) -> None:
         (tmp_path / "theirs").chmod(0o600)
         result = program("status", "--control", str(tmp_path / "theirs"), cwd=tmp_path, before=POWERLESS)
     assert result.returncode == 69
-    assert "is another user's" in result.stderr
+    assert "belongs to another user" in result.stderr
 
 
 def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:

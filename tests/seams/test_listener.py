@@ -130,12 +130,12 @@ def test_the_backlog_is_what_was_asked_for(listening: Open) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("192.0.2.1:0", r"cannot listen on 192\.0\.2\.1:0: 192\.0\.2\.1 is no address of this machine"),
+        ("192.0.2.1:0", r"cannot listen on 192\.0\.2\.1:0: 192\.0\.2\.1 is not an address of this machine"),
         ("no-such-host.invalid:7", r"cannot listen on no-such-host\.invalid:7: the name has no address: "),
         ("x" * 64 + ".invalid:7", "the name has no address"),
-        ("unix:/no/such/folder/socket", "there is no folder /no/such/folder; make it"),
+        ("unix:/no/such/folder/socket", "there is no folder /no/such/folder; create it"),
         ("unix:/proc/version/socket", "Not a directory"),
-        ("unix:/proc/version", "something that is no socket stands there"),
+        ("unix:/proc/version", "the file there is not a socket"),
         ("systemd:web", r"no socket named 'web' \(it passed: none\)"),
     ],
 )
@@ -225,7 +225,7 @@ def test_a_socket_with_a_full_queue_is_alive(tmp_path: Path) -> None:
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError, match="no socket"):
+    with pytest.raises(FileExistsError, match="not a socket"):
         bind_unix(str(tmp_path / "link"), None)
 
 

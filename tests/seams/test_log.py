@@ -20,7 +20,7 @@ from forkd.log.write import open_pipe, put
 from tests import disk
 from tests.journald import Journald
 
-SLOW = "nobody read the log, or not fast enough"
+SLOW = "the log's reader is gone or too slow"
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} "
 
 LogTo = Callable[..., None]

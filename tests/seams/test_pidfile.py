@@ -99,7 +99,7 @@ def test_a_living_process_has_it(path: Path) -> None:
             assert holder(path) == first.pid
             for _ in range(2):  # and looking takes nothing away from it
                 with pytest.raises(
-                    RunsAlreadyError, match=f"^runs already, as process {first.pid}: .*{path}"
+                    RunsAlreadyError, match=f"^already running as process {first.pid}: .*{path}"
                 ) as refused:
                     claim(path)
                 assert refused.value.pid == first.pid
@@ -144,7 +144,7 @@ def test_a_number_alone_is_nobodys(path: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["precious\n", "12 34\n", "4711\nmore"])
 def test_what_is_no_pid_file_stays(path: Path, text: str) -> None:
     path.write_text(text)
-    with pytest.raises(ForkdError, match="what stands there is no pid file; remove it, or choose another path"):
+    with pytest.raises(ForkdError, match="the file there is not a PID file; remove it or choose another path"):
         claim(path)
     assert path.read_text() == text
 
@@ -156,7 +156,7 @@ def test_no_link_is_followed(path: Path, tmp_path: Path, there: bool) -> None:
         victim.write_text("4711\n")
     path.symlink_to(victim)
     with pytest.raises(
-        ForkdError, match=f"cannot write the pid file {path}: it is a symbolic link, and none is followed"
+        ForkdError, match=f"cannot write the PID file {path}: it is a symbolic link, which forkd does not follow"
     ):
         claim(path)
     assert holder(path) is None
@@ -179,13 +179,13 @@ def test_a_hard_link_is_replaced_and_not_written_to(path: Path, tmp_path: Path) 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_what_is_no_file_is_refused(path: Path, make: Callable[[Path], object]) -> None:
     make(path)
-    with pytest.raises(ForkdError, match=f"cannot write the pid file {path}: "):
+    with pytest.raises(ForkdError, match=f"cannot write the PID file {path}: "):
         claim(path)
     assert holder(path) is None
 
 
 def test_a_folder_that_is_not_there(path: Path) -> None:
-    with pytest.raises(ForkdError, match=f"cannot write the pid file {path}/x: "):
+    with pytest.raises(ForkdError, match=f"cannot write the PID file {path}/x: "):
         claim(path / "x")
 
 
@@ -282,4 +282,4 @@ def test_it_stands_beside_the_control_socket_where_none_is_named() -> None:
 
 
 def test_a_process_that_cannot_be_seen_is_told_of_all_the_same() -> None:
-    assert str(RunsAlreadyError(0, "why")) == "runs already, as a process that is not seen here: why"
+    assert str(RunsAlreadyError(0, "why")) == "already running as a process that cannot be seen from here: why"

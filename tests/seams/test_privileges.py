@@ -103,7 +103,7 @@ def test_root_may_stay_root_with_fewer_groups() -> None:
 def test_whoever_is_not_root_cannot_become_anybody() -> None:
     def child() -> None:
         become(Identity(NOBODY.pw_uid, NOBODY.pw_gid, ()))
-        with pytest.raises(ForkdError, match="may not become uid 1, gid 1: Operation not permitted"):
+        with pytest.raises(ForkdError, match="cannot become uid 1, gid 1: Operation not permitted"):
             become(Identity(1, 1, ()))
 
     assert in_child(child) == 0
@@ -119,7 +119,7 @@ def test_a_master_keeps_what_it_needs_and_so_does_all_that_it_starts() -> None:
         failures = shed(for_all=True)
         kept = {name: before[name] & MASTERS for name in SETS}
         if not before["CapEff"] >> KEPT["setpcap"] & 1:
-            assert failures == ["the capability bounding set stays as it is: Operation not permitted"]
+            assert failures == ["the capability bounding set stays unchanged: Operation not permitted"]
             kept["CapBnd"] = before["CapBnd"]
         else:
             assert failures == []
@@ -178,7 +178,7 @@ def test_a_capability_that_a_user_was_given_is_lost_as_well() -> None:
         shed(for_all=True)
         kept = powers(os.getpid())
         assert [kept[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [1 << bind] * 4
-        assert become(None)[0].startswith("the capability bounding set stays as it is")
+        assert become(None)[0].startswith("the capability bounding set stays unchanged")
         left = powers(os.getpid())
         assert [left[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [0] * 4
         assert left["NoNewPrivs"] == 1
@@ -198,7 +198,7 @@ become(Identity(65534, 65534, ()))
     command = [*POWERLESS, sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
     assert done.stdout == "[]\n", "nothing is left that it would have to drop"
-    assert "may not become uid 65534, gid 65534: Operation not permitted; root without CAP_SETUID" in done.stderr
+    assert "cannot become uid 65534, gid 65534: Operation not permitted; root needs CAP_SETUID" in done.stderr
 
 
 @root_only
@@ -261,7 +261,7 @@ def test_signals_stay_inside(folder: Path) -> None:
     assert in_child(child) == 0
 
 
-@pytest.mark.parametrize(("action", "why"), [(0x80000000, "would end this process"), (0x50001, "not permitted")])
+@pytest.mark.parametrize(("action", "why"), [(0x80000000, "would kill this process"), (0x50001, "not permitted")])
 def test_a_system_call_filter_that_does_not_know_of_landlock(action: int, why: str) -> None:
     """It may kill whoever asks for that (seccomp(2)), or refuse it; both is survived, and told."""
     if os.uname().machine not in ("x86_64", "aarch64"):

@@ -44,7 +44,7 @@ def test_a_program_is_written_in_decimal_or_hexadecimal(text: str, program: tupl
     "text", ["", "nfs", "0", "1:", ":1", "1:2:3", "-1", "0x", "4294967296", "1:4294967296", "1_0", "\u0661"]
 )
 def test_what_is_no_program_is_wrong_usage(text: str) -> None:
-    with pytest.raises(UsageError, match="is no RPC program"):
+    with pytest.raises(UsageError, match="is not an RPC program"):
         parse_program(text)
 
 
@@ -97,18 +97,18 @@ def test_a_port_mapper_that_resets(mapper: Mapper) -> None:
         return None
 
     mapper.obey = reset
-    with pytest.raises(BrokenOffError, match=r"no answer from the port mapper .*broke the connection off"):
+    with pytest.raises(BrokenOffError, match=r"no answer from the port mapper .*the connection broke"):
         look_up("127.0.0.1", PROGRAM)
 
 
 @pytest.mark.parametrize(
     ("lie", "error", "why"),
     [
-        (None, BrokenOffError, "it ended the connection"),
+        (None, BrokenOffError, "it closed the connection"),
         (70000, UnreachableError, "makes no sense"),
         (b"220 mail.example ESMTP\r\n", UnreachableError, "longer than"),
         (bytes(100000), UnreachableError, "longer than"),
-        (b"\x80\0\0\x04\0\0\0\x02", UnreachableError, "no reply to the call"),
+        (b"\x80\0\0\x04\0\0\0\x02", UnreachableError, "not a reply to the call"),
     ],
 )
 def test_a_port_mapper_that_lies(mapper: Mapper, lie: Result, error: type[ForkdError], why: str) -> None:

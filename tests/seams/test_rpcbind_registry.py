@@ -131,7 +131,7 @@ def test_a_port_mapper_that_is_not_there_is_told_of_once_and_used_when_it_comes(
     room.registry.want({"one": Mapping(*KEY, port)})
     for _ in range(3):
         room.look()
-    assert room.said().count("no port mapper to be had: Connection refused") == 1
+    assert room.said().count("the port mapper cannot be used: Connection refused") == 1
     room.mapper.restart()
     room.look()
     assert room.mapper.table == {KEY: port}
@@ -139,7 +139,7 @@ def test_a_port_mapper_that_is_not_there_is_told_of_once_and_used_when_it_comes(
     room.mapper.restart()
     room.mapper.close()
     room.look()
-    assert room.said().count("no port mapper to be had: Connection refused") == 2
+    assert room.said().count("the port mapper cannot be used: Connection refused") == 2
     room.mapper.restart()
     room.look()
     assert room.said().count("registered with port") == 2
@@ -167,7 +167,7 @@ def test_a_living_strangers_registration_is_told_and_stays(room: Room) -> None:
     room.registry.want({"one": Mapping(*KEY, room.port())})
     room.settle()
     room.look()
-    assert room.said().count(f"another server has it, on port {stranger}") == 1
+    assert room.said().count(f"another server is registered, on port {stranger}") == 1
     room.registry.close()
     assert room.mapper.table == {KEY: stranger}
 
@@ -180,7 +180,7 @@ def test_a_port_mapper_that_hangs_is_given_up_and_tried_again(room: Room) -> Non
     room.turn(lambda: room.mapper.asked)
     assert began < room.registry.due <= monotonic() + registry.PATIENCE
     room.registry.look(room.registry.due)
-    assert "did not answer within 2 s" in room.said()
+    assert "no answer within 2 s" in room.said()
     assert room.registry.due > began + registry.PATIENCE
     room.mapper.hangs = False
     room.look()
@@ -206,7 +206,7 @@ def test_a_queue_that_is_full_is_a_port_mapper_that_is_not_there(room: Room, tmp
         full.listen(0)
         first.connect(str(tmp_path / "full"))
         room.to((socket.AF_UNIX, str(tmp_path / "full")), room.mapper.way).want({"one": Mapping(*KEY, room.port())})
-        assert "no port mapper to be had: Resource temporarily unavailable" in room.said()
+        assert "the port mapper cannot be used: Resource temporarily unavailable" in room.said()
 
 
 def test_the_first_way_where_somebody_listens_is_taken(room: Room, tmp_path: Path) -> None:
@@ -226,15 +226,15 @@ def test_the_first_way_where_somebody_listens_is_taken(room: Room, tmp_path: Pat
 def test_a_closed_tcp_port_is_a_port_mapper_that_is_not_there(room: Room) -> None:
     room.to((socket.AF_INET, ("127.0.0.1", dead_port()))).want({"one": Mapping(*KEY, room.port())})
     room.settle()
-    assert "no port mapper to be had: Connection refused" in room.said()
+    assert "the port mapper cannot be used: Connection refused" in room.said()
 
 
 @pytest.mark.parametrize(
     ("lie", "why"),
     [
-        (lambda *_: None, "it broke the connection off"),
+        (lambda *_: None, "it closed the connection"),
         (lambda *_: b"HTTP/1.1 400 Bad Request\r\n\r\n", "longer than"),
-        (lambda *_: struct.pack(">8I", 0x8000001C, 1, 1, 0, 0, 0, 0, 1), "no reply to the call"),
+        (lambda *_: struct.pack(">8I", 0x8000001C, 1, 1, 0, 0, 0, 0, 1), "not a reply to the call"),
         (lambda *_: 2, "makes no sense"),
         (lambda procedure, *_: 70000 if procedure.name == "GETPORT" else 0, "makes no sense"),
         (lambda *_: bytes(100000), "longer than"),

@@ -86,4 +86,4 @@ def test_a_thread_that_ends_by_an_exception_is_one_record_and_one_that_exits_non
             thread.join()
 
     (first,) = printing(act)
-    assert first == "error the thread 'helper' ended by an exception"
+    assert first == "error the thread 'helper' ended with an exception"

@@ -103,7 +103,7 @@ def test_a_file_that_everybody_may_write(folder: Path, mode: int) -> None:
     found = weakness(str(file), OURS)
     assert found is not None
     assert found.path == str(file)
-    assert f"others may write the file {file} (mode {mode:04o}): chmod " in found.what
+    assert f"other users can write to the file {file} (mode {mode:04o}): chmod " in found.what
     subprocess.run(found.what.rpartition(": ")[2].split(), check=True)
     assert weakness(str(file), OURS) is None
 
@@ -116,7 +116,7 @@ def test_a_file_of_a_group(folder: Path) -> None:
     os.chown(file, 0, grp.getgrnam("daemon").gr_gid)  # whose primary member is the user daemon
     found = weakness(str(file), {0})
     assert found is not None
-    assert found.what.endswith(f"others may write the file {file} (mode 0664): chmod g-w {file}")
+    assert found.what.endswith(f"other users can write to the file {file} (mode 0664): chmod g-w {file}")
     assert weakness(str(file), {0, pwd.getpwnam("daemon").pw_uid}) is None
     os.chown(file, 0, 54321)  # which no group has, but some process might
     assert weakness(str(file), {0}) is not None
@@ -165,7 +165,7 @@ def test_a_folder_on_the_way(folder: Path) -> None:
     found = weakness(str(file), OURS)
     assert found is not None
     assert found.path == str(folder / "open")
-    assert found.what.startswith(f"others may write the folder {folder}/open (mode 0777): chmod ")
+    assert found.what.startswith(f"other users can write to the folder {folder}/open (mode 0777): chmod ")
     (folder / "open").chmod(0o1777)  # as /tmp is: nobody can put another file in the place of this one
     assert weakness(str(file), OURS) is None
     assert weakness(str(folder / "open"), OURS, whole=True) is not None, "but others can put files beside it"
@@ -203,8 +203,8 @@ def test_settings_that_others_may_write_are_refused(folder: Path) -> None:
     file = folder / "forkd.toml"
     assert examined(settings_of(folder)) == []
     source = settings_of(folder, mode=0o666)
-    why = f"{file}: root obeys this file, but others may write the file {file} (mode 0666): chmod o-w {file}"
-    assert examined(source) == [f"{why} (or go on with --insecure)"]
+    why = f"{file}: root obeys this file, but other users can write to the file {file} (mode 0666): chmod o-w {file}"
+    assert examined(source) == [f"{why} (--insecure starts anyway)"]
     assert examined(source._replace(insecure=True)) == [why]
 
 
@@ -216,7 +216,9 @@ def test_an_application_that_others_may_write_is_refused(folder: Path) -> None:
     (folder / "app").chmod(0o777)
     found = examined(source)
     assert len(found) == 2
-    assert all(line.startswith(f"{folder}/forkd.toml:3: service.a.app: others may write the ") for line in found)
+    assert all(
+        line.startswith(f"{folder}/forkd.toml:3: service.a.app: other users can write to the ") for line in found
+    )
     assert f"chmod o-w {folder}/app " in found[0]
     assert f"chmod o-w {application} " in found[1]
 
@@ -277,9 +279,9 @@ def test_the_folder_that_is_in_the_way_is_named(folder: Path) -> None:
     def child() -> None:
         become(Identity(NOBODY.pw_uid, NOBODY.pw_gid, ()))
         assert reach.obstacle(needs_of(folder)) == ""
-        where = f"the folder {folder}/closed is closed to it (mode 0700, owner root); chmod o+x would open it"
+        where = f"it may not enter the folder {folder}/closed (mode 0700, owner root); chmod o+x would open it"
         assert reach.obstacle(needs_of(folder, file)) == f"nobody cannot read the thing {file}: {where}; move it"
-        where = f"the file {secret} is closed to it (mode 0600, owner root); chmod o+r would open it"
+        where = f"it may not read the file {secret} (mode 0600, owner root); chmod o+r would open it"
         assert reach.obstacle(needs_of(secret)) == f"nobody cannot read the thing {secret}: {where}; move it"
 
     assert in_child(child) == 0

@@ -1,7 +1,7 @@
-"""The machine's port mapper (rpcbind, RFC 1833): told about our services, and asked for others'.
+"""The machine's port mapper (rpcbind, RFC 1833): registers our services, and looks up those of others.
 
-lookup    an RPC program on a host to its address
-protocol  the protocol as bytes, and the calls to make
-registry  services registered, registered again after a restart of rpcbind, withdrawn
-talk      a connection to the port mapper that nobody waits for
+lookup    finds the address of an RPC program on a host
+protocol  the protocol as bytes, and the sequences of calls
+registry  registers services, again after a restart of rpcbind, and withdraws them
+talk      a connection to the port mapper that never waits
 """

@@ -1,7 +1,7 @@
-"""Lookup: an RPC program's number and a host to the address where that host serves it (`forkd call --rpc`).
+"""Finds the address of an RPC program on a host (`forkd call --rpc`).
 
-The host's own port mapper is asked (RFC 1833), over TCP; what it may answer stands in `portmap`, and how
-it is reached, and why it is not, in `dial`.
+It asks the host's own port mapper over TCP (RFC 1833). `protocol` knows what that may answer, `sockets.dial`
+connects to it.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ _NUMBER: Final = r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}"
 
 
 def parse_program(text: str) -> Mapping:
-    """The program that PROGRAM[:VERSION] writes, in decimal or 0x hex, version 1 unless told; UsageError if none."""
+    """Parses PROGRAM[:VERSION], decimal or 0x hex; the version is 1 by default. Raises UsageError."""
     found = re.fullmatch(f"({_NUMBER})(?::({_NUMBER}))?", text)
     numbers = [int(each, 16 if each[:2] in ("0x", "0X") else 10) for each in found.groups("1")] if found else []
     if not numbers or not 1 <= numbers[0] <= 0xFFFFFFFF or numbers[1] > 0xFFFFFFFF:
-        raise UsageError(f"{text!r} is no RPC program: write PROGRAM or PROGRAM:VERSION, as in 0x20049001:1")
+        raise UsageError(f"{text!r} is not an RPC program: write PROGRAM or PROGRAM:VERSION, as in 0x20049001:1")
     return Mapping(*numbers)
 
 
 def parse_host(text: str) -> str:
-    """The host that HOST, [IPV6] or IPV6 writes; UsageError where a port is written as well."""
+    """Parses HOST, [IPV6] or IPV6; UsageError if there is a port as well."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
         return parse(f"[{bare}]:{protocol.PORT}" if ":" in bare else f"{bare}:{protocol.PORT}").host
     except ForkdError:
         raise UsageError(
-            f"{text!r} is no host: with --rpc, write one without a port, for the port mapper tells it"
+            f"{text!r} is not a host: with --rpc, write it without a port; the port mapper supplies that"
         ) from None
 
 
 def look_up(host: str, program: Mapping, *, timeout: float = 5.0, source: str | None = None) -> Address:
-    """Where `host` serves the program, by what its port mapper says.
+    """Asks the port mapper of `host` where that host serves the program.
 
-    Each address is tried for `timeout` seconds, and so long may the answer take. Raises UnreachableError
-    where there is no port mapper or the program is not registered, TimedOutError and BrokenOffError.
+    Each address is tried for `timeout` seconds, and the answer may take as long again. Raises UnreachableError
+    if there is no port mapper or the program is not registered, TimedOutError and BrokenOffError.
     """
     mapper = Address(host, protocol.PORT)
     try:
@@ -68,10 +68,10 @@ def _ask(sock: socket.socket, program: Mapping, timeout: float) -> int:
         while message is None:
             sock.settimeout(max(until - monotonic(), 0.001))
             if not (data := sock.recv(protocol.LIMIT)):
-                raise BrokenOffError("it ended the connection")
-            message = record.feed(data)  # which is bounded, so this ends
+                raise BrokenOffError("it closed the connection")
+            message = record.feed(data)  # limited in length, so this ends
     except TimeoutError:
-        raise TimedOutError(f"it said nothing whole within {timeout:g} s") from None
+        raise TimedOutError(f"no complete answer within {timeout:g} s") from None
     except OSError as error:
-        raise BrokenOffError(f"it broke the connection off ({error.strerror})") from None
+        raise BrokenOffError(f"the connection broke ({error.strerror})") from None
     return protocol.answer(message, 1, Procedure.GETPORT)

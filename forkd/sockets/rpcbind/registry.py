@@ -1,8 +1,8 @@
-"""The master's side of the machine's port mapper: services told of, told of again, and withdrawn.
+"""Registers services with the machine's port mapper, repeats that, and withdraws them.
 
-It asks over rpcbind's unix socket, where a registration is the caller's own and nobody else's to remove,
-or else over TCP. It never holds the master up: what is said is said as the master's wait allows, and a
-port mapper that hangs is given up until the next look. What is said when stands in `portmap`.
+It prefers rpcbind's unix socket, through which a registration belongs to the caller and no other user can remove
+it; otherwise it uses TCP. It never holds the master up: it proceeds when the master's wait finds the socket ready,
+and gives up a port mapper that hangs until the next look. The sequences of calls are in `protocol`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from forkd.sockets.rpcbind.protocol import Mapping
 from forkd.sockets.rpcbind.talk import WAYS, Talk, Way, connect
 
 LOOK: Final = 5.0
-"""Seconds from one look to the next: a port mapper that was started again has forgotten everything."""
+"""Seconds from one look to the next: a port mapper that restarts forgets everything."""
 PATIENCE: Final = 2.0
 LAST_WORD: Final = 0.5
-"""Seconds that the end of the master may wait for a port mapper."""
+"""The most seconds that a master waits for the port mapper when it ends."""
 
 
 class Registry:
-    """What the port mapper is to know of us; `want` says what has changed.
+    """What the port mapper should know about us; `want` changes it.
 
-    `due` is when to look next, and `talk` what is being said, if anything.
+    `due` is the time of the next look, `talk` the conversation under way, if any.
     """
 
-    def __init__(self, wait: Poller, ways: Sequence[Way] = WAYS) -> None:
+    def __init__(self, poller: Poller, ways: Sequence[Way] = WAYS) -> None:
         self.due = float("inf")
-        self._wait = wait
+        self._poller = poller
         self._ways = ways
         self._wanted: dict[str, Mapping] = {}
         self._owed: list[Mapping] = []  # to be withdrawn
@@ -45,7 +45,7 @@ class Registry:
         self._wrong: dict[str, str] = {}
 
     def state(self, service: str) -> dict[str, object] | None:
-        """What `status` shows of a registration: `wrong` is why there is none; None for a service that wants none."""
+        """Returns what `status` shows of a registration: `wrong` says why there is none. None if none is wanted."""
         mapping = self._wanted.get(service)
         if mapping is None:
             return None
@@ -53,7 +53,7 @@ class Registry:
         return {**mapping._asdict(), "registered": not wrong, "wrong": wrong or None}
 
     def want(self, wanted: Table[str, Mapping]) -> None:
-        """Each service's mapping from now on: what is no longer among them is withdrawn, at once."""
+        """Sets each service's mapping; mappings that are no longer wanted are withdrawn at once."""
         now_wanted = set(wanted.values())
         owed = [*self._owed, *self._wanted.values()]
         self._owed = [each for each in dict.fromkeys(owed) if each not in now_wanted]
@@ -63,14 +63,14 @@ class Registry:
         self._begin(monotonic())
 
     def look(self, now: float) -> None:
-        """To be called when it is due: gives up whoever has not answered in time, or sees to everything once more."""
+        """Gives up a port mapper that has not answered in time, or repeats everything. Call it when due."""
         if self.talk is not None:
-            self._failed(f"it did not answer within {PATIENCE:g} s")
+            self._failed(f"no answer within {PATIENCE:g} s")
         else:
             self._begin(now)
 
     def close(self) -> None:
-        """Withdraws everything, and waits for that no longer than LAST_WORD; tells what may be left."""
+        """Withdraws everything, waiting at most LAST_WORD for it; logs what may be left."""
         if self._wanted:
             self.want({})
         elif self._owed and self.talk is None:
@@ -84,10 +84,10 @@ class Registry:
         self._end()
         if self._owed and "" not in self._told:
             what = ", ".join(str(each) for each in self._owed)
-            log.say("warning", f"rpcbind: {what} could not be withdrawn, for the port mapper does not answer")
+            log.say("warning", f"rpcbind: {what} could not be withdrawn: the port mapper does not answer")
 
     def _begin(self, now: float) -> None:
-        """Sees to everything, from the beginning: what has been seen to already is left as it is."""
+        """Starts all calls from the beginning; mappings that are already right stay as they are."""
         self._end()
         if not self._wanted and not self._owed:
             return
@@ -99,7 +99,7 @@ class Registry:
             self._failed(f"{error.strerror or error}")
             return
         self.due = now + PATIENCE
-        self._wait.watch(self.talk.sock.fileno(), self._go_on, writing=not self.talk.connected)
+        self._poller.watch(self.talk.sock.fileno(), self._go_on, writing=not self.talk.connected)
 
     def _go_on(self) -> None:
         talk = self.talk
@@ -114,15 +114,15 @@ class Registry:
             self._end()
             self._owed = []
             self._told.pop("", None)
-        elif talk.number != before:  # it was answered, so patience begins anew
+        elif talk.number != before:  # it has answered, so the time limit starts again
             self.due = monotonic() + PATIENCE
-            self._wait.watch(talk.sock.fileno(), self._go_on)
+            self._poller.watch(talk.sock.fileno(), self._go_on)
 
     def _end(self) -> None:
-        """Ends what is under way; the next look is as far off as any."""
+        """Ends the conversation under way; the next look comes after the usual time."""
         if self.talk is not None:
             talk, self.talk = self.talk, None
-            self._wait.unwatch(talk.sock.fileno())
+            self._poller.unwatch(talk.sock.fileno())
             talk.sock.close()
         self.due = monotonic() + LOOK if self._wanted else float("inf")
 
@@ -133,11 +133,11 @@ class Registry:
             self.due = monotonic() + LOOK
         if self._told.get("") != why and self._wanted:
             what = ", ".join(f"{name} ({each})" for name, each in self._wanted.items())
-            log.say("warning", f"rpcbind: no port mapper to be had: {why}; {what} will be told of when there is one")
+            log.say("warning", f"rpcbind: the port mapper cannot be used: {why}; {what} will be registered when it can")
             self._told = {"": why}
 
     def _settled(self, name: str, wrong: str) -> None:
-        """A script has ended: says so where that is news."""
+        """Logs the result of a script if it has changed."""
         if not name:
             return
         mapping = self._wanted[name]
@@ -148,13 +148,13 @@ class Registry:
             log.say("warning" if wrong else "info", told, {"service": name})
 
     def _stale(self, port: int) -> bool:
-        """Whether nobody serves a port; or it is we who do, and the program has moved."""
+        """Whether no other server listens on a port: no one does, or we do and the program has moved."""
         if any(each.port == port for each in (*self._owed, *self._wanted.values())):
             return True
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections do not count
             try:
                 sock.bind(("", port))
-            except OSError:  # somebody listens; or we may not know
+            except OSError:  # a server listens, or we may not find out
                 return False
         return True

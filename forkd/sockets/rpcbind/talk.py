@@ -1,7 +1,7 @@
-"""A connection to the machine's port mapper, and what is said on it, as far as the socket allows.
+"""A connection to the machine's port mapper, which makes the calls of its scripts as the socket allows.
 
-It never waits: whoever has it is told when the socket is ready, and gives it up when that takes too
-long. What is said when, and what an answer may be, stands in `portmap`; why, in `registry`.
+It never waits: its owner calls it when the socket is ready, and gives it up when that takes too long.
+`protocol` has the scripts and checks the answers; `registry` knows why they are run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WAYS: Final[tuple[Way, ...]] = (
 
 
 class Talk:
-    """One connection to a port mapper, and the scripts that are gone through on it, one after the other."""
+    """One connection to a port mapper, and the scripts that run on it, one after another."""
 
     def __init__(
         self, sock: socket.socket, scripts: Sequence[tuple[str, Script]], settled: Callable[[str, str], None]
@@ -38,7 +38,7 @@ class Talk:
         self._record = RpcRecord()
 
     def go_on(self) -> bool:
-        """Does what can be done now; True when all is said. OSError or UnreachableError when it is broken off."""
+        """Does what can be done now; True when all scripts have ended. Raises OSError or UnreachableError."""
         if not self.connected:
             if failure := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(failure, os.strerror(failure))
@@ -49,12 +49,12 @@ class Talk:
         except BlockingIOError:
             return False
         if not data:
-            raise ConnectionResetError(errno.ECONNRESET, "it broke the connection off")
+            raise ConnectionResetError(errno.ECONNRESET, "it closed the connection")
         message = self._record.feed(data)
         return message is not None and self._say(protocol.answer(message, self.number, self._procedure))
 
     def _say(self, result: int | None) -> bool:
-        """Says the next thing, after an answer; True when there is no more to say."""
+        """Makes the next call, after an answer to the last; True when there is none left."""
         while self._scripts:
             name, script = self._scripts[0]
             try:
@@ -72,7 +72,7 @@ class Talk:
 
 
 def connect(ways: Sequence[Way]) -> socket.socket:
-    """A connection, or the beginning of one, by the first way on which somebody listens; OSError if there is none."""
+    """Connects, or starts to, to the first address where a process listens; OSError if there is none."""
     missing = OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     for family, target in ways:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
