@@ -176,6 +176,12 @@ class Kill(Struct, frozen=True):
     reason: str
 
 
+class Mend(Struct, frozen=True):
+    """Make a service's listeners listen again, in case the worker that just died had shut them down (shutdown(2))."""
+
+    service: str
+
+
 class Announce(Struct, frozen=True):
     """Every service serves for the first time."""
 
@@ -212,6 +218,7 @@ Action = (
     | Tell
     | Abort
     | Kill
+    | Mend
     | Announce
     | BeginStop
     | Committed

@@ -16,7 +16,17 @@ from msgspec import Struct, field
 
 from forkd.ipc.order import Order
 from forkd.lifecycle.backoff import Backoff
-from forkd.lifecycle.events import Action, Departure, Ended, ForkServerGone, Observed, Plan, StartForkServer, WorkerGone
+from forkd.lifecycle.events import (
+    Action,
+    Departure,
+    Ended,
+    ForkServerGone,
+    Mend,
+    Observed,
+    Plan,
+    StartForkServer,
+    WorkerGone,
+)
 from forkd.lifecycle.generation import FINISH_BEFORE_KILL, Generation, numbers_not_in
 from forkd.lifecycle.states import NEVER, ForkServerState, Worker, WorkerState
 
@@ -154,11 +164,12 @@ class Pool(Struct):
         if worker is not None and worker.state is WorkerState.BOOTING:
             worker.move(WorkerState.SERVING, now)
 
-    def worker_gone(self, event: WorkerGone, now: float) -> None:
+    def worker_gone(self, event: WorkerGone, now: float) -> list[Action]:
+        """Absorbs the end of a worker; unless it left in order, it may have shut down the service's listeners."""
         generation = self.generation(event.generation)
         worker = None if generation is None else generation.workers.pop(event.slot, None)
         if generation is None or worker is None:
-            return
+            return []
         lived = now - worker.born
         match worker.state, event.departure:
             case WorkerState.BOOTING, departure:
@@ -178,6 +189,7 @@ class Pool(Struct):
             case _:
                 self.exits["timed_out"] += worker.overdue
         worker.move(WorkerState.GONE, now)
+        return [] if event.departure is Departure.LEFT else [Mend(event.service)]
 
     def observed(self, facts: Observed, now: float) -> list[Action]:
         """Absorbs what the scoreboard says; a worker whose handler is over its time is aborted."""

@@ -155,7 +155,7 @@ class Lifecycle:
             case WorkerReady():
                 pool.worker_ready(event.generation, event.slot, now)
             case WorkerGone():
-                pool.worker_gone(event, now)
+                return pool.worker_gone(event, now)
             case _:
                 return pool.observed(event, now)
         return []

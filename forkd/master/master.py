@@ -33,7 +33,6 @@ from forkd.lifecycle.events import (
     Announce,
     BeginStop,
     Committed,
-    Departure,
     DrainAsked,
     Ended,
     EndForkServer,
@@ -41,6 +40,7 @@ from forkd.lifecycle.events import (
     Forgotten,
     Fork,
     Kill,
+    Mend,
     Observed,
     ScaleAsked,
     Started,
@@ -48,7 +48,6 @@ from forkd.lifecycle.events import (
     StopAsked,
     Tell,
     TimePassed,
-    WorkerGone,
 )
 from forkd.lifecycle.pool import Pool
 from forkd.lifecycle.server import Lifecycle, Phase
@@ -332,8 +331,6 @@ class Master:
         while self.events:
             if not isinstance(self.events[0], Observed | TimePassed):
                 log.say("debug", f"event: {self.events[0]}")
-            if isinstance(self.events[0], WorkerGone) and self.events[0].departure is not Departure.LEFT:
-                self.site.mend(self.events[0].service)
             for action in self.lifecycle.handle(self.events[0], self.attention.at(self.clock())):
                 log.say("debug", f"action: {action}")
                 self.perform(action)
@@ -355,6 +352,8 @@ class Master:
                 self.roster.signal(service, generation, slot, signal.SIGABRT, reason)
             case Kill(service, generation, slot, reason):
                 self.roster.signal(service, generation, slot, signal.SIGKILL, reason)
+            case Mend(service):
+                self.site.mend(service)
             case Announce():
                 self.announce()
             case BeginStop():
