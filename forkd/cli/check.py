@@ -9,6 +9,7 @@ import os
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,7 @@ from forkd.cli.trial import Trial
 from forkd.errors import ConfigError, ForkdError, Problem
 from forkd.kernel import accounts, process
 from forkd.kernel.accounts import Identity
-from forkd.security import privileges, reach
-from forkd.security.identity import runs_as
+from forkd.security import identity, privileges, reach
 from forkd.settings.schema import Settings
 
 _SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
@@ -55,9 +55,8 @@ def warnings(settings: Settings) -> Iterator[str]:
             f"{settings.file}: {workers} workers take {needed} descriptors, but {soft} are allowed: "
             "raise LimitNOFILE= or ulimit -n"
         )
-    if os.geteuid() == 0:
-        for name in root_services(settings):
-            yield f"{settings.file}: service {name} would run as root, which forkd start refuses: set master.user"
+    for name in identity.root_by_default(settings):
+        yield f"{settings.file}: service {name} would run as root, which forkd start refuses: set master.user"
     yield from others_users(settings)
 
 
@@ -70,27 +69,26 @@ def others_users(settings: Settings) -> Iterator[str]:
             yield f"service {name} runs as {ours}, for only root could run it as somebody else"
 
 
-def root_services(settings: Settings) -> list[str]:
-    """The services for which no user is set, so that a master that is root would run them as root."""
-    return [name for name, service in settings.services.items() if settings.runs_as(service)[0] is None]
-
-
 def out_of_reach(settings: Settings) -> dict[str, Problem]:
     """By service, what keeps its user from reading Python, forkd or the application, or from being there at all."""
     found = {}
+    obstacle = cache(_obstacle)  # a child for each user and application, not for each service
     for name, service in settings.services.items():
         try:
-            who = runs_as(settings, name)
+            who = identity.runs_as(settings, name)
         except ConfigError as error:
             found[name] = error.problems[0]
             continue
-        if who is not None and who.uid != 0 and (why := _tried(who, reach.needs(service.app, str(service.path)))):
+        if who is None or identity.is_root(who):
+            continue
+        if why := obstacle(who, service.app, str(service.path)):
             found[name] = settings.problem(f"service.{name}.user" if service.user else "master.user", why)
     return found
 
 
-def _tried(who: Identity, needed: list[reach.Need]) -> str:
-    """The obstacle for `who`, as a child that has become them finds it."""
+def _obstacle(who: Identity, app: str, path: str) -> str:
+    """What keeps `who` from serving `app` from the folder `path`, as a child that has become them finds it."""
+    needed = reach.needs(app, path)
     answer, told = os.pipe2(os.O_CLOEXEC)
     with process.signals_blocked():
         pid = os.fork()

@@ -10,14 +10,13 @@ from contextlib import suppress
 from time import monotonic
 from typing import Final
 
-import forkd
 from forkd.errors import Problem
 from forkd.ipc import channel
-from forkd.ipc.brief import Brief, Retirement
+from forkd.ipc.brief import LogBrief
 from forkd.ipc.scoreboard import Board
 from forkd.kernel import process
 from forkd.log import log
-from forkd.master.site import deadlines_of
+from forkd.master.site import brief_of
 from forkd.security.identity import runs_as
 from forkd.settings.schema import Settings
 
@@ -35,34 +34,20 @@ class Trial:
         self._deadline = monotonic() + self._service.boot_timeout
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         board = Board.create(name)
-        told = Brief(
-            version=forkd.__version__,
-            service=name,
-            generation=0,
-            app=self._service.app,
-            path=str(self._service.path),
-            limits=deadlines_of(self._service),
-            doors=(),
+        brief = brief_of(
+            settings,
+            name,
+            0,
+            who=runs_as(settings, name),
             board=board.fd,
             wake=board.fd,
-            log=log.standard_error(),
-            log_level="error",
-            log_format="text",
-            identity=runs_as(settings, name),
-            exclusive=False,
-            worker=self._service.worker,
-            threads=self._service.threads,
-            leavings=(),
-            stop_timeout=0,
-            retirement=Retirement(),
-            black_box=False,
-            fork_check=self._service.fork_check,
+            log=LogBrief(log.standard_error(), "error", "text"),
         )
-        self._pid = process.spawn("workers.fork_server", theirs.fileno(), [told.board, told.log])
+        self._pid = process.spawn("workers.fork_server", theirs.fileno(), sorted(brief.descriptors()))
         theirs.close()
         board.close()
         with suppress(ConnectionError):  # it may have ended already, which its silence will tell
-            self._sock.send(told.encode())
+            self._sock.send(brief.encode())
 
     def verdict(self) -> list[Problem]:
         """Waits for the end of the import; gives what is wrong with it."""

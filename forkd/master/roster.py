@@ -179,7 +179,7 @@ class Roster:
         """Starts a fork server; a failure is told like one of its own."""
         key = (told.service, told.generation)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        keep = [told.board, told.wake, told.log, *(door.fd for door in told.doors)]
+        keep = sorted(told.descriptors())
         try:
             pid = process.spawn("workers.fork_server", theirs.fileno(), keep)
         except OSError as error:

@@ -6,21 +6,20 @@ the two is cleared of what the other does not have.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from msgspec import Struct
 
 import forkd
 from forkd.errors import ForkdError, ListenError
-from forkd.ipc.brief import Brief, Door, Retirement
+from forkd.ipc.brief import FORMAT, Brief, Door, Legacy, LogBrief, Retirement, WorkerBrief
 from forkd.ipc.deadlines import Deadlines
 from forkd.kernel.accounts import Identity
 from forkd.kernel.address import Address
 from forkd.kernel.owned_file import OwnedFile
 from forkd.lifecycle.events import Plan
-from forkd.security.identity import runs_as
-from forkd.settings.schema import Listen, ServiceSettings, Settings
+from forkd.security import identity
+from forkd.settings.schema import NO_IPV4, Listen, ServiceSettings, Settings
 from forkd.sockets.listener import Listener, open_listeners
 from forkd.sockets.rpcbind.protocol import Mapping
 from forkd.systemd.passed import Passed
@@ -66,7 +65,7 @@ class Site(Struct):
 
     def root_services(self) -> list[str]:
         """The services whose applications run as root."""
-        return [name for name, who in self.identities.items() if (os.geteuid() if who is None else who.uid) == 0]
+        return [name for name, who in self.identities.items() if identity.is_root(who)]
 
     def leavings(self) -> list[OwnedFile]:
         """The socket files that nobody would listen on if the master died."""
@@ -78,31 +77,17 @@ class Site(Struct):
         self, service: str, generation: int, *, board: int, wake: int, log: int, leavings: Iterable[OwnedFile]
     ) -> Brief:
         """What a new fork server of the service is told."""
-        settings = self.settings.services[service]
         master = self.settings.master
-        return Brief(
-            version=forkd.__version__,
-            service=service,
-            generation=generation,
-            app=settings.app,
-            path=str(settings.path),
-            limits=deadlines_of(settings),
-            doors=tuple(Door(each.socket.fileno(), each.bound, each.passed) for each in self.listeners[service]),
+        return brief_of(
+            self.settings,
+            service,
+            generation,
+            who=self.identities[service],
+            doors=[Door(each.socket.fileno(), each.bound, each.passed) for each in self.listeners[service]],
             board=board,
             wake=wake,
-            log=log,
-            log_level=master.log.level,
-            log_format=master.log.format,
-            identity=self.identities[service],
-            exclusive=settings.workers.max >= EXCLUSIVE_FROM,
-            leavings=tuple(dict.fromkeys([*leavings, *self.leavings()])),
-            stop_timeout=master.stop_timeout,
-            retirement=retirement_of(settings),
-            black_box=settings.black_box,
-            fork_check=settings.fork_check,
-            access=settings.access,
-            worker=settings.worker,
-            threads=settings.threads,
+            log=LogBrief(log, master.log.level, master.log.format),
+            leavings=[*leavings, *self.leavings()],
         )
 
     def hand_down(self) -> None:
@@ -148,7 +133,7 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
     site = Site(settings, {}, {}, passed.stored.works)
     try:
         for name, service in settings.services.items():
-            site.identities[name] = runs_as(settings, name)
+            site.identities[name] = identity.runs_as(settings, name)
             opened = site.listeners[name] = []
             for wanted in service.listen:
                 opened += _taken(name, wanted, service.backlog, have) or _opened(site, name, wanted, passed, old)
@@ -164,8 +149,7 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
 def _check_rpcbind(settings: Settings, name: str, listeners: list[Listener]) -> None:
     """Refuses to tell the port mapper of a service that it has no word for: version 2 of its protocol is for IPv4."""
     if settings.services[name].rpcbind is not None and not _ipv4_port(listeners):
-        why = "tells of TCP ports for IPv4, and this service listens on none"
-        raise settings.error(f"service.{name}.rpcbind", why)
+        raise settings.error(f"service.{name}.rpcbind", NO_IPV4)
 
 
 def _ipv4_port(listeners: list[Listener]) -> int:
@@ -173,14 +157,48 @@ def _ipv4_port(listeners: list[Listener]) -> int:
     return next((each.bound.port for each in listeners if each.takes_ipv4()), 0)
 
 
-def deadlines_of(service: ServiceSettings) -> Deadlines:
-    """A service's settings as its connections know them."""
-    return Deadlines(service.idle_timeout, service.read_timeout, service.write_timeout, service.request_timeout)
+def brief_of(
+    settings: Settings,
+    name: str,
+    generation: int,
+    *,
+    who: Identity | None,
+    board: int,
+    wake: int,
+    log: LogBrief,
+    doors: Iterable[Door] = (),
+    leavings: Iterable[OwnedFile] = (),
+) -> Brief:
+    """The brief of a service's fork server, by its settings and by what the master has opened."""
+    service = settings.services[name]
+    return Brief(
+        format=FORMAT,
+        version=forkd.__version__,
+        service=name,
+        generation=generation,
+        app=service.app,
+        path=str(service.path),
+        identity=who,
+        fork_check=service.fork_check,
+        doors=tuple(doors),
+        board=board,
+        wake=wake,
+        log=log,
+        worker=_worker_brief(service),
+        legacy=Legacy(tuple(dict.fromkeys(leavings)), settings.master.stop_timeout),
+    )
 
 
-def retirement_of(service: ServiceSettings) -> Retirement:
-    """A service's settings as its workers know them."""
-    return Retirement(service.max_requests, service.max_age, service.max_memory * 1024 * 1024)
+def _worker_brief(service: ServiceSettings) -> WorkerBrief:
+    return WorkerBrief(
+        kind=service.worker,
+        threads=service.threads,
+        exclusive=service.workers.max >= EXCLUSIVE_FROM,
+        limits=Deadlines(service.idle_timeout, service.read_timeout, service.write_timeout, service.request_timeout),
+        retirement=Retirement(service.max_requests, service.max_age, service.max_memory * 1024 * 1024),
+        black_box=service.black_box,
+        access=service.access,
+    )
 
 
 def _taken(name: str, wanted: Listen, backlog: int, have: list[tuple[str, Listener]]) -> list[Listener]:

@@ -18,6 +18,7 @@ from forkd.errors import AddressError, ConfigError, Problem
 from forkd.kernel import address
 from forkd.settings.schema import (
     MAX_WORKERS,
+    NO_IPV4,
     Key,
     Listen,
     LogSettings,
@@ -188,7 +189,7 @@ class _Reader:
             self._wrong(f"{at}.threads", 'goes with worker = "event" only')
         listeners = found.get("listen")
         if listeners and "rpcbind" in found and all(_no_ipv4(listener.address) for listener in listeners):
-            self._wrong(f"{at}.rpcbind", "tells of TCP ports for IPv4, and this service listens on none")
+            self._wrong(f"{at}.rpcbind", NO_IPV4)
 
     def _path(self, at: str, key: Key, value: object) -> Path | str | None:
         if not isinstance(value, str) or not value or "\0" in value:

@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn
 import forkd
 from forkd.errors import BootError, Exit, ForkdError, ListenError
 from forkd.ipc import channel
-from forkd.ipc.brief import Brief
+from forkd.ipc.brief import FORMAT, Brief
 from forkd.ipc.scoreboard import Board
 from forkd.kernel import accounts, process, signals
 from forkd.kernel.sockopts import plain
@@ -54,13 +54,14 @@ def main(fd: int) -> int:
     data = master.recv(channel.MESSAGE_BYTES)
     if not data:
         return Exit.FAILED  # the master has died
-    version = Brief.version_of(data)
-    if version != forkd.__version__:  # a brief of another version may mean anything
-        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed by now: run forkd upgrade"
+    written, version = Brief.origin(data)
+    if (written, version) != (FORMAT, forkd.__version__):  # a brief of another version may mean anything
+        theirs = version if version != forkd.__version__ else f"{version} of an earlier build"
+        reason = f"the master is forkd {theirs}, but forkd {forkd.__version__} is installed by now: run forkd upgrade"
         channel.send(master, {"failed": reason, "status": int(Exit.FAILED)})
         return Exit.FAILED
     told = Brief.decode(data)
-    for each in (fd, told.board, told.wake, told.log, *(door.fd for door in told.doors)):
+    for each in (fd, *told.descriptors()):
         os.set_inheritable(each, False)
     _die_with(master)
     process.unblock_signals()
@@ -91,7 +92,7 @@ def _die_with(master: socket.socket) -> None:
 def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
     """The service, loaded as whom it is to run, and what its import left behind."""
     process.set_title(f"forkd: {told.service}: fork server, generation {told.generation}")
-    handler = log.set_up(told.log_level, told.log_format, told.log)
+    handler = log.set_up(told.log.level, told.log.format, told.log.fd)
     needed = []
     if told.identity is not None:
         needed = reach.needs(told.app, told.path)
@@ -104,10 +105,10 @@ def _boot(told: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
         stdio.lead_to_log(told.service, handler)
     sys.path.insert(0, told.path)
     service = load(told.app)
-    service.suits(told.worker, told.threads)
+    service.suits(told.worker.kind, told.worker.threads)
     if service.is_async:
         importlib.import_module("forkd.workers.tasks")  # once, for all workers
-    own = {0, 1, 2, master, told.log, *(door.fd for door in told.doors)}
+    own = {0, 1, 2, master, told.log.fd, *(door.fd for door in told.doors)}
     left_behind = [] if told.fork_check == "off" else fork_check.left_behind(own)
     if left_behind and told.fork_check == "refuse":
         raise BootError(f"{told.app}: after its import {', '.join(left_behind)}; {fork_check.REMEDY}")
@@ -162,7 +163,7 @@ class _ForkServer:
             case {"fork": int(slot), "row": int(row)}:
                 self.fork(slot, row)
             case {"reopened": _}:
-                os.dup2(fds[0], self.told.log, inheritable=False)
+                os.dup2(fds[0], self.told.log.fd, inheritable=False)
                 os.close(fds[0])
             case {"retired": _}:
                 self.close_doors()
@@ -230,15 +231,15 @@ class _ForkServer:
 
     def outlive_master(self) -> None:
         """The master has died: free its addresses, remove what it left behind, see the workers off."""
-        for leaving in self.told.leavings:
-            leaving.remove()
+        for file in self.told.legacy.files:
+            file.remove()
         self.close_doors()
         # Their leashes have told the workers, but one may have missed it in the moment before a
         # recv(2): so they are told until they have gone.
         poll = select.poll()
         poll.register(self.inbox.fd, select.POLLIN)
         next_press = 0.0
-        over = monotonic() + self.told.stop_timeout
+        over = monotonic() + self.told.legacy.stop_timeout
         while self.slots:
             if monotonic() >= next_press:
                 next_press = monotonic() + _PRESS_SECONDS

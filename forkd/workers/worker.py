@@ -60,9 +60,9 @@ def live(
     Raises BootError when the application's lifespan does not come up.
     """
     process.set_title(f"forkd: {told.service}: worker {slot}, generation {told.generation}")
-    meter = Meter(board.row(row), keeps=told.black_box)
+    meter = Meter(board.row(row), keeps=told.worker.black_box)
     meter.booting()
-    orders = Leash(leash, told.log, _end)
+    orders = Leash(leash, told.log.fd, _end)
     inbox = signals.Inbox([signal.SIGTERM, signal.SIGIO])
     signals.ignore(signals.IGNORED_BELOW_MASTER)
     orders.listen()
@@ -80,16 +80,16 @@ def live(
                 told.service,
                 service,
                 doors,
-                told.limits,
+                told.worker.limits,
                 board,
                 meter,
                 orders,
                 inbox,
                 resources,
-                Tenure(told.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
-                exclusive=told.exclusive,
-                access=told.access,
-                threads=told.threads,
+                Tenure(told.worker.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
+                exclusive=told.worker.exclusive,
+                access=told.worker.access,
+                threads=told.worker.threads,
                 stack=stack,
                 wake=wake,
                 report=report,
@@ -134,7 +134,7 @@ class Reporter:
 
 
 def _loop_for(told: Brief, service: Service[..., Any]) -> Callable[[WorkerContext], None]:
-    if told.worker == "sync":
+    if told.worker.kind == "sync":
         return sync.serve
     if service.is_async:
         from forkd.workers import tasks
