@@ -6,9 +6,12 @@ how, is not its affair. Seconds, bytes and counts throughout.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from time import monotonic
 from typing import Any, Final
 
+import forkd
 from forkd.ipc.meter import bucket_top
 from forkd.ipc.scoreboard import (
     BUCKETS,
@@ -25,11 +28,40 @@ from forkd.ipc.scoreboard import (
 )
 from forkd.kernel import procfs
 from forkd.lifecycle.pool import Pool
+from forkd.lifecycle.server import Lifecycle
 from forkd.master.handles import WorkerHandle
+from forkd.master.roster import Roster
+from forkd.master.site import Site
+from forkd.sockets.rpcbind.registry import Registry
 
 _NANO: Final = 1e-9
 _REFUSALS: Final = ("over_limit", "truncated", "malformed", "timed_out", "reset", "accept_failed")
 _QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+def snapshot(
+    site: Site, life: Lifecycle, roster: Roster, registry: Registry, *, started: float, detached: bool
+) -> dict[str, Any]:
+    """The whole document. `started` is when the master began, in monotonic seconds."""
+    now = monotonic()
+    services: dict[str, Any] = {}
+    workers: list[dict[str, Any]] = []
+    for name, settings in site.settings.services.items():
+        pool = life.pools[name]
+        handles = roster.workers_of(name)
+        listen = [str(address) for owner, address in site.addresses() if owner == name]
+        services[name] = service(settings.app, listen, pool, roster.boards.board(name), handles)
+        services[name]["rpcbind"] = registry.state(name)
+        workers += [worker(handle, _state(pool, handle), now) for handle in handles]
+    master = {
+        "pid": os.getpid(),
+        "version": forkd.__version__,
+        "phase": life.phase.value,
+        "uptime": round(now - started, 3),
+        "config": site.settings.file,
+        "detached": detached,
+    }
+    return {"master": master, "services": services, "workers": workers}
 
 
 def service(
@@ -103,6 +135,11 @@ def summary(services: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"{_count(len(services), 'service')}, {_count(workers, 'worker')}, {busy} busy, {_count(requests, 'request')}"
     )
+
+
+def _state(pool: Pool, handle: WorkerHandle) -> str:
+    found = pool.worker(handle.generation, handle.slot)
+    return found.state.value if found is not None else "gone"
 
 
 def _quantile(buckets: list[int], total: int, share: float) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from forkd.ipc.scoreboard import IDLE, STATE
 from forkd.master.handles import WorkerHandle
@@ -17,6 +17,14 @@ LOOK: Final = 0.02
 PATIENCE: Final = 1.0
 
 Stacks = list[tuple[WorkerHandle, str]]
+
+
+class Looker(Protocol):
+    """Something that takes a while: `due` is when to look at it next, and `look` is true when it was the last time."""
+
+    due: float
+
+    def look(self, now: float) -> bool: ...
 
 
 class StackCollection:

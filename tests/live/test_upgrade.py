@@ -118,31 +118,31 @@ def test_a_fork_server_of_an_older_version_serves_on(server: Server, package: Pa
 
 
 def _syntax(package: Path) -> None:
-    change(package, "master", "class Master:", "class Master")
+    change(package, "master/master", "class Master:", "class Master")
 
 
 def _missing(package: Path) -> None:
-    (package / "pool.py").unlink()
+    (package / "lifecycle" / "pool.py").unlink()
 
 
 def _crash(package: Path) -> None:
-    change(package, "successor", "import os\n", "import os\nos.abort()\n")
+    change(package, "master/successor", "import os\n", "import os\nos.abort()\n")
 
 
 def _exit(package: Path) -> None:
-    change(package, "successor", "import os\n", "import os\nos._exit(0)\n")
+    change(package, "master/successor", "import os\n", "import os\nos._exit(0)\n")
 
 
 def _hang(package: Path) -> None:
-    change(package, "successor", "import os\n", "import os\nos.read(os.pipe()[0], 1)\n")
+    change(package, "master/successor", "import os\n", "import os\nos.read(os.pipe()[0], 1)\n")
 
 
 def _other_format(package: Path) -> None:
-    change(package, "estate", "FORMAT: Final = 1\n", "FORMAT: Final = 2\n")
+    change(package, "master/estate", "FORMAT: Final = 1\n", "FORMAT: Final = 2\n")
 
 
 def _other_fields(package: Path) -> None:
-    change(package, "events", "    minimum: int\n", "    minimum: int\n    wished: int\n")
+    change(package, "lifecycle/events", "    minimum: int\n", "    minimum: int\n    wished: int\n")
 
 
 def _no_python(package: Path) -> None:
@@ -153,7 +153,7 @@ def _no_python(package: Path) -> None:
     ("breaks", "reason"),
     [
         (_syntax, "SyntaxError"),
-        (_missing, "ModuleNotFoundError: No module named 'forkd.pool'"),
+        (_missing, "ModuleNotFoundError: No module named 'forkd.lifecycle.pool'"),
         (_crash, "it ended without a word"),
         (_exit, "it ended without a word"),
         (_hang, "it was not ready within 4 s"),
@@ -165,7 +165,7 @@ def _no_python(package: Path) -> None:
 def test_a_broken_program_changes_nothing(
     tmp_path: Path, package: Path, breaks: Callable[[Path], None], reason: str
 ) -> None:
-    change(package, "upgrade", "PATIENCE: Final = 30.0", "PATIENCE: Final = 4.0")
+    change(package, "master/upgrade", "PATIENCE: Final = 30.0", "PATIENCE: Final = 4.0")
     with copied(tmp_path) as server, server.connect() as client:
         before, workers = inodes(server), server.workers()
         held = len(open_files(server.pid))
