@@ -24,7 +24,7 @@ _END_SECONDS: Final = 1.0  # how long a process may take to end after its import
 
 
 class Trial:
-    """One application on its way through an import, in a process of its own."""
+    """The import of one application, in a process of its own."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
@@ -46,11 +46,11 @@ class Trial:
         self._pid = process.spawn("workers.fork_server", theirs.fileno(), sorted(brief.descriptors()))
         theirs.close()
         board.close()
-        with suppress(ConnectionError):  # it may have ended already, which its silence will tell
+        with suppress(ConnectionError):  # it may have ended already, which shows when its answer is read
             self._sock.send(brief.encode())
 
     def verdict(self) -> list[Problem]:
-        """Waits for the end of the import; gives what is wrong with it."""
+        """Waits for the end of the import; returns what is wrong with it."""
         try:
             failure = self._answer()
         finally:
@@ -74,7 +74,7 @@ class Trial:
         return str(message.get("failed", ""))
 
     def _end(self) -> None:
-        """Sees the process off, which an application may keep alive with a thread of its own."""
+        """Ends the process, which an application may keep alive with a thread of its own."""
         pidfd = os.pidfd_open(self._pid)
         readable, _, _ = select.select([pidfd], [], [], _END_SECONDS)
         if not readable:

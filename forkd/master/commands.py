@@ -26,8 +26,8 @@ class Command(Enum):
     RELOAD = "reload"
     REOPEN = "reopen logs"
     UPGRADE = "upgrade"
-    MORE = "a worker more"
-    FEWER = "a worker fewer"
+    MORE = "add a worker"
+    FEWER = "remove a worker"
     DRAIN = "drain"
 
 
@@ -45,15 +45,15 @@ COMMANDS: Final = {
 
 # For the README and the manual.
 MEANINGS: Final = {
-    Command.STOP: "graceful stop: queued connections are served, begun requests answered; a second one is quick",
-    Command.QUICK_STOP: "quick stop: workers that are not done after 2 s are killed",
-    Command.DUMP_STOP: "quick stop, with every worker's Python stack in the log first",
-    Command.RELOAD: "reloads, as `forkd reload` does",
-    Command.REOPEN: "reopens the log file",
-    Command.UPGRADE: "upgrades, as `forkd upgrade` does",
-    Command.MORE: "a worker more in every service",
-    Command.FEWER: "an idle worker fewer in every service",
-    Command.DRAIN: "the workers leave, callers wait in the queue; HUP brings workers back (ignored on a terminal)",
+    Command.STOP: "graceful stop: queued connections are served, begun requests answered; a second TERM makes it quick",
+    Command.QUICK_STOP: "quick stop: workers that are still busy after 2 s are killed",
+    Command.DUMP_STOP: "quick stop, after logging every worker's Python stack",
+    Command.RELOAD: "reload, as `forkd reload` does",
+    Command.REOPEN: "reopen the log file",
+    Command.UPGRADE: "upgrade, as `forkd upgrade` does",
+    Command.MORE: "add one worker to every service",
+    Command.FEWER: "remove one idle worker from every service",
+    Command.DRAIN: "drain: workers leave, callers wait in the queue; HUP starts workers again (ignored on a terminal)",
 }
 
 
@@ -107,7 +107,7 @@ def obey_control(master: Server, command: dict[str, Any], reply: Answer) -> None
         case {"command": "stacks"}:
             master.collect_stacks(service, lambda stacks: reply(success(_as_document(stacks))))
         case _:
-            reply(failure(f"forkd {forkd.__version__} does not know how to do {command}", Exit.USAGE))
+            reply(failure(f"forkd {forkd.__version__} does not know the command {command}", Exit.USAGE))
 
 
 def _obey_signal(master: Server, command: Command, times: int) -> None:

@@ -72,7 +72,7 @@ def serve(
 
 
 class Rounds(Struct):
-    """When the master's next rounds are, in monotonic seconds, and when it is to be `awake_by`."""
+    """When the master's next rounds are due, and by when it should be awake, in monotonic seconds."""
 
     awake_by: float
     look: float
@@ -135,7 +135,7 @@ class Master:
         return self.ended
 
     def open(self, control_path: Path | None, pidfile: Pidfile | None) -> None:
-        """Begins to serve. The master's own files come first: fork servers remove them should the master die."""
+        """Begins to serve. The master's own files come first, because fork servers remove them if the master dies."""
         process.hold_signals()  # until there is an inbox; the process that started the master may have held them, too
         self.own_files.open(self.settings, control_path, pidfile, self.poller, self.obey)
         self.shed()
@@ -158,7 +158,7 @@ class Master:
         self.reload([after_upgrade(caller) for caller in callers])
 
     def shed(self) -> None:
-        """Keeps the privileges that a master needs; root's others only if an application is to run as root."""
+        """Keeps the privileges that a master needs; the others are left only to applications that run as root."""
         for what in privileges.shed(for_all=not self.site.root_services()):
             log.say("debug", what)
 
@@ -287,7 +287,7 @@ class Master:
         self.service_manager.serving(self.site, self.figures)
 
     def begin_stop(self) -> None:
-        reload.settle(self, self.changeover.give_up_upgrade("forkd was told to stop"))
+        reload.settle(self, self.changeover.give_up_upgrade("forkd is stopping"))
         self.roster.boards.stopping()
         self.roster.fork_servers.quiet = True
         self.registry.want({})
@@ -301,7 +301,7 @@ class Master:
         reload.upgrade(self, callers)
 
     def estate(self, callers: Sequence[Answer] = (), signals_come: Sequence[int] = ()) -> Estate:
-        """What another program needs: among it the callers that it is to answer, and the signals that it is to obey."""
+        """What another program needs to continue, with the callers to answer and the signals to obey."""
         return Estate(
             FORMAT,
             forkd.__version__,

@@ -279,7 +279,7 @@ def _begin_next(master: Server) -> None:
 def _report_changes(old: Site, new: Site) -> None:
     """Says what a reload has changed, or could not change, between two sites."""
     for key in config.changes(old.settings, new.settings).restart:
-        log.say("warning", f"reload: a change of {key} takes a restart")
+        log.say("warning", f"reload: a change of {key} needs a restart")
     before = set(old.addresses())
     for name, address in new.addresses():
         if (name, address) not in before:
@@ -298,10 +298,10 @@ def _refused(callers: list[Answer], log_fd: int | None, reason: str, status: Exi
 def after_upgrade(reply: Answer) -> Answer:
     """Answers a caller who asked for an upgrade, once the reload that comes of it has ended."""
 
-    def tell(answer: dict[str, Any]) -> None:
+    def answered(answer: dict[str, Any]) -> None:
         if not answer["ok"]:
             error = f"forkd {forkd.__version__} has taken over, but the services are the old ones: {answer['error']}"
             answer = answer | {"error": error}
         reply(answer)
 
-    return tell
+    return answered

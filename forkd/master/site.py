@@ -1,7 +1,7 @@
-"""What is served by one reading of the settings: each service with its open listeners.
+"""A site: one reading of the settings, with the open listeners of each service.
 
-A reload opens a second site beside the first, sharing every listener that both want; then one of
-the two is cleared of what the other does not have.
+A reload opens a second site beside the first; they share every listener that both need. Then one of the
+two closes what the other does not have.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from forkd.kernel.address import Address
 from forkd.kernel.owned_file import OwnedFile
 from forkd.lifecycle.events import Plan
 from forkd.security import identity
-from forkd.settings.schema import NO_IPV4, Listen, ServiceSettings, Settings
+from forkd.settings.reading import NO_IPV4_PORT
+from forkd.settings.schema import Listen, ServiceSettings, Settings
 from forkd.sockets.listener import Listener, open_listeners
 from forkd.sockets.rpcbind.protocol import Mapping
 from forkd.systemd.passed import Passed
 
 EXCLUSIVE_FROM = 17
-"""From so many workers on, a herd of them woken for one connection costs more than an uneven share."""
+"""From this many workers on, waking all of them for one connection costs more than an uneven share of the load."""
 
 
 class Site(Struct):
-    """Settings, and each service's open listeners by name; `kept` ones are left to the next master when ours dies."""
+    """Settings, and each service's open listeners by name; if `kept`, they outlive a master that dies."""
 
     settings: Settings
     listeners: dict[str, list[Listener]]
@@ -37,7 +38,7 @@ class Site(Struct):
     kept: bool = False
 
     def plans(self) -> tuple[Plan, ...]:
-        """What the lifecycle has to know of the settings."""
+        """The part of the settings that the lifecycle needs."""
         return tuple(
             Plan(
                 name,
@@ -56,11 +57,11 @@ class Site(Struct):
         return [(name, listener.bound) for name, listeners in self.listeners.items() for listener in listeners]
 
     def mappings(self) -> dict[str, Mapping]:
-        """What the port mapper is to know of each service, if anything."""
+        """The port mapper's entry for each service that is to have one."""
         found = {}
         for name, service in self.settings.services.items():
-            if (told := service.rpcbind) is not None:
-                found[name] = Mapping(told.program, told.version, _ipv4_port(self.listeners[name]))
+            if (program := service.rpcbind) is not None:
+                found[name] = Mapping(program.program, program.version, _ipv4_port(self.listeners[name]))
         return found
 
     def root_services(self) -> list[str]:
@@ -68,7 +69,7 @@ class Site(Struct):
         return [name for name, who in self.identities.items() if identity.is_root(who)]
 
     def leavings(self) -> list[OwnedFile]:
-        """The socket files that nobody would listen on if the master died."""
+        """The socket files that would have no listener if the master died."""
         if self.kept:
             return []
         return [each.file for listeners in self.listeners.values() for each in listeners if each.file is not None]
@@ -76,7 +77,7 @@ class Site(Struct):
     def brief(
         self, service: str, generation: int, *, board: int, wake: int, log: int, leavings: Iterable[OwnedFile]
     ) -> Brief:
-        """What a new fork server of the service is told."""
+        """The brief of a new fork server of the service."""
         master = self.settings.master
         return brief_of(
             self.settings,
@@ -91,25 +92,25 @@ class Site(Struct):
         )
 
     def hand_down(self) -> None:
-        """Gives every listener the time limits of its service."""
+        """Sets the time limits of its service on every listener."""
         for name, listeners in self.listeners.items():
             for listener in listeners:
                 settings = self.settings.services[name]
                 listener.hand_down(settings.idle_timeout, settings.write_timeout)
 
     def mend(self, service: str) -> None:
-        """Has the service's listeners listen again, if one of its workers has shut them down for everybody."""
+        """Makes the service's listeners listen again, in case one of its workers has shut them down for all."""
         for listener in self.listeners.get(service, []):
             listener.mend(self.settings.services[service].backlog)
 
     def close_taps(self) -> None:
-        """Lets nobody else in; what waits in the queues is still to be served."""
+        """Accepts no further clients; those in the accept queues are still to be served."""
         for listeners in self.listeners.values():
             for listener in listeners:
                 listener.close_tap()
 
     def leave_stored(self) -> None:
-        """Leaves the files of sockets that the service manager keeps where they are: they are for the next start."""
+        """Leaves the files of sockets that the service manager keeps: they are for the next start."""
         for listeners in self.listeners.values():
             for listener in listeners:
                 if listener.stored:
@@ -125,7 +126,7 @@ class Site(Struct):
 
 
 def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Site:
-    """Opens all that the settings ask for, taking from `old` what it has already.
+    """Opens all that the settings need, sharing what `old` already has.
 
     Raises ListenError, ConfigError, or ForkdError for an unknown user, and then leaves `old` as it was.
     """
@@ -147,13 +148,13 @@ def open_site(settings: Settings, passed: Passed, old: Site | None = None) -> Si
 
 
 def _check_rpcbind(settings: Settings, name: str, listeners: list[Listener]) -> None:
-    """Refuses to tell the port mapper of a service that it has no word for: version 2 of its protocol is for IPv4."""
+    """Refuses a service that the port mapper cannot name: version 2 of its protocol is for IPv4 only."""
     if settings.services[name].rpcbind is not None and not _ipv4_port(listeners):
-        raise settings.error(f"service.{name}.rpcbind", NO_IPV4)
+        raise settings.error(f"service.{name}.rpcbind", NO_IPV4_PORT)
 
 
 def _ipv4_port(listeners: list[Listener]) -> int:
-    """The port of the first listener that clients reach by IPv4, 0 if there is none."""
+    """The port of the first listener that clients can reach by IPv4; 0 if there is none."""
     return next((each.bound.port for each in listeners if each.takes_ipv4()), 0)
 
 
@@ -202,7 +203,7 @@ def _worker_brief(service: ServiceSettings) -> WorkerBrief:
 
 
 def _taken(name: str, wanted: Listen, backlog: int, have: list[tuple[str, Listener]]) -> list[Listener]:
-    """What `have` holds for this entry, with the new backlog; a kernel-chosen port stays with its service."""
+    """Takes the listeners for this entry from `have`, with the new backlog; a kernel's port keeps its service."""
     fixed = wanted.address.port != 0 or wanted.address.kind != "tcp"
     found = [each for owner, each in have if each.wanted == wanted and (owner == name or fixed)]
     if not fixed:
@@ -221,7 +222,7 @@ def _opened(site: Site, name: str, wanted: Listen, passed: Passed, old: Site | N
         why = f"service {name}: {error}"
         ours = [each for _, each in old.addresses() if _overlap(each, wanted.address)] if old is not None else []
         if ours:
-            why += f"; it is this forkd that listens on {ours[0]} already, and such a change takes a restart"
+            why += f"; this forkd already listens on {ours[0]}, and such a change needs a restart"
         raise ListenError(why, error.cause) from None
 
 

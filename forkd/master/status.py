@@ -1,7 +1,7 @@
-"""A snapshot of the server, as the document of `forkd status --json`.
+"""A snapshot of the server: the document of `forkd status --json`.
 
-It reads the scoreboard's rows and what the master knows of its processes; where it is shown, and
-how, is not its affair. Seconds, bytes and counts throughout.
+It is made of the scoreboard's rows and of what the master knows of its processes. How it is shown is decided
+elsewhere. All numbers are seconds, bytes or counts.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def snapshot(
 def service(
     app: str, listen: Iterable[str], pool: Pool, board: Board, workers: Iterable[WorkerHandle]
 ) -> dict[str, Any]:
-    """One service's part of the document; its totals outlive its workers."""
+    """The part of the document for one service; its totals outlive its workers."""
     rows = [board.row(number) for number in range(1, min(board.header[HIGHEST], ROWS - 1) + 1)]
     totals = {name: sum(row[column] for row in rows) for name, column in COUNTS.items()}
     alive = [worker for worker in workers if worker.ready]
@@ -88,7 +88,7 @@ def service(
 
 
 def worker(handle: WorkerHandle, state: str, now: float) -> dict[str, Any]:
-    """One worker's part of the document; its counts begin with its process."""
+    """The part of the document for one worker; its counts begin with its process."""
     row = handle.row
     if state == "serving":
         state = "busy" if row[STATE] == BUSY else "idle"
@@ -108,9 +108,9 @@ def worker(handle: WorkerHandle, state: str, now: float) -> dict[str, Any]:
 
 
 def latency(rows: Iterable[memoryview]) -> dict[str, float | None]:
-    """Percentiles of the time that handlers took, in seconds, from the rows' histograms; None before the first.
+    """Percentiles of the time that handlers took, in seconds, from the rows' histograms; None before a first request.
 
-    A percentile is the top of its bucket, so at most 12.5 % too high, and never over the maximum.
+    A percentile is the top of its bucket, so it is at most 12.5 % too high, and never above the maximum.
     """
     buckets = [0] * BUCKETS
     slowest = 0
@@ -128,7 +128,7 @@ def latency(rows: Iterable[memoryview]) -> dict[str, float | None]:
 
 
 def summary(services: Mapping[str, Mapping[str, Any]]) -> str:
-    """The whole in one line, as systemd's STATUS= shows it."""
+    """The document in one line, as systemd's STATUS= shows it."""
     workers = sum(each["workers"]["total"] for each in services.values())
     busy = sum(each["workers"]["busy"] for each in services.values())
     requests = sum(each["requests"] for each in services.values())

@@ -18,7 +18,6 @@ from forkd.errors import AddressError, ConfigError, Problem
 from forkd.kernel import address
 from forkd.settings.schema import (
     MAX_WORKERS,
-    NO_IPV4,
     Key,
     Listen,
     LogSettings,
@@ -34,6 +33,9 @@ from forkd.settings.toml_lines import line_of, printable
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _MODE = re.compile(r"0?[0-7]{3}")
 _TABLES = ("master", "service")
+
+NO_IPV4_PORT = "registers IPv4 TCP ports, but this service listens on none"
+"""What is wrong with `rpcbind` for a service that has only other listeners."""
 
 
 def read(
@@ -189,7 +191,7 @@ class _Reader:
             self._wrong(f"{at}.threads", 'goes with worker = "event" only')
         listeners = found.get("listen")
         if listeners and "rpcbind" in found and all(_no_ipv4(listener.address) for listener in listeners):
-            self._wrong(f"{at}.rpcbind", NO_IPV4)
+            self._wrong(f"{at}.rpcbind", NO_IPV4_PORT)
 
     def _path(self, at: str, key: Key, value: object) -> Path | str | None:
         if not isinstance(value, str) or not value or "\0" in value:

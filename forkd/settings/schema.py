@@ -62,9 +62,6 @@ class Workers(Struct, frozen=True, kw_only=True):
     spare: Annotated[int, Meta(ge=0, le=MAX_WORKERS, title=_COUNT, description="idle ones kept ready")] = 0
 
 
-NO_IPV4 = "tells of TCP ports for IPv4, and this service listens on none"
-
-
 class Rpcbind(Struct, frozen=True, kw_only=True):
     """What the machine's port mapper is told of a service (RFC 1833)."""
 

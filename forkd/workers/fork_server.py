@@ -56,7 +56,7 @@ def main(fd: int) -> int:
         return Exit.FAILED  # the master has died
     written, version = Brief.origin(data)
     if (written, version) != (FORMAT, forkd.__version__):  # a brief of another version may mean anything
-        theirs = version if version != forkd.__version__ else f"{version} of an earlier build"
+        theirs = version if version != forkd.__version__ else f"{version} of another build"
         reason = f"the master is forkd {theirs}, but forkd {forkd.__version__} is installed by now: run forkd upgrade"
         channel.send(master, {"failed": reason, "status": int(Exit.FAILED)})
         return Exit.FAILED

@@ -470,7 +470,7 @@ def test_the_master_has_nothing_of_an_application_in_its_memory(forkd: Forkd, tm
 
 def test_workers_load_nothing_that_is_for_the_command_line(forkd: Forkd) -> None:
     server = forkd("listeners:loaded", workers=1).serving()
-    absent = b"click rich msgspec tomllib forkd.cli forkd.config forkd.settings forkd.master forkd.lifecycle"
+    absent = b"click rich msgspec tomllib forkd.cli forkd.settings forkd.master forkd.lifecycle"
     assert exchange(server.connect(), absent + b" forkd.workers.worker\n") == b"forkd.workers.worker\n"
 
 

@@ -53,8 +53,8 @@ from tests.rooms.lifecycle_machine import Machine
 Step = tuple[float, Event, list[Action]]
 
 TIME = TimePassed()
-LATE = "its time to stop is over"
-UNFINISHED = "still there 10 s after it was told to finish"
+LATE = "stopping takes too long"
+UNFINISHED = "still there 10 s after the order to finish"
 DEAF = "it did not end by itself"
 
 
@@ -466,7 +466,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *ONE_UP,
             (1, ReloadAsked((ONE,)), [start(2)]),
-            (2, ReloadAsked((ONE,)), [Abandoned("another reload came"), start(3), end(2)]),
+            (2, ReloadAsked((ONE,)), [Abandoned("another reload was requested"), start(3), end(2)]),
             *nothing(2, died(2, "signal 9")),
             (3, ready(3), [fork(3, 0, 2)]),
             (3, up(3, 0), [Committed(), *drain(1, 0)]),
@@ -477,7 +477,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *ONE_UP,
             (1, ReloadAsked((ONE,)), [start(2)]),
-            (2, StopAsked(), [Abandoned("forkd was told to stop"), BeginStop(), end(2), *finish(1, 0)]),
+            (2, StopAsked(), [Abandoned("forkd is stopping"), BeginStop(), end(2), *finish(1, 0)]),
             (2, ReloadAsked((ONE,)), [Abandoned("forkd is stopping")]),
             (2, left(1, 0), [let_go(1)]),
             *nothing(2, died(2)),
@@ -636,7 +636,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *ONE_UP,
             (1, ReloadAsked((ONE,)), [start(2)]),
-            (1, DrainAsked(), [Abandoned("the workers were told to drain"), end(2), *drain(1, 0)]),
+            (1, DrainAsked(), [Abandoned("the workers are draining"), end(2), *drain(1, 0)]),
             (1, died(2), []),
             (2, left(1, 0), [let_go(1)]),
             (2, StopAsked(), [BeginStop()]),

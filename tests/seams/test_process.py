@@ -80,7 +80,7 @@ def test_every_ended_child_is_reaped_once() -> None:
     [
         ({"version": "0.0.1", "nothing": "else"}, "forkd 0.0.1"),
         ({"version": "0.0.1", "format": FORMAT}, "forkd 0.0.1"),
-        ({"version": forkd.__version__}, f"forkd {forkd.__version__} of an earlier build"),  # of format 1
+        ({"version": forkd.__version__}, f"forkd {forkd.__version__} of another build"),  # of format 1
     ],
 )
 def test_a_spawned_process_runs_a_main_with_its_descriptor(

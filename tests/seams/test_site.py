@@ -43,7 +43,7 @@ def test_a_socket_that_was_passed_in_and_is_not_for_ipv4_cannot_be_told_of(
     with socket.socket(family) as passed:
         passed.bind(f"{tmp_path}/echo" if family == socket.AF_UNIX else ("::1", 0))
         passed.listen()
-        with pytest.raises(ConfigError, match=r"forkd\.toml:4: service\.echo\.rpcbind: tells of TCP ports for IPv4"):
+        with pytest.raises(ConfigError, match=r"forkd\.toml:4: service\.echo\.rpcbind: registers IPv4 TCP ports"):
             open_site(settings(tmp_path, '"systemd:echo"'), Passed([("echo", passed)]))
 
 
