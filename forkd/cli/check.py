@@ -1,6 +1,6 @@
-"""`forkd check`: imports every application in a throw-away fork server, and looks for what will bite.
+"""`forkd check`: imports every application in a throw-away fork server, and looks for trouble ahead.
 
-It binds nothing. What the settings themselves say wrong, `config` has told by the time this begins.
+It binds nothing. Mistakes in the settings themselves have been reported by `config` before this begins.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,19 +17,18 @@ from forkd.cli.trial import Trial
 from forkd.errors import ConfigError, ForkdError, Problem
 from forkd.kernel import accounts, process
 from forkd.kernel.accounts import Identity
-from forkd.security import privileges, reach
-from forkd.security.identity import runs_as
+from forkd.security import identity, privileges, reach
 from forkd.settings.schema import Settings
 
 _SPARE_DESCRIPTORS: Final = 32  # what a master needs besides three for each worker
 
-_ANSWER_BYTES: Final = 4096  # what a pipe takes at once (pipe(7), PIPE_BUF)
+_ANSWER_BYTES: Final = 4096  # one write to a pipe is whole up to this size (pipe(7), PIPE_BUF)
 
 
 def trial(settings: Settings) -> list[str]:
-    """Imports every application; gives what a fork would break in them.
+    """Imports every application; returns a warning for each thing in them that a fork would break.
 
-    Raises ConfigError with what keeps these settings from being served: applications that do not import, unknown users.
+    Raises ConfigError if these settings cannot be served: an application that cannot be imported, an unknown user.
     """
     barred = out_of_reach(settings)
     trials = [Trial(settings, name) for name in settings.services if name not in barred]
@@ -37,7 +37,7 @@ def trial(settings: Settings) -> list[str]:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """What works, but not as somebody might expect."""
+    """Warns of what works, but perhaps not as expected."""
     somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
     for name, service in settings.services.items():
         if service.backlog > somaxconn:
@@ -52,46 +52,44 @@ def warnings(settings: Settings) -> Iterator[str]:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if needed > soft:
         yield (
-            f"{settings.file}: {workers} workers take {needed} descriptors, but {soft} are allowed: "
+            f"{settings.file}: {workers} workers need {needed} file descriptors, but only {soft} are allowed: "
             "raise LimitNOFILE= or ulimit -n"
         )
-    if os.geteuid() == 0:
-        for name in root_services(settings):
-            yield f"{settings.file}: service {name} would run as root, which forkd start refuses: set master.user"
+    for name in identity.root_by_default(settings):
+        yield f"{settings.file}: service {name} would run as root, which forkd start refuses: set master.user"
     yield from others_users(settings)
 
 
 def others_users(settings: Settings) -> Iterator[str]:
-    """A sentence for each service that cannot run as whom the settings name, for only root can become somebody else."""
+    """A sentence for each service that cannot run as the user in the settings: only root can become another user."""
     for name, service in settings.services.items():
         who = accounts.identity(*settings.runs_as(service))
         if os.geteuid() != 0 and who is not None and (who.uid, who.gid) != (os.geteuid(), os.getegid()):
             ours = accounts.user_name(os.geteuid())
-            yield f"service {name} runs as {ours}, for only root could run it as somebody else"
-
-
-def root_services(settings: Settings) -> list[str]:
-    """The services for which no user is set, so that a master that is root would run them as root."""
-    return [name for name, service in settings.services.items() if settings.runs_as(service)[0] is None]
+            yield f"service {name} runs as {ours}: only root can run it as another user"
 
 
 def out_of_reach(settings: Settings) -> dict[str, Problem]:
-    """By service, what keeps its user from reading Python, forkd or the application, or from being there at all."""
+    """By service, what keeps its user from reading Python, forkd or the application, or that there is no such user."""
     found = {}
+    obstacle = cache(_obstacle)  # a child for each user and application, not for each service
     for name, service in settings.services.items():
         try:
-            who = runs_as(settings, name)
+            who = identity.runs_as(settings, name)
         except ConfigError as error:
             found[name] = error.problems[0]
             continue
-        if who is not None and who.uid != 0 and (why := _tried(who, reach.needs(service.app, str(service.path)))):
+        if who is None or identity.is_root(who):
+            continue
+        if why := obstacle(who, service.app, str(service.path)):
             found[name] = settings.problem(f"service.{name}.user" if service.user else "master.user", why)
     return found
 
 
-def _tried(who: Identity, needed: list[reach.Need]) -> str:
-    """The obstacle for `who`, as a child that has become them finds it."""
-    answer, told = os.pipe2(os.O_CLOEXEC)
+def _obstacle(who: Identity, app: str, path: str) -> str:
+    """What keeps `who` from serving `app` from the folder `path`, as a child that has become them finds it."""
+    needed = reach.needs(app, path)
+    answer, written = os.pipe2(os.O_CLOEXEC)
     with process.signals_blocked():
         pid = os.fork()
         if pid == 0:
@@ -101,9 +99,9 @@ def _tried(who: Identity, needed: list[reach.Need]) -> str:
             except BaseException as error:
                 why = str(error) if isinstance(error, ForkdError) else repr(error)
             with suppress(OSError):
-                os.write(told, why.encode(errors="backslashreplace")[:_ANSWER_BYTES])
+                os.write(written, why.encode(errors="backslashreplace")[:_ANSWER_BYTES])
             os._exit(0)
-    os.close(told)
+    os.close(written)
     with os.fdopen(answer, "rb") as stream:
         why = stream.read().decode(errors="replace")
     os.waitpid(pid, 0)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from forkd.cli import check, paths
 from forkd.kernel import process
 from forkd.log import log
-from forkd.security import trust
+from forkd.security import identity, trust
 from forkd.settings.config import Source
 from forkd.settings.schema import Settings
 
@@ -55,7 +55,7 @@ def _look_for_root(settings: Settings, *, detached: bool) -> None:
         _warn(line)
     if os.geteuid() != 0:
         return
-    names = ", ".join(check.root_services(settings))
+    names = ", ".join(identity.root_by_default(settings))
     option = "" if settings.places else " with --set user=NAME"
     if names and detached:
         what = f'{names} would run as root: name another user{option}, or confirm with user = "root"'

@@ -10,14 +10,13 @@ from contextlib import suppress
 from time import monotonic
 from typing import Final
 
-import forkd
 from forkd.errors import Problem
 from forkd.ipc import channel
-from forkd.ipc.brief import Brief, Retirement
+from forkd.ipc.brief import LogBrief
 from forkd.ipc.scoreboard import Board
 from forkd.kernel import process
 from forkd.log import log
-from forkd.master.site import deadlines_of
+from forkd.master.site import brief_of
 from forkd.security.identity import runs_as
 from forkd.settings.schema import Settings
 
@@ -25,7 +24,7 @@ _END_SECONDS: Final = 1.0  # how long a process may take to end after its import
 
 
 class Trial:
-    """One application on its way through an import, in a process of its own."""
+    """The import of one application, in a process of its own."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
@@ -35,37 +34,23 @@ class Trial:
         self._deadline = monotonic() + self._service.boot_timeout
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         board = Board.create(name)
-        told = Brief(
-            version=forkd.__version__,
-            service=name,
-            generation=0,
-            app=self._service.app,
-            path=str(self._service.path),
-            limits=deadlines_of(self._service),
-            doors=(),
+        brief = brief_of(
+            settings,
+            name,
+            0,
+            who=runs_as(settings, name),
             board=board.fd,
             wake=board.fd,
-            log=log.standard_error(),
-            log_level="error",
-            log_format="text",
-            identity=runs_as(settings, name),
-            exclusive=False,
-            worker=self._service.worker,
-            threads=self._service.threads,
-            leavings=(),
-            stop_timeout=0,
-            retirement=Retirement(),
-            black_box=False,
-            fork_check=self._service.fork_check,
+            log=LogBrief(log.standard_error(), "error", "text"),
         )
-        self._pid = process.spawn("workers.fork_server", theirs.fileno(), [told.board, told.log])
+        self._pid = process.spawn("workers.fork_server", theirs.fileno(), sorted(brief.descriptors()))
         theirs.close()
         board.close()
-        with suppress(ConnectionError):  # it may have ended already, which its silence will tell
-            self._sock.send(told.encode())
+        with suppress(ConnectionError):  # it may have ended already, which shows when its answer is read
+            self._sock.send(brief.encode())
 
     def verdict(self) -> list[Problem]:
-        """Waits for the end of the import; gives what is wrong with it."""
+        """Waits for the end of the import; returns what is wrong with it."""
         try:
             failure = self._answer()
         finally:
@@ -89,7 +74,7 @@ class Trial:
         return str(message.get("failed", ""))
 
     def _end(self) -> None:
-        """Sees the process off, which an application may keep alive with a thread of its own."""
+        """Ends the process, which an application may keep alive with a thread of its own."""
         pidfd = os.pidfd_open(self._pid)
         readable, _, _ = select.select([pidfd], [], [], _END_SECONDS)
         if not readable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import array  # noqa: F401  # socket.recv_fds imports it late, which may be after privileges are dropped
+import array  # noqa: F401  # socket.recv_fds imports it on first use, which may be after privileges are dropped
 import json
 import os
 import socket
@@ -17,9 +17,9 @@ def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()
 
 
 def receive(sock: socket.socket, fds: int = 0) -> tuple[dict[str, Any], list[int]] | None:
-    """The next message and its descriptors; None at the end. Raises BlockingIOError when there is none yet."""
+    """Returns the next message and its descriptors; None at the end. Raises BlockingIOError if there is none yet."""
     data, received, _, _ = socket.recv_fds(sock, MESSAGE_BYTES, fds)
-    for fd in received:  # or every program that is started from now on inherits it; recv_fds drops MSG_CMSG_CLOEXEC
+    for fd in received:  # recv_fds drops MSG_CMSG_CLOEXEC, and every program started later would inherit them
         os.set_inheritable(fd, False)
     if not data:
         return None

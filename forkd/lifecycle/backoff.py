@@ -1,4 +1,4 @@
-"""How fast what fails may be tried again."""
+"""How soon something that failed may be tried again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BACKOFF_JITTER: Final = 0.2
 
 BACKOFF_MEMORY: Final = 60.0
 
-REPLACE_RATE: Final = 32.0  # a second; each costs some 3 ms of a processor
+REPLACE_RATE: Final = 32.0  # workers a second; each costs about 3 ms of a processor
 
-REPLACE_BURST: Final = 50  # beside a whole pool
+REPLACE_BURST: Final = 50  # workers, in addition to a whole pool
 
 
 class Backoff(Struct):
@@ -27,7 +27,7 @@ class Backoff(Struct):
     until: float = 0.0
 
     def lived(self, seconds: float) -> None:
-        """What lasted long has its past forgotten."""
+        """Forgets the failures before something that lasted long."""
         if seconds >= BACKOFF_MEMORY:
             self.failures = 0
 
@@ -40,13 +40,13 @@ class Backoff(Struct):
 class Allowance(Struct):
     """How fast workers that had served are replaced: a burst at once, REPLACE_RATE a second in the long run.
 
-    No slot waits for what befell it. A client whose request ends its worker could else empty the pool with a
-    few requests, and keep it so for the 30 s of a back-off.
+    A slot does not wait because its worker crashed. Otherwise a client whose requests kill workers could empty
+    the pool with a few of them, and keep it empty for the 30 s of a back-off.
     """
 
     spent_by: float = 0.0
 
     def take(self, now: float, burst: int) -> float:
-        """From when on one more may be forked."""
+        """Counts another worker; returns the time from which it may be forked."""
         self.spent_by = max(self.spent_by, now) + 1 / REPLACE_RATE
         return max(now, self.spent_by - burst / REPLACE_RATE)

@@ -1,8 +1,8 @@
 """The master's own clock, which stands still while the master does.
 
-A master that was stopped (SIGSTOP), swapped out or starved could not hear that a worker was ready, or
-look whether a handler had returned; by the wall's time everybody would be late. So what it waits for
-is measured by the time for which it was there to see it. Pure: times are told, in seconds.
+A master that was stopped (SIGSTOP), swapped out or starved could not see that a worker was ready, or that a
+handler had returned; by real time, every process would be late. So deadlines are measured in the time for
+which the master was there to see. Pure: times are passed in, in seconds.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Final
 
 from msgspec import Struct, field
 
-SLACK: Final = 1.0  # what a master may be late without having been away
+SLACK: Final = 1.0  # how late a master may be without having been away
 KEPT: Final = 16
 
 
 class MasterClock(Struct):
-    """Monotonic time less what the master has missed.
+    """Monotonic time minus what the master has missed.
 
-    `absences` are the last ones: when it came back, and for how long it was away.
+    `absences` are the latest ones: when the master came back, and for how long it was away.
     """
 
     missed: float = 0.0
     absences: list[tuple[float, float]] = field(default_factory=list)
 
     def returned(self, due: float, now: float) -> float:
-        """The master, which was to be awake at `due`, is so at `now`; gives how long it was away."""
+        """Notes that the master, due to be awake at `due`, is awake at `now`; returns how long it was away."""
         away = now - due
         if away <= SLACK:
             return 0.0
@@ -34,7 +34,7 @@ class MasterClock(Struct):
         return away
 
     def at(self, moment: float) -> float:
-        """The master's time at a moment of the past, on the same clock as now's."""
+        """Converts a moment in the past, in monotonic seconds, to the master's time."""
         time = moment - self.missed
         for came_back, away in reversed(self.absences):
             if moment >= came_back:

@@ -1,7 +1,7 @@
-"""What the master tells the lifecycle, and what the lifecycle orders: plain values, nothing else.
+"""Events, which the master passes to the lifecycle, and actions, which the lifecycle returns: plain values.
 
-Events are past tense, actions are orders. Every one passes through one method of the master, so
-that one line there logs the whole life of the server.
+Events are named in the past tense, actions as orders. All pass through one method of the master, where one
+line logs the whole life of the server.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from forkd.ipc.order import Order
 
 
 class Plan(Struct, frozen=True):
-    """What the settings want of one service's pool: numbers of workers, and times in seconds (0: for ever)."""
+    """What the settings say about one service's pool: numbers of workers, and times in seconds (0: no limit)."""
 
     service: str
     minimum: int
@@ -27,7 +27,7 @@ class Plan(Struct, frozen=True):
 
 
 class Departure(Enum):
-    """How a worker went."""
+    """How a worker ended."""
 
     LEFT = "left"
     CRASHED = "crashed"
@@ -38,7 +38,7 @@ class Departure(Enum):
 
 
 class Started(Struct, frozen=True):
-    """The listeners are open; the services may begin."""
+    """The listeners are open; the services may start."""
 
 
 class ForkServerReady(Struct, frozen=True):
@@ -47,7 +47,7 @@ class ForkServerReady(Struct, frozen=True):
 
 
 class ForkServerGone(Struct, frozen=True):
-    """A fork server ended, or could not become one: then `reason` says why and `status` is forkd's own for it."""
+    """A fork server ended or could not start: `reason` says why, and `status` is forkd's own exit status for that."""
 
     service: str
     generation: int
@@ -72,8 +72,8 @@ class WorkerGone(Struct, frozen=True):
 class Observed(Struct, frozen=True):
     """Which workers of a service are busy, by generation and slot.
 
-    `requests` holds those of them that have a handler at work, with its start; `retiring` are those that
-    have served long enough, and go on until somebody has taken their place.
+    `requests` are the workers that run a handler, with the time at which it started. Those that are `retiring` have
+    served long enough, and serve until another worker has taken their place.
     """
 
     service: str
@@ -83,13 +83,13 @@ class Observed(Struct, frozen=True):
 
 
 class StopAsked(Struct, frozen=True):
-    """TERM; a second one means `quick`, and INT and QUIT do at once."""
+    """A stop, as by TERM. A second one is `quick`; INT and QUIT ask for a quick stop at once."""
 
     quick: bool = False
 
 
 class DrainAsked(Struct, frozen=True):
-    """WINCH: every worker leaves, the listeners stay open; a reload brings workers back."""
+    """A drain, as by WINCH: all workers leave, the listeners stay open, and a reload brings workers back."""
 
 
 class ReloadAsked(Struct, frozen=True):
@@ -97,7 +97,7 @@ class ReloadAsked(Struct, frozen=True):
 
 
 class ScaleAsked(Struct, frozen=True):
-    """A pool's size: set to `size`, or moved by `by`; every pool's when `service` is empty."""
+    """Another size for a pool, or for all pools if `service` is empty: `size`, or `by` more than before."""
 
     service: str = ""
     size: int | None = None
@@ -105,7 +105,7 @@ class ScaleAsked(Struct, frozen=True):
 
 
 class TimePassed(Struct, frozen=True):
-    """Nothing happened but time."""
+    """Nothing happened, but something may have become due."""
 
 
 Event = (
@@ -131,9 +131,9 @@ class StartForkServer(Struct, frozen=True):
 
 
 class EndForkServer(Struct, frozen=True):
-    """Let go of a fork server, which has no workers left; with `kill`, at once, and whatever it still has.
+    """End a fork server that has no workers left; with `kill`, end it at once, even if it still has some.
 
-    One that stays is told again, with `kill`. It is answered by ForkServerGone.
+    If it does not end, the order is repeated with `kill`. The answer is ForkServerGone.
     """
 
     service: str
@@ -142,9 +142,9 @@ class EndForkServer(Struct, frozen=True):
 
 
 class Fork(Struct, frozen=True):
-    """A new worker in `slot`, which writes row `row` of the scoreboard.
+    """Fork a worker into `slot`; it writes row `row` of the scoreboard.
 
-    It is answered by WorkerReady or WorkerGone; by the latter, too, when the fork server ended before it forked.
+    The answer is WorkerReady or WorkerGone; it is WorkerGone, too, if the fork server ends before it forks.
     """
 
     service: str
@@ -161,7 +161,7 @@ class Tell(Struct, frozen=True):
 
 
 class Abort(Struct, frozen=True):
-    """End a hanging worker so that its stack is written first."""
+    """End a hanging worker in such a way that its stack is written first."""
 
     service: str
     generation: int
@@ -176,26 +176,32 @@ class Kill(Struct, frozen=True):
     reason: str
 
 
+class Mend(Struct, frozen=True):
+    """Make a service's listeners listen again, in case the worker that just died had shut them down (shutdown(2))."""
+
+    service: str
+
+
 class Announce(Struct, frozen=True):
-    """Every service serves for the first time."""
+    """Say that every service serves, for the first time."""
 
 
 class BeginStop(Struct, frozen=True):
-    """No more connections: a stop has begun."""
+    """Accept no more connections, because a stop has begun."""
 
 
 class Committed(Struct, frozen=True):
-    """A reload's new generations serve."""
+    """Put a reload's settings in force, because its new generations serve."""
 
 
 class Abandoned(Struct, frozen=True):
-    """A reload came to nothing, for `reason`; all is as it was."""
+    """Give up a reload, for `reason`; nothing has changed."""
 
     reason: str
 
 
 class Forgotten(Struct, frozen=True):
-    """The last process of a service that is no longer wanted has gone."""
+    """Forget a service that is no longer wanted, because its last process has gone."""
 
     service: str
 
@@ -212,6 +218,7 @@ Action = (
     | Tell
     | Abort
     | Kill
+    | Mend
     | Announce
     | BeginStop
     | Committed

@@ -1,8 +1,8 @@
 """A fork server and its workers: their states, the legal moves between them, and the orders they get.
 
-Pure, like `pool`, which decides how many workers there are to be: no clock, no process, no socket. A
+Pure, like `pool`, which decides how many workers there should be: no clock, no process, no socket. A
 worker is a process that passes through a slot; it has a row of the scoreboard for as long as it lives.
-Whoever is waited for has a time at which the patience is over: `due` names the first, `press` acts on it.
+Every process that is expected to do something has a deadline: `due` returns the first, `press` acts on it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from forkd.lifecycle.backoff import REPLACE_BURST, Allowance, Backoff
 from forkd.lifecycle.events import Abort, Action, Ended, EndForkServer, Fork, Kill, Plan, Tell
 from forkd.lifecycle.states import FORK_SERVER_MOVES, ForkServerState, IllegalMoveError, Worker, WorkerState
 
-KILL_AGAIN: Final = 2.0  # also the time from Abort to Kill, and from an empty fork server's end to its Kill
+KILL_AGAIN: Final = 2.0  # also from Abort to Kill, and from the order that ends an empty fork server to its Kill
 FINISH_BEFORE_KILL: Final = 10.0
 RETIRE_SHARE: Final = 4  # at most a quarter of a pool is replaced at the same time
-KILLS_IN_VAIN: Final = 3  # no process outlives so many: its fork server did not fork it, or does not tell of its end
+KILLS_IN_VAIN: Final = 3  # no process survives this many: its fork server did not fork it, or does not report its end
 
 
 class Generation(Struct):
-    """A fork server and its workers, by slot; `failure` is why it can't take over, and what a start then ends with.
+    """A fork server and its workers, by slot; `failure` is why it cannot take over, and how a start then ends.
 
-    `minimum` and `maximum` are the plan's until a person asks for another size.
+    `minimum` and `maximum` are the plan's until an operator asks for another size.
     """
 
     number: int
@@ -60,13 +60,13 @@ class Generation(Struct):
         return max(self.minimum, min(size, self.maximum))
 
     def scaled(self, size: int) -> None:
-        """A fixed pool's number, or an elastic one's minimum."""
+        """Sets a fixed pool's size, or an elastic one's minimum."""
         self.minimum = max(1, size)
         fixed = self.plan.minimum == self.plan.maximum
         self.maximum = self.minimum if fixed else max(self.minimum, self.plan.maximum)
 
     def shifted(self, by: int) -> None:
-        """So many more or fewer: minimum and maximum move together, to one at least."""
+        """Moves minimum and maximum together, by this many workers, down to a minimum of one."""
         by = max(by, 1 - self.minimum)
         self.minimum += by
         self.maximum += by
@@ -84,17 +84,17 @@ class Generation(Struct):
         return sum(1 for worker in self.workers.values() if worker.state is WorkerState.SERVING)
 
     def retiring(self) -> list[Worker]:
-        """Those whose time is over, and who serve on until their successors do."""
+        """The workers that have served long enough, and serve on until their successors do."""
         return [worker for worker in self.workers.values() if worker.retiring and worker.state is WorkerState.SERVING]
 
     def successors(self, size: int) -> int:
-        """How many more than `size` there may be, for those who retire; they never all do so at once."""
+        """How many more than `size` there may be, to succeed retiring workers; those never retire all at once."""
         return min(len(self.retiring()), max(1, size // RETIRE_SHARE))
 
     def missing(self, size: int) -> dict[int, float]:
-        """The slots to be filled until there are `size` workers, and the successors of those who retire.
+        """The slots to fill until there are `size` workers and the successors of retiring ones.
 
-        The lowest first, each with the time from which it may be filled.
+        The lowest come first, each with the time from which it may be filled.
         """
         if self.state is not ForkServerState.READY:
             return {}
@@ -103,11 +103,11 @@ class Generation(Struct):
         return {slot: self._slot(slot).until for slot in slots}
 
     def due(self) -> float:
-        """When to `press` again."""
+        """The time at which to `press` again."""
         return min([self.until, *(worker.due for worker in self.workers.values())])
 
     def boots_by(self) -> float:
-        """By when it will have come up, or have failed to."""
+        """The time by which it has either come up or failed."""
         if self.state is ForkServerState.BOOTING:
             return self.until + self.plan.boot_timeout
         return max([self.since, *(each.until for each in self.workers.values() if each.state is WorkerState.BOOTING)])
@@ -115,17 +115,17 @@ class Generation(Struct):
     # What happened.
 
     def boot_failed(self, slot: int, reason: str, now: float) -> None:
-        """The worker in `slot` can't become ready: it is tried again, at once unless that happens again and again."""
+        """Notes that the worker in `slot` could not start; the slot is tried again, later if it keeps failing."""
         self.failure = Ended(1, reason)
         self._slot(slot).failed(now, self.jitter)
 
     def crashed(self, slot: int, lived: float, now: float) -> None:
-        """The worker in `slot`, which served, has to be replaced, at once unless it is one of very many."""
+        """Notes that the worker in `slot` died while serving; it is replaced at once unless very many die."""
         self._slot(slot).lived(lived)
         self._slot(slot).until = self.allowance.take(now, self.maximum + REPLACE_BURST)
 
     def recycled(self, slot: int, lived: float) -> None:
-        """The worker in `slot` has left of its own accord, or as one that retires."""
+        """Notes that the worker in `slot` has left by itself, or has retired."""
         self._slot(slot).lived(lived)
 
     # What to do.
@@ -135,7 +135,7 @@ class Generation(Struct):
         return Fork(self.plan.service, self.number, slot, row)
 
     def press(self, now: float) -> list[Action]:
-        """Does what is due: ends what is late, repeats an order that may have been missed."""
+        """Does what is due: ends processes that are late, and repeats orders that may have been missed."""
         actions: list[Action] = []
         if now >= self.until:
             if self.state is ForkServerState.BOOTING:
@@ -148,7 +148,7 @@ class Generation(Struct):
         return actions
 
     def send_off(self, order: Order, now: float, until: float) -> list[Action]:
-        """Tells every worker to leave; a fork server without any is let go."""
+        """Orders every worker to leave; a fork server without workers is ended."""
         hurry = {Order.DRAIN} if order is Order.FINISH else set[Order]()
         actions: list[Action] = [
             self._tell(worker, order, now, until)
@@ -162,14 +162,14 @@ class Generation(Struct):
         return actions
 
     def drain(self, worker: Worker, now: float) -> Tell:
-        """Tells one worker to leave."""
+        """Orders one worker to leave."""
         return self._tell(worker, Order.DRAIN, now, self.drained_by(now))
 
     def drained_by(self, now: float) -> float:
         return now + self.plan.drain_timeout if self.plan.drain_timeout else NEVER
 
     def abort(self, worker: Worker, reason: str, now: float) -> Abort:
-        """Ends a worker that is over its time so that its stack is written."""
+        """Ends a worker that is over its time, in such a way that its stack is written."""
         worker.overdue = True
         worker.move(WorkerState.DOOMED, now, now + KILL_AGAIN)
         return Abort(self.plan.service, self.number, worker.slot, reason)
@@ -193,7 +193,7 @@ class Generation(Struct):
             return self._tell(worker, worker.order, now, worker.until)
         if worker.order is Order.DRAIN:
             return self._tell(worker, Order.FINISH, now, now + FINISH_BEFORE_KILL)
-        return self.kill(worker, f"still there {FINISH_BEFORE_KILL:g} s after it was told to finish", now)
+        return self.kill(worker, f"still there {FINISH_BEFORE_KILL:g} s after the order to finish", now)
 
     def _tell(self, worker: Worker, order: Order, now: float, until: float) -> Tell:
         worker.order = order
@@ -209,5 +209,5 @@ class Generation(Struct):
 
 
 def numbers_not_in(taken: Set[int], first: int) -> Iterator[int]:
-    """The numbers from `first` on that are free."""
+    """The free numbers, from `first` on."""
     return (number for number in count(first) if number not in taken)

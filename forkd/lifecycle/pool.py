@@ -1,9 +1,8 @@
-"""One service's generations: what is, compared with what is wanted.
+"""One service's generations: what exists, compared with what is wanted.
 
-Pure, like `lifecycle`, of which it is a part: no clock, no process, no socket. A pool has at most
-one generation that serves and one that is coming; older ones are leaving. What happened is noted
-(absorb); `converge` gives the actions that lead to what is wanted. Times are seconds, monotonic.
-The states of fork servers and workers, and what they are told, are in `generation`.
+Pure: no clock, no process, no socket. A pool has at most one generation that serves and one that is coming;
+older ones are leaving. Events are noted (absorb); `converge` returns the actions that lead to what is wanted.
+Times are monotonic seconds. The states of fork servers and workers, and their orders, are in `generation`.
 """
 
 from __future__ import annotations
@@ -17,18 +16,28 @@ from msgspec import Struct, field
 from forkd.ipc.deadlines import NEVER
 from forkd.ipc.order import Order
 from forkd.lifecycle.backoff import Backoff
-from forkd.lifecycle.events import Action, Departure, Ended, ForkServerGone, Observed, Plan, StartForkServer, WorkerGone
+from forkd.lifecycle.events import (
+    Action,
+    Departure,
+    Ended,
+    ForkServerGone,
+    Mend,
+    Observed,
+    Plan,
+    StartForkServer,
+    WorkerGone,
+)
 from forkd.lifecycle.generation import FINISH_BEFORE_KILL, Generation, numbers_not_in
 from forkd.lifecycle.states import ForkServerState, Worker, WorkerState
 
 SURPLUS_BEFORE_SHRINK: Final = 10.0
 GROWTH_LIMIT: Final = 32
-GROWTH_MEMORY: Final = 3.0  # longer than the master's longest wait, so that growth seen once a second doubles, too
+GROWTH_MEMORY: Final = 3.0  # longer than the master's longest wait, so that growth seen once a second still doubles
 LEAVING_LIMIT: Final = 2
 
 
 class Size(Struct):
-    """How many workers are wanted, by how many are busy: more at once, fewer by and by."""
+    """How many workers are wanted, by how many are busy: it grows at once and shrinks slowly."""
 
     target: int = 0
     step: int = 1
@@ -41,7 +50,7 @@ class Size(Struct):
         if needed < self.target:
             self.surplus_since = min(self.surplus_since, now)
             if now >= self.due:
-                # Half of what is too many: large pools shrink in a minute, and a lull costs few workers.
+                # Half of the surplus: large pools shrink in a minute, and a lull costs few workers.
                 self.target -= (self.target - needed + 1) // 2
                 self.surplus_since = now
             return
@@ -57,9 +66,9 @@ class Size(Struct):
 
 
 class Pool(Struct):
-    """The generations of one service, and how large the serving one, which has `plan`, is to be.
+    """The generations of one service, and how large the serving one, which has `plan`, should be.
 
-    `unserved_since` is since when it has had no worker that serves, though it is to have one.
+    Since `unserved_since` it has had no serving worker although it should have one.
     """
 
     plan: Plan
@@ -85,12 +94,12 @@ class Pool(Struct):
 
     @property
     def failure(self) -> Ended | None:
-        """Why the coming generation can't take over."""
+        """Why the coming generation cannot take over, if it cannot."""
         return None if self.coming is None else self.coming.failure
 
     @property
     def due(self) -> float:
-        """When to press and converge again."""
+        """The time at which to press and converge again."""
         times = [generation.due() for generation in self.generations()]
         for generation in self._filled():
             times += self._missing(generation).values()
@@ -119,10 +128,10 @@ class Pool(Struct):
         )
 
     def given_up(self, now: float) -> bool:
-        """Nobody has served for longer than mending that may take: a new worker, or a fork server and its first one.
+        """Whether no worker has served for longer than a new worker, or a fork server and a worker, may take to boot.
 
-        A worker that serves may be busy, for ever where the settings allow that: one that is over its time is ended,
-        and then it serves no more. A pool that is to have none is well.
+        A serving worker may be busy, even for ever if the settings allow that; one that is over its time is ended,
+        and then no longer serves. A pool that should have no workers is well.
         """
         boots = 1 if self.serving is not None and self.serving.state is ForkServerState.READY else 2
         return now >= self.unserved_since + boots * self.plan.boot_timeout
@@ -140,7 +149,7 @@ class Pool(Struct):
             generation.move(ForkServerState.READY, now)
 
     def fork_server_gone(self, event: ForkServerGone, now: float) -> None:
-        """Absorbs the end of a fork server; its workers go on."""
+        """Absorbs the end of a fork server; its workers continue."""
         generation = self.generation(event.generation)
         if generation is None or generation.state is ForkServerState.GONE:
             return
@@ -155,11 +164,12 @@ class Pool(Struct):
         if worker is not None and worker.state is WorkerState.BOOTING:
             worker.move(WorkerState.SERVING, now)
 
-    def worker_gone(self, event: WorkerGone, now: float) -> None:
+    def worker_gone(self, event: WorkerGone, now: float) -> list[Action]:
+        """Absorbs the end of a worker; one that did not leave in order may have shut down the service's listeners."""
         generation = self.generation(event.generation)
         worker = None if generation is None else generation.workers.pop(event.slot, None)
         if generation is None or worker is None:
-            return
+            return []
         lived = now - worker.born
         match worker.state, event.departure:
             case WorkerState.BOOTING, departure:
@@ -179,9 +189,10 @@ class Pool(Struct):
             case _:
                 self.exits["timed_out"] += worker.overdue
         worker.move(WorkerState.GONE, now)
+        return [] if event.departure is Departure.LEFT else [Mend(event.service)]
 
     def observed(self, facts: Observed, now: float) -> list[Action]:
-        """Absorbs what the scoreboard says; a worker whose handler is over its time is aborted."""
+        """Absorbs what the scoreboard shows; a worker whose handler is over its time is aborted."""
         actions: list[Action] = []
         for generation in self.generations():
             allowed = generation.plan.request_timeout or NEVER
@@ -194,13 +205,13 @@ class Pool(Struct):
         return actions
 
     def scaled(self, size: int) -> None:
-        """Another size, until the next reload."""
+        """Sets another size, until the next reload."""
         for generation in self._filled():
             generation.scaled(size)
         self._fit(self.target)
 
     def shifted(self, by: int) -> None:
-        """A worker more or fewer, until the next reload."""
+        """Adds or removes workers, until the next reload."""
         for generation in self._filled():
             generation.shifted(by)
         self._fit(self.target + by)
@@ -208,7 +219,7 @@ class Pool(Struct):
     # What to do.
 
     def begin(self, plan: Plan, now: float, like: Generation | None = None) -> Action:
-        """Starts a new generation beside the one that serves; `like` gives it the size that was asked for."""
+        """Starts a new generation beside the serving one; it gets its bounds from `like`, if that is given."""
         self.dismiss()
         coming = Generation(self.next_generation, plan, self.jitter, now, now + plan.boot_timeout)
         if like is not None:
@@ -218,7 +229,7 @@ class Pool(Struct):
         return StartForkServer(plan.service, coming.number)
 
     def promote(self) -> None:
-        """The coming generation becomes the serving one, the serving one leaves."""
+        """Makes the coming generation the serving one; the one before leaves."""
         coming, self.coming = self.coming, None
         assert coming is not None
         self.retire()
@@ -226,20 +237,20 @@ class Pool(Struct):
         self._fit(self.target)
 
     def dismiss(self) -> None:
-        """Gives up the coming generation; what it has accepted meanwhile is still served."""
+        """Gives up the coming generation; what it has already accepted is still served."""
         if self.coming is not None:
             self.leaving.append(self.coming)
             self.coming = None
 
     def retire(self) -> None:
-        """Wants nothing any more; what has been accepted is still served."""
+        """Wants no workers any more; what has been accepted is still served."""
         self.dismiss()
         if self.serving is not None:
             self.leaving.append(self.serving)
             self.serving = None
 
     def retry(self, now: float) -> None:
-        """The coming generation, a replacement, failed: its fork server gets another try, or its workers do."""
+        """Tries again after a replacement failed: another fork server, or other workers of the same."""
         assert self.coming is not None
         self.coming.failure = None
         if self.coming.state is not ForkServerState.READY:
@@ -247,11 +258,11 @@ class Pool(Struct):
             self.dismiss()
 
     def press(self, now: float) -> list[Action]:
-        """Ends what is late, and repeats orders that may have been missed."""
+        """Ends processes that are late, and repeats orders that may have been missed."""
         return [action for generation in self.generations() for action in generation.press(now)]
 
     def converge(self, now: float) -> list[Action]:
-        """The actions that bring the pool nearer to its plan; `due` is when to ask again."""
+        """Returns the actions that bring the pool nearer to its plan; `due` is when to ask again."""
         actions: list[Action] = []
         orphan = self._orphan()
         if orphan is not None and now >= self.boot_backoff.until:
@@ -265,7 +276,7 @@ class Pool(Struct):
         return actions + self._drain(now)
 
     def finish(self, now: float) -> list[Action]:
-        """Tells every worker of a retired pool to leave after its request."""
+        """Orders every worker of a retired pool to leave after its request."""
         actions = [action for each in self.leaving for action in each.send_off(Order.FINISH, now, NEVER)]
         self._forget()
         return actions
@@ -280,7 +291,7 @@ class Pool(Struct):
         ]
 
     def _orphan(self) -> Generation | None:
-        """The serving generation when its fork server is dead, and no other one is coming."""
+        """The serving generation, if its fork server is dead and no other is coming."""
         serving = self.serving
         dead = serving is not None and serving.state is ForkServerState.GONE
         return serving if dead and self.coming is None else None
@@ -292,15 +303,15 @@ class Pool(Struct):
         return generation.missing(generation.fit(self.target))
 
     def _fill(self, generation: Generation, now: float) -> list[Action]:
-        """Forks what is missing, each slot within its back-off."""
+        """Forks the missing workers whose slots are not waiting for a back-off."""
         rows = numbers_not_in({worker.row for each in self.generations() for worker in each.workers.values()}, 1)
         slots = [slot for slot, until in self._missing(generation).items() if now >= until]
         return [generation.fork(slot, next(rows), now) for slot in slots]
 
     def _shrink(self, serving: Generation, now: float) -> list[Action]:
-        """Lets those retire for whom others serve; then sends idle workers away, never busy ones.
+        """Lets workers retire that have successors; then sends surplus idle workers away, never busy ones.
 
-        Of the idle, those go first who do not serve yet, then the highest slots.
+        Workers that do not serve yet go first, then the highest slots.
         """
         retired = serving.retiring()[: max(0, serving.serving() - self.target)]
         actions: list[Action] = [serving.drain(worker, now) for worker in retired]
@@ -311,7 +322,7 @@ class Pool(Struct):
         return actions + [serving.drain(worker, now) for worker in idle[: max(0, surplus)]]
 
     def _drain(self, now: float) -> list[Action]:
-        """Lets the leaving generations go; the oldest of too many are hurried."""
+        """Drains the leaving generations; if there are too many, the oldest are hurried."""
         actions: list[Action] = []
         for age, generation in enumerate(self.leaving):
             if age < len(self.leaving) - LEAVING_LIMIT:

@@ -1,8 +1,8 @@
-"""The life of the whole server: events in, with the time; actions out; nothing else happens.
+"""The life of the whole server: events and times in, actions out; nothing else happens.
 
-First it is written down what an event taught (absorb), then what is gets compared with what is
-wanted, and the difference is returned (converge). Reload, crash, resize and stop take the same
-path. It imports no os, signal, socket or time: `master` waits, and acts on what comes back.
+First the event is noted (absorb); then what exists is compared with what is wanted, and the difference is
+returned (converge). Reload, crash, resize and stop take the same path. This room imports no os, signal, socket
+or time: `master` waits, and performs the actions.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ UP: Final = (Phase.STARTING, Phase.SERVING, Phase.DRAINED)
 
 
 class Lifecycle:
-    """The pools of all services, the phase of the master, and the services of a reload that is under way."""
+    """The pools of all services, the phase of the master, and the services of a reload under way."""
 
     def __init__(self, plans: Iterable[Plan], *, stop_timeout: float, jitter: random.Random) -> None:
         self.phase = Phase.STARTING
@@ -77,18 +77,18 @@ class Lifecycle:
 
     @classmethod
     def resumed(cls, phase: Phase, pools: dict[str, Pool], *, stop_timeout: float, jitter: random.Random) -> Lifecycle:
-        """One that goes on where another stood, between two events, with no reload under way."""
+        """Returns one that continues another's life, between two events, with no reload under way."""
         life = cls((), stop_timeout=stop_timeout, jitter=jitter)
         life.phase, life.pools = phase, pools
         return life
 
     @property
     def quiet(self) -> bool:
-        """It could be resumed by another: it serves, or rests, and no reload is under way."""
+        """Whether another could resume it: it serves or is drained, and no reload is under way."""
         return self.phase in (Phase.SERVING, Phase.DRAINED) and self.reload is None
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Absorbs an event, then gives the actions towards what is wanted. `now` is monotonic, in seconds."""
+        """Absorbs an event and returns the actions towards what is wanted. `now` is in monotonic seconds."""
         if self.phase is Phase.ENDED:
             return []
         actions = [*self._absorb(event, now), *self._press(now), *self._converge(now)]
@@ -97,11 +97,11 @@ class Lifecycle:
         return actions
 
     def due(self) -> float:
-        """When to come back with TimePassed at the latest: a time, or infinity."""
+        """The latest time for the next TimePassed; infinity if nothing is due."""
         return min([self._stop_by, *(pool.due for pool in self.pools.values())])
 
     def serving(self) -> bool:
-        """Every service has a worker serving; those that are coming or leaving do not count."""
+        """Whether every service has a serving worker; services that come or go do not count."""
         return self.phase is Phase.SERVING and all(
             any(generation.serving() for generation in pool.generations())
             for pool in self.pools.values()
@@ -109,13 +109,13 @@ class Lifecycle:
         )
 
     def unserved(self, now: float) -> list[str]:
-        """The services that nobody serves any more, for longer than it takes to mend; none while that is no wonder."""
+        """The services without a worker for longer than a replacement may take; none unless the phase is serving."""
         if self.phase is not Phase.SERVING:
             return []
         return [service for service, pool in self.pools.items() if pool.given_up(now)]
 
     def left(self, now: float) -> float:
-        """How long a start, reload or stop that is under way may take still by its own limits; 0 when none is."""
+        """How many seconds a start, reload or stop under way may still take by its own limits; 0 if there is none."""
         under_way = self.pools.keys() if self.phase is Phase.STARTING else self.reload or frozenset[str]()
         coming = (self.pools[service].coming for service in under_way)
         limits = [each.boots_by() for each in coming if each is not None]
@@ -140,7 +140,7 @@ class Lifecycle:
             case Started() | DrainAsked() | TimePassed():
                 pass
             case _:
-                # What is said of a service that has gone meanwhile is ignored.
+                # News of a service that is gone is ignored.
                 pool = self.pools.get(event.service)
                 return [] if pool is None else self._told(pool, event, now)
         return []
@@ -156,7 +156,7 @@ class Lifecycle:
             case WorkerReady():
                 pool.worker_ready(event.generation, event.slot, now)
             case WorkerGone():
-                pool.worker_gone(event, now)
+                return pool.worker_gone(event, now)
             case _:
                 return pool.observed(event, now)
         return []
@@ -164,7 +164,7 @@ class Lifecycle:
     def _stop(self, quick: bool, now: float) -> list[Action]:
         actions: list[Action] = []
         if self.phase in UP:
-            actions += [*self._abandon("forkd was told to stop"), BeginStop()]
+            actions += [*self._abandon("forkd is stopping"), BeginStop()]
             self._move(Phase.STOPPING)
             self._stop_by = now + self.stop_timeout
             for pool in self.pools.values():
@@ -180,12 +180,12 @@ class Lifecycle:
         self._move(Phase.DRAINED)
         for pool in self.pools.values():
             pool.retire()
-        return self._abandon("the workers were told to drain")
+        return self._abandon("the workers are draining")
 
     def _reload(self, plans: tuple[Plan, ...], now: float) -> list[Action]:
         if self.phase not in (Phase.SERVING, Phase.DRAINED):
             return [Abandoned(f"forkd is {self.phase.value}")]
-        actions = self._abandon("another reload came")
+        actions = self._abandon("another reload was requested")
         self.reload = frozenset(plan.service for plan in plans)
         for plan in plans:
             pool = self.pools.setdefault(plan.service, Pool(plan, self._jitter))
@@ -193,7 +193,7 @@ class Lifecycle:
         return actions
 
     def _abandon(self, reason: str) -> list[Action]:
-        """Ends the reload that is under way, if one is."""
+        """Gives up the reload under way, if there is one."""
         if self.reload is None:
             return []
         for service in self.reload:
@@ -222,7 +222,7 @@ class Lifecycle:
         return actions + self._leave(now)
 
     def _give_up(self, now: float) -> list[Action]:
-        """A new generation can't come up: no start, no reload, or (a replacement) another try later."""
+        """Handles a new generation that cannot come up: no start, no reload or, for a replacement, another try."""
         actions: list[Action] = []
         for service, pool in self.pools.items():
             failure = pool.failure
@@ -238,7 +238,7 @@ class Lifecycle:
         return actions
 
     def _serve(self, now: float) -> list[Action]:
-        # What takes over changes what is wanted: the old leaves.
+        # A generation that takes over changes what is wanted: the old one leaves.
         actions = [*self._settle(now), *self._take_over(), *self._settle(now)]
         return actions + (self._forget() if self.phase is Phase.SERVING else [])
 
@@ -246,7 +246,7 @@ class Lifecycle:
         return [action for pool in self.pools.values() for action in pool.converge(now)]
 
     def _take_over(self) -> list[Action]:
-        """Lets coming generations serve that are prepared: alone, or all of a start or reload together."""
+        """Promotes coming generations that are prepared: alone, or all of a start or reload together."""
         ready = {service for service, pool in self.pools.items() if pool.prepared()}
         starting = self.phase is Phase.STARTING
         together = self.pools.keys() if starting else self.reload or frozenset[str]()
@@ -278,7 +278,7 @@ class Lifecycle:
             actions += pool.finish(now)
         if now >= self._stop_by:
             for pool in self.pools.values():
-                actions += pool.kill("its time to stop is over", now)
+                actions += pool.kill("stopping takes too long", now)
             self._stop_by = NEVER
             if self.phase is Phase.STOPPING:
                 self._move(Phase.QUITTING)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from forkd.ipc.deadlines import NEVER
 from forkd.ipc.order import Order
 
-TELL_AGAIN: Final = 1.0  # an order can miss a worker in the microsecond before recv(2); see `connection`
+TELL_AGAIN: Final = 1.0  # a worker can miss an order in the microsecond before recv(2)
 
 
 class WorkerState(Enum):
@@ -28,7 +28,7 @@ class ForkServerState(Enum):
     GONE = "gone"
 
 
-# A move to the same state: it is told, or killed, once more.
+# A move to the same state is an order, or a kill, repeated.
 WORKER_MOVES: Final = {
     WorkerState.BOOTING: {WorkerState.SERVING, WorkerState.LEAVING, WorkerState.DOOMED, WorkerState.GONE},
     WorkerState.SERVING: {WorkerState.LEAVING, WorkerState.DOOMED, WorkerState.GONE},
@@ -46,11 +46,11 @@ FORK_SERVER_MOVES: Final = {
 
 
 class IllegalMoveError(Exception):
-    """A state was asked to become one that its table of moves does not allow: a mistake of forkd's own."""
+    """A move that the table does not allow: a bug in forkd."""
 
 
 class Worker(Struct):
-    """A process in a slot; `since` is when it got its state, or its order once more, `until` how long that may last."""
+    """A process in a slot. `since` is when it got its state, or an order again; `until` is how long that may last."""
 
     slot: int
     row: int

@@ -1,9 +1,9 @@
-"""What a master leaves to the program that takes its place: everything that it knows, as bytes and descriptors.
+"""The estate: everything a master leaves to the program that replaces it, as bytes and file descriptors.
 
-The rooms tell what they have as plain values; here they are written down and read. A socket is written
-as its descriptor, which goes along through execve(2). Fields may be added with a default from one version
-to the next; what an old fork server or worker would not understand of a new master (messages, rows of the
-scoreboard) is a new FORMAT, which an upgrade refuses and a restart takes.
+The other rooms provide plain values; this one encodes and decodes them. A socket is encoded as its descriptor,
+which survives execve(2). A new version may add fields with defaults. A change that old fork servers or workers
+would not understand (messages, rows of the scoreboard) needs a new FORMAT: an upgrade then refuses, and a
+restart is needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Head(Struct):
-    """What every version can read of every other's estate."""
+    """The part of an estate that any version can read."""
 
     format: int
     version: str
@@ -41,7 +41,7 @@ class Head(Struct):
 class Estate(Struct):
     """A running master between two events, with no reload under way; times are monotonic, in seconds.
 
-    `signals` have come and were not obeyed yet.
+    `signals` have arrived but have not been obeyed yet.
     """
 
     format: int
@@ -58,22 +58,22 @@ class Estate(Struct):
     signals: list[int]
 
     def descriptors(self) -> list[int]:
-        """Every descriptor that goes along."""
+        """Every file descriptor that the next program inherits."""
         listeners = [each.socket.fileno() for found in self.site.listeners.values() for each in found]
         passed = [sock.fileno() for _, sock in self.passed]
         return [*listeners, *passed, *self.roster.descriptors(), *self.premises.descriptors()]
 
 
 def encode(value: Any) -> bytes:
-    """Plain values, and sockets, as bytes; chance is left out."""
+    """Encodes plain values and sockets; a random generator is left out."""
     return msgspec.msgpack.encode(value, enc_hook=_written)
 
 
 def decode(kind: type[T], data: bytes, jitter: random.Random, *, dry: bool = False) -> T:
-    """The value of this kind that `encode` wrote, with chance of its own.
+    """Decodes a value of this kind that `encode` wrote, with `jitter` as its random generator.
 
-    A `dry` one has new sockets instead of those whose descriptors are written there. Raises
-    msgspec.MsgspecError when it is of another kind.
+    With `dry`, it gets new sockets instead of those whose descriptors are in the data. Raises
+    msgspec.MsgspecError if the data is of another kind.
     """
 
     def built(kind: type, value: Any) -> Any:
@@ -87,18 +87,18 @@ def decode(kind: type[T], data: bytes, jitter: random.Random, *, dry: bool = Fal
 
 
 def read(data: bytes, jitter: random.Random, *, dry: bool = False) -> Estate:
-    """The estate in `data`; ForkdError when this version cannot take it over."""
+    """Returns the estate in `data`. Raises ForkdError if this version cannot take it over."""
     try:
         head = decode(Head, data, jitter)
         if head.format != FORMAT:
             raise ForkdError(f"it cannot take over from forkd {head.version}: restart forkd instead")
         return decode(Estate, data, jitter, dry=dry)
     except msgspec.MsgspecError as error:
-        raise ForkdError(f"it cannot take over what is there ({error}): restart forkd instead") from None
+        raise ForkdError(f"it cannot read what the master leaves ({error}): restart forkd instead") from None
 
 
 def to_memory(data: bytes) -> int:
-    """A memfd that holds `data`, at its beginning."""
+    """Returns a memfd that holds `data`, positioned at its beginning."""
     fd = os.memfd_create("forkd-estate")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
@@ -107,7 +107,7 @@ def to_memory(data: bytes) -> int:
 
 
 def from_memory(fd: int) -> bytes:
-    """What `to_memory` wrote; the descriptor is closed."""
+    """Returns what `to_memory` wrote, and closes the descriptor."""
     with os.fdopen(fd, "rb") as file:
         return file.read()
 

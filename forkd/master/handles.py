@@ -1,7 +1,7 @@
 """What the master holds of a fork server and of a worker: numbers, descriptors, and how to reach them.
 
-A worker is reached by its pidfd, so that a signal never meets a stranger who got its number, and
-by its leash, whose end tells it that the master has gone.
+A worker is reached by its pidfd, so that a signal never hits an unrelated process that got its PID, and
+by its leash, whose end means to the worker that the master has gone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forkd.ipc.scoreboard import BUSY_SINCE, COUNTS, OPEN
 class WorkerEstate(Struct):
     """A worker as one program leaves it to the next: `before` is what its row had counted when it was born.
 
-    `ended_for` is why forkd itself ended it, `stack_shown` how much of its stack's file somebody has seen already.
+    `ended_for` is why forkd itself ended it, and `stack_shown` how many bytes of its stack's file have been shown.
     """
 
     service: str
@@ -48,7 +48,7 @@ class WorkerEstate(Struct):
 class WorkerHandle(WorkerEstate, kw_only=True):
     """One worker: `row` is row number `place` of the scoreboard.
 
-    It is `closed` when the worker has gone; whoever still holds it then finds nothing open.
+    When the worker has gone the handle is `closed`, and its descriptors must not be used any more.
     """
 
     row: memoryview
@@ -65,7 +65,7 @@ class WorkerHandle(WorkerEstate, kw_only=True):
         return WorkerEstate(*(getattr(self, name) for name in WorkerEstate.__struct_fields__))
 
     def name(self) -> dict[str, object]:
-        """How every log record names this worker."""
+        """How every log record of the master names this worker."""
         return {"service": self.service, "worker": self.slot, "gen": self.generation, "pid": self.pid}
 
     def tell(self, order: Order) -> None:
@@ -73,7 +73,7 @@ class WorkerHandle(WorkerEstate, kw_only=True):
             self.leash.send(order.value.encode(), socket.MSG_DONTWAIT)
 
     def reopened(self, fd: int) -> bool:
-        """Hands over the reopened log; False when there is no room for it now (unix(7), ETOOMANYREFS)."""
+        """Hands over the reopened log; False if there is no room for it now (unix(7), ETOOMANYREFS)."""
         try:
             socket.send_fds(self.leash, [b"reopened"], [fd], socket.MSG_DONTWAIT)
         except OSError:
@@ -88,18 +88,18 @@ class WorkerHandle(WorkerEstate, kw_only=True):
         return os.fstat(self.stack).st_size
 
     def stack_text(self, start: int | None = None) -> str:
-        """What faulthandler, or a failed start, has written from byte `start` on, or since it was last shown."""
+        """Returns what faulthandler, or a failed start, has written since byte `start`, or since the last call."""
         start = self.stack_shown if start is None else start
         data = os.pread(self.stack, 65536, start)
         self.stack_shown = max(self.stack_shown, start + len(data))
         return data.decode(errors="backslashreplace").rstrip()
 
     def counted(self, name: str) -> int:
-        """How many requests, or accepted connections, this process has seen (a worker can write what it likes)."""
+        """How many requests or accepted connections this process has counted; a worker can write any number there."""
         return max(0, self.row[COUNTS[name]] - self.before[name])
 
     def last_doings(self) -> dict[str, object]:
-        """What it was at when it went, as facts for the log: how much it had served, whom, and the request in hand."""
+        """Facts for the log about a worker that has gone: how much it had served, its peer, and the request in hand."""
         box, began = BlackBox.of(self.row), self.row[BUSY_SINCE]
         facts: dict[str, object] = {
             "requests": self.counted("requests"),
@@ -124,10 +124,11 @@ class WorkerHandle(WorkerEstate, kw_only=True):
 
 
 class ForkServerHandle(Struct):
-    """One fork server: its process and the socket to it; `heard` until that has come to its end,
-    `expected` when its death was ordered.
+    """One fork server: its process and the socket to it.
 
-    `reason` and `status` are what it said of its failure, and forkd's own exit status for it.
+    It is `heard` until the end of the socket is read, and its death is `expected` once it has been ordered.
+    `reason` and `status` are what it said about its failure, and forkd's own exit status for that. Messages in
+    the `outbox`, each with a descriptor or None, wait for room in the socket.
     """
 
     service: str
@@ -147,26 +148,26 @@ class ForkServerHandle(Struct):
         return {"service": self.service, "gen": self.generation, "pid": self.pid}
 
     def post(self, message: dict[str, object], fd: int | None) -> bool:
-        """Sends a message, with a copy of `fd`, behind those that still wait; False when not all has gone."""
+        """Sends a message, with a copy of `fd`, after those that still wait; False if some still wait."""
         self.outbox.append((message, None if fd is None else os.dup(fd)))
         return self.flush()
 
     def flush(self) -> bool:
-        """Sends what waits, as far as it goes; False when the socket is full."""
+        """Sends the messages that wait; False if the socket is full before the last one."""
         while self.outbox:
             message, fd = self.outbox[0]
             try:
                 channel.send(self.sock, message, () if fd is None else (fd,))
             except BlockingIOError:
                 return False
-            except OSError:  # it has died; its end will be told
+            except OSError:  # it has died; the master will learn that by its wait status
                 self.discard()
                 return True
             self._drop_first()
         return True
 
     def discard(self) -> None:
-        """Forgets what was never sent."""
+        """Drops the messages that were not sent."""
         while self.outbox:
             self._drop_first()
 
@@ -176,6 +177,6 @@ class ForkServerHandle(Struct):
             os.close(fd)
 
     def kill(self) -> None:
-        """At once; it is our own child and not yet reaped, so the number is its own."""
+        """Kills it. It is a child that has not been reaped, so its PID cannot belong to another process."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""The master: waits in one place, tells the lifecycle what happened, does what it answers.
+"""The master: waits in one place, tells the lifecycle what happened, and does what it answers.
 
-It binds, spawns, reaps and answers the control socket; it never imports an application, never
-reads a client's byte, and has one thread for ever. What to do is decided in `lifecycle`; which
-process is which stands in `roster`; here it is done.
+It binds, spawns, reaps and answers the control socket. It never imports an application, never reads a byte of a
+client's, and always has one thread. `lifecycle` decides what to do, `roster` knows which process is which,
+`commands` says what a signal or a caller asks for, and here it is done.
 """
 
 from __future__ import annotations
@@ -11,59 +11,34 @@ import os
 import random
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
+from msgspec import Struct
+
 import forkd
-from forkd.errors import Exit
-from forkd.ipc import control_server
-from forkd.ipc.control_server import failure, success
-from forkd.kernel import process, procfs, signals
+from forkd.ipc.control_server import Answer
+from forkd.kernel import process
 from forkd.kernel.pidfile import Pidfile, claim
 from forkd.kernel.poller import Poller
 from forkd.kernel.signals import Inbox
+from forkd.lifecycle import events
 from forkd.lifecycle.clock import MasterClock
-from forkd.lifecycle.events import (
-    Abandoned,
-    Abort,
-    Action,
-    Announce,
-    BeginStop,
-    Committed,
-    Departure,
-    DrainAsked,
-    Ended,
-    EndForkServer,
-    Event,
-    Forgotten,
-    Fork,
-    Kill,
-    Observed,
-    ScaleAsked,
-    Started,
-    StartForkServer,
-    StopAsked,
-    Tell,
-    TimePassed,
-    WorkerGone,
-)
-from forkd.lifecycle.pool import Pool
+from forkd.lifecycle.events import Action, Ended, Event, Observed, Started, TimePassed
 from forkd.lifecycle.server import Lifecycle, Phase
 from forkd.log import log
-from forkd.master import commands, status, upgrade
-from forkd.master.commands import Command
+from forkd.master import commands, reload, status
+from forkd.master.boards import Boards
 from forkd.master.estate import FORMAT, Estate
-from forkd.master.handles import WorkerHandle
 from forkd.master.own_files import OwnFiles, Starter
-from forkd.master.reload import Changeover, Looker, told_of_upgrade
+from forkd.master.reload import Changeover, after_upgrade
 from forkd.master.roster import Roster
 from forkd.master.service_manager import ServiceManager
 from forkd.master.site import Site
-from forkd.master.upgrade import Rehearsal
-from forkd.master.watches import StackCollection, Stacks
+from forkd.master.watches import Looker, StackCollection, Stacks
 from forkd.security import privileges
 from forkd.settings.config import Source
 from forkd.settings.schema import Settings
@@ -71,40 +46,38 @@ from forkd.sockets.rpcbind.registry import Registry
 from forkd.systemd import strays
 from forkd.systemd.passed import Passed
 
-_TICK: Final = 1.0  # how often the scoreboard is looked at when nobody has said anything
+TICK: Final = 1.0  # how often the master looks at the scoreboards and its own files when nothing wakes it
 
 
 def serve(
     source: Source, settings: Settings, control_path: Path | None, pidfile: Path | None, starter: Starter | None = None
 ) -> Ended:
-    """Serves `settings`, which `source` gives anew for a reload, until told to stop.
+    """Serves `settings`, which a reload reads from `source` again, until the master is told to stop.
 
-    A `starter` waits for a daemon. Gives the exit status and, where it failed, the reason.
+    A `starter` waits for a daemon. Returns the exit status and, after a failure, the reason.
     """
     with ExitStack() as undo:
-        # First of all, so that of two with the same settings the second hears of the first, and not of its address.
+        # First: of two masters with the same settings, the second should meet the first, not its address.
         claimed = None if pidfile is None else claim(pidfile)
         if claimed is not None:
             undo.callback(claimed.remove)
         passed = Passed()
-        supervision = ServiceManager(_TICK)
-        site = supervision.open_site(settings, passed)
+        service_manager = ServiceManager(TICK)
+        site = service_manager.open_site(settings, passed)
         undo.pop_all()
     jitter = random.Random(os.urandom(8))
     life = Lifecycle(site.plans(), stop_timeout=settings.master.stop_timeout, jitter=jitter)
-    master = Master(source, site, passed, life, supervision, starter=starter)
+    master = Master(Changeover(source, site, passed), life, service_manager, starter=starter)
     return master.run(lambda: master.open(control_path, claimed))
 
 
-def resume(estate: Estate, jitter: random.Random) -> Ended:
-    """Goes on where another program stood, and reloads."""
-    stop_timeout = estate.site.settings.master.stop_timeout
-    life = Lifecycle.resumed(estate.phase, estate.pools, stop_timeout=stop_timeout, jitter=jitter)
-    passed = Passed(estate.passed)
-    supervision = ServiceManager(_TICK)
-    supervision.look_for_store(passed)
-    master = Master(estate.source, estate.site, passed, life, supervision, estate)
-    return master.run(lambda: master.take_over(estate))
+class Rounds(Struct):
+    """When the master's next rounds are due, and by when it should be awake, in monotonic seconds."""
+
+    awake_by: float
+    look: float
+    mend: float
+    report: float
 
 
 class Master:
@@ -112,41 +85,27 @@ class Master:
 
     def __init__(
         self,
-        source: Source,
-        site: Site,
-        passed: Passed,
+        changeover: Changeover,
         lifecycle: Lifecycle,
-        supervision: ServiceManager,
+        service_manager: ServiceManager,
         left: Estate | None = None,
         starter: Starter | None = None,
     ) -> None:
+        now = monotonic()
+        self.changeover = changeover
         self.lifecycle = lifecycle
-        self.supervision = supervision
-        self.started = monotonic() if left is None else left.started
+        self.service_manager = service_manager
+        self.started = now if left is None else left.started
         self.attention = MasterClock() if left is None else left.attention
-        self.wait = Poller()
+        self.rounds = Rounds(now, now, now, now)
+        self.poller = Poller()
         self.inbox: Inbox | None = None
         self.lookers: list[Looker] = []
         self.events: deque[Event] = deque()
         self.ended: Ended | None = None
-        self.awake_by = self.next_tick = self.next_mend = self.next_report = monotonic()
-        self.roster = Roster(self.wait, self.handle, lambda service, why: self.changeover.explain(service, why))
-        self.premises = OwnFiles(self.roster.reopened, None if left is None else left.premises, starter)
-        self.registry = Registry(self.wait)
-        self.changeover = Changeover(
-            source,
-            site,
-            passed,
-            lifecycle,
-            self.roster,
-            self.premises,
-            attend=self.lookers.append,
-            handle=self.handle,
-            rehearse=lambda done: Rehearsal(self.estate(), self.wait, monotonic(), done),
-            replace=self.replace,
-            begun=supervision.reload_begun,
-            over=lambda what, failure: supervision.change_over(what, failure, self.figures),
-        )
+        self.roster = Roster(self.poller, Boards(self.poller), self.handle, changeover.explain)
+        self.own_files = OwnFiles(self.roster.reopened, None if left is None else left.premises, starter)
+        self.registry = Registry(self.poller)
 
     @property
     def site(self) -> Site:
@@ -157,24 +116,28 @@ class Master:
     def settings(self) -> Settings:
         return self.site.settings
 
+    @property
+    def services(self) -> Collection[str]:
+        return self.lifecycle.pools
+
     def run(self, begin: Callable[[], None]) -> Ended:
-        """Lives until told to stop."""
+        """Runs until the end; returns how that was."""
         process.set_title("forkd: master")
         process.become_subreaper()
         try:
             begin()
             while self.ended is None:
-                self.awake_by = self.next_due()
-                self.wait.once(max(0.0, self.awake_by - monotonic()), self.clock)
+                self.rounds.awake_by = self.next_due()
+                self.poller.once(max(0.0, self.rounds.awake_by - monotonic()), self.clock)
                 self.pass_time()
         finally:
             self.clean_up()
         return self.ended
 
     def open(self, control_path: Path | None, pidfile: Pidfile | None) -> None:
-        """Begins to serve. The premises come before the fork servers, which remove them should the master die."""
-        process.hold_signals()  # until there is an inbox; and whoever started us may have had them held, too
-        self.premises.open(self.settings, control_path, pidfile, self.wait, self.obey_control)
+        """Begins to serve. The master's own files come first, because fork servers remove them if the master dies."""
+        process.hold_signals()  # until there is an inbox; the process that started the master may have held them, too
+        self.own_files.open(self.settings, control_path, pidfile, self.poller, self.obey)
         self.shed()
         self.listen_to_signals()
         process.unblock_signals()
@@ -182,144 +145,84 @@ class Master:
         self.handle(Started())
 
     def take_over(self, estate: Estate) -> None:
-        """Goes on with what another program has left; its callers hear how the reload ends that follows."""
-        callers = self.premises.resume(estate.premises, self.settings, self.wait, self.obey_control)
+        """Continues with what another program has left; its callers learn how the reload ends that follows."""
+        callers = self.own_files.resume(estate.premises, self.settings, self.poller, self.obey)
         self.shed()
         log.say("info", f"upgrade: forkd {forkd.__version__} has taken over from {estate.version}")
         self.listen_to_signals()
         process.unblock_signals()
-        self.roster.resume(estate.roster, self.premises.log_fd)
+        self.roster.resume(estate.roster, self.own_files.log_fd)
         self.registry.want(self.site.mappings())
-        self.supervision.resume(self.site)
+        self.service_manager.resume(self.site)
         self.obey_signals(estate.signals)
-        self.changeover.reload([told_of_upgrade(caller) for caller in callers])
+        self.reload([after_upgrade(caller) for caller in callers])
 
     def shed(self) -> None:
-        """Keeps the privileges that a master needs; root's others are left to applications only that run as root."""
+        """Keeps the privileges that a master needs; the others are left only to applications that run as root."""
         for what in privileges.shed(for_all=not self.site.root_services()):
             log.say("debug", what)
 
     def listen_to_signals(self) -> None:
         self.inbox = Inbox([*commands.COMMANDS, signal.SIGCHLD])
-        self.wait.watch(self.inbox.fd, self.take_signals)
+        self.poller.watch(self.inbox.fd, self.take_signals)
 
     # What happens.
 
     def clock(self) -> float:
-        """The time; and if the master was to look at it long ago, that is noted first."""
+        """The time. If the master should have been awake long ago, that is noted first."""
         now = monotonic()
-        if away := self.attention.returned(self.awake_by, now):
-            log.say("warning", f"the master was stopped or starved for {away:.1f} s; nobody is ended for that")
-        self.awake_by = now
+        if away := self.attention.returned(self.rounds.awake_by, now):
+            log.say("warning", f"the master was stopped or starved for {away:.1f} s; no worker is killed for it")
+        self.rounds.awake_by = now
         return now
 
     def next_due(self) -> float:
         life_due = self.lifecycle.due() + self.attention.missed
-        return min(
-            [self.next_tick, life_due, self.registry.due, self.supervision.due, *(each.due for each in self.lookers)]
-        )
+        lookers = [each.due for each in self.lookers]
+        return min([self.rounds.look, life_due, self.registry.due, self.service_manager.due, *lookers])
 
     def pass_time(self) -> None:
-        """What has become due, and what the scoreboards say."""
-        now = self.clock()
+        """Does what has become due, and passes on what the scoreboards show."""
+        now, boards = self.clock(), self.roster.boards
         for over in [each for each in self.lookers if now >= each.due and each.look(now)]:
             self.lookers.remove(over)
-        if now >= self.next_tick or self.roster.woken:
-            self.roster.woken = False
-            self.next_tick = now + _TICK
+        if now >= self.rounds.look or boards.woken:
+            boards.woken = False
+            self.rounds.look = now + TICK
             for service, pool in self.lifecycle.pools.items():
-                self.roster.spare(service, pool.plan)
+                boards.keep_spare(service, pool.plan)
             self.look()
         if now >= self.registry.due:
             self.registry.look(now)
-        if now >= self.next_mend and self.lifecycle.phase in (Phase.SERVING, Phase.DRAINED):
-            self.next_mend = now + _TICK  # not at a stop, when a successor may have come
-            self.premises.mend()
+        if now >= self.rounds.mend and self.lifecycle.phase in (Phase.SERVING, Phase.DRAINED):
+            self.rounds.mend = now + TICK  # not at a stop, when a successor may have come
+            self.own_files.mend()
         if self.attention.at(now) >= self.lifecycle.due():
             self.handle(TimePassed())
-        if self.supervision.on and now >= min(self.next_report, self.supervision.due):
-            self.next_report = now + _TICK
-            self.supervise(self.attention.at(now))
-        if self.lifecycle.quiet and not self.lookers:  # else something is under way that another could not go on with
-            self.changeover.replace_when_quiet()
-
-    def supervise(self, at: float) -> None:
-        """Tells the service manager how it stands, by the master's time."""
-        life = self.lifecycle
-        self.supervision.tick(self.figures, unserved=life.unserved(at), left=life.left(at))
+        if self.service_manager.on and now >= min(self.rounds.report, self.service_manager.due):
+            self.rounds.report = now + TICK
+            at, life = self.attention.at(now), self.lifecycle
+            self.service_manager.tick(self.figures, unserved=life.unserved(at), left=life.left(at))
+        if self.lifecycle.quiet and not self.lookers:  # a new program could not continue what a looker waits for
+            reload.replace_program(self)
 
     def look(self) -> None:
-        """Tells the lifecycle what the scoreboards say."""
+        """Tells the lifecycle what the scoreboards show."""
         for event in self.roster.look(self.attention.at):
             self.handle(event)
-
-    def scale(self, asked: ScaleAsked) -> None:
-        """Changes the size of a pool, by what its workers do now: the last look may be a second old."""
-        self.look()
-        self.handle(asked)
-
-    def drain(self) -> None:
-        """Sends the workers away, unless it is a terminal that says so whenever its window changes its size."""
-        if not procfs.has_terminal():
-            self.handle(DrainAsked())
 
     def take_signals(self) -> None:
         assert self.inbox is not None
         self.obey_signals(self.inbox.take())
 
     def obey_signals(self, numbers: Sequence[int]) -> None:
-        asked = [number for number in numbers if number != signal.SIGCHLD]
-        for number, times in signals.runs(asked):
-            command = commands.COMMANDS[signal.Signals(number)]
-            facts: dict[str, object] = {"signal": signal.Signals(number).name, "times": times if times > 1 else None}
-            log.say("info", f"signal: {command.value}", facts)
-            self.obey_signal(command, times)
+        commands.obey_signals(self, numbers)
         # Deaths last: a TERM for the whole process group is a stop, not a pool to be filled up again.
-        if numbers:  # a full inbox has no room for a death's
+        if numbers:  # whichever came: a full inbox has no room for a SIGCHLD
             self.roster.reap()
 
-    def obey_signal(self, command: Command, times: int) -> None:
-        match command:
-            case Command.STOP:
-                for _ in range(min(times, 2)):  # a second one means more than the first, a third does not
-                    self.handle(StopAsked())
-            case Command.QUICK_STOP:
-                self.handle(StopAsked(quick=True))
-            case Command.DUMP_STOP:
-                self.collect_stacks("", self.log_stacks_and_stop)
-            case Command.RELOAD:
-                self.changeover.reload([])
-            case Command.REOPEN:
-                self.premises.reopen_log(self.settings.master.log)
-            case Command.MORE:
-                self.scale(ScaleAsked(by=times))
-            case Command.FEWER:
-                self.scale(ScaleAsked(by=-times))
-            case Command.DRAIN:
-                self.drain()
-            case Command.UPGRADE:
-                self.changeover.upgrade([])
-
-    def obey_control(self, command: dict[str, Any], reply: control_server.Answer) -> None:
-        """A command that came over the control socket."""
-        service = command.get("service", "")
-        if service and service not in self.lifecycle.pools:
-            reply(failure(f"there is no service {service!r}; there are {', '.join(self.lifecycle.pools)}", Exit.USAGE))
-            return
-        match command:
-            case {"command": "status"}:
-                reply(success(self.snapshot()))
-            case {"command": "reload"}:
-                self.changeover.reload([reply])
-            case {"command": "upgrade"}:
-                self.changeover.upgrade([reply])
-            case {"command": "scale", "service": str(name), "size": int(size)} if 1 <= size <= 1024 and name:
-                self.scale(ScaleAsked(name, size))
-                reply(success({"service": name, "size": size}))
-            case {"command": "stacks"}:
-                self.collect_stacks(service, lambda stacks: reply(success(_stacks(stacks))))
-            case _:
-                reply(failure(f"forkd {forkd.__version__} does not know how to do {command}", Exit.USAGE))
+    def obey(self, command: dict[str, Any], reply: Answer) -> None:
+        commands.obey_control(self, command, reply)
 
     def handle(self, event: Event) -> None:
         """Every event and action passes here: this is the whole life of the server.
@@ -332,8 +235,6 @@ class Master:
         while self.events:
             if not isinstance(self.events[0], Observed | TimePassed):
                 log.say("debug", f"event: {self.events[0]}")
-            if isinstance(self.events[0], WorkerGone) and self.events[0].departure is not Departure.LEFT:
-                self.site.mend(self.events[0].service)
             for action in self.lifecycle.handle(self.events[0], self.attention.at(self.clock())):
                 log.say("debug", f"action: {action}")
                 self.perform(action)
@@ -343,59 +244,64 @@ class Master:
 
     def perform(self, action: Action) -> None:
         match action:
-            case StartForkServer(service, generation):
+            case events.StartForkServer(service, generation):
                 self.start_fork_server(service, generation)
-            case EndForkServer(service, generation, kill):
-                self.roster.end(service, generation, kill=kill)
-            case Fork(service, generation, slot, row):
+            case events.EndForkServer(service, generation, kill):
+                self.roster.fork_servers.end(service, generation, kill=kill)
+            case events.Fork(service, generation, slot, row):
                 self.roster.fork(service, generation, slot, row)
-            case Tell(service, generation, slot, order):
+            case events.Tell(service, generation, slot, order):
                 self.roster.tell(service, generation, slot, order)
-            case Abort(service, generation, slot, reason):
+            case events.Abort(service, generation, slot, reason):
                 self.roster.signal(service, generation, slot, signal.SIGABRT, reason)
-            case Kill(service, generation, slot, reason):
+            case events.Kill(service, generation, slot, reason):
                 self.roster.signal(service, generation, slot, signal.SIGKILL, reason)
-            case Announce():
+            case events.Mend(service):
+                self.site.mend(service)
+            case events.Announce():
                 self.announce()
-            case BeginStop():
+            case events.BeginStop():
                 self.begin_stop()
-            case Committed():
-                before = self.site
-                self.changeover.commit()
-                self.shed()
-                self.supervision.keep(self.site, before)
-                self.registry.want(self.site.mappings())
-            case Abandoned(reason):
-                self.changeover.abandon(reason)
-            case Forgotten(service):
-                self.roster.forget(service)
+            case events.Committed():
+                reload.commit(self)
+            case events.Abandoned(reason):
+                reload.settle(self, self.changeover.abandon(reason))
+            case events.Forgotten(service):
+                self.roster.boards.forget(service)
             case Ended():
                 self.ended = action
 
     def start_fork_server(self, service: str, generation: int) -> None:
-        board, wake = self.roster.board(service)
-        leavings = [*self.premises.leavings(), *self.site.leavings()]
-        log_fd = self.premises.log_fd
-        site = self.changeover.site_of(service)
-        self.roster.start(site.brief(service, generation, board=board.fd, wake=wake, log=log_fd, leavings=leavings))
+        board, wake = self.roster.boards.open(service)
+        leavings = [*self.own_files.leavings(), *self.site.leavings()]
+        site, log_fd = self.changeover.site_of(service), self.own_files.log_fd
+        brief = site.brief(service, generation, board=board.fd, wake=wake, log=log_fd, leavings=leavings)
+        self.roster.fork_servers.start(brief)
 
     def announce(self) -> None:
-        """Every service serves: says so to whoever waits for it."""
-        self.roster.quiet = False
+        """Says that every service serves."""
+        self.roster.fork_servers.quiet = False
         lines = [f"serving {name} on {address}" for name, address in self.site.addresses()]
-        self.premises.announce(lines, self.settings.master.log)
+        self.own_files.announce(lines, self.settings.master.log)
         self.registry.want(self.site.mappings())
-        self.supervision.serving(self.site, self.figures)
+        self.service_manager.serving(self.site, self.figures)
 
     def begin_stop(self) -> None:
-        self.changeover.give_up_upgrade("forkd was told to stop")
-        self.roster.stopping()
+        reload.settle(self, self.changeover.give_up_upgrade("forkd is stopping"))
+        self.roster.boards.stopping()
+        self.roster.fork_servers.quiet = True
         self.registry.want({})
-        self.supervision.stopping(self.site)
+        self.service_manager.stopping(self.site)
         self.site.close_taps()
 
-    def estate(self, callers: Sequence[control_server.Answer] = (), signals_come: Sequence[int] = ()) -> Estate:
-        """What another program would have to know: whom it is to answer, and which signals it has still to obey."""
+    def reload(self, callers: list[Answer]) -> None:
+        reload.begin(self, callers)
+
+    def upgrade(self, callers: list[Answer]) -> None:
+        reload.upgrade(self, callers)
+
+    def estate(self, callers: Sequence[Answer] = (), signals_come: Sequence[int] = ()) -> Estate:
+        """What another program needs to continue, with the callers to answer and the signals to obey."""
         return Estate(
             FORMAT,
             forkd.__version__,
@@ -407,76 +313,37 @@ class Master:
             self.lifecycle.phase,
             self.lifecycle.pools,
             self.roster.leave(),
-            self.premises.leave(callers),
+            self.own_files.leave(callers),
             list(signals_come),
         )
 
-    def replace(self, callers: Sequence[control_server.Answer]) -> None:
-        """Becomes the new program; ForkdError if it cannot."""
-        assert self.inbox is not None
-        # What has come into the inbox would be lost with it; what comes from now on waits for the new program's.
-        with process.signals_blocked():
-            come = self.inbox.take()
-            try:
-                upgrade.replace(self.estate(callers, come))
-            finally:
-                self.obey_signals(come)
+    def reopen_log(self) -> None:
+        self.own_files.reopen_log(self.settings.master.log)
+
+    def collect_stacks(self, service: str, done: Callable[[Stacks], None]) -> None:
+        """Collects the Python stacks of the workers of a service, or of all if it is empty."""
+        workers = [each for each in self.roster.all_workers() if service in ("", each.service)]
+        self.lookers.append(StackCollection(workers, monotonic(), done))
 
     def snapshot(self) -> dict[str, Any]:
         """The status document."""
-        now = monotonic()
-        services: dict[str, Any] = {}
-        workers: list[dict[str, Any]] = []
-        for name, settings in self.settings.services.items():
-            pool = self.lifecycle.pools[name]
-            handles = self.roster.workers_of(name)
-            board, _ = self.roster.board(name)
-            listen = [str(address) for service, address in self.site.addresses() if service == name]
-            services[name] = status.service(settings.app, listen, pool, board, handles)
-            services[name]["rpcbind"] = self.registry.state(name)
-            workers += [status.worker(handle, _state(pool, handle), now) for handle in handles]
-        master = {
-            "pid": os.getpid(),
-            "version": forkd.__version__,
-            "phase": self.lifecycle.phase.value,
-            "uptime": round(now - self.started, 3),
-            "config": self.settings.file,
-            "detached": self.premises.detached,
-        }
-        return {"master": master, "services": services, "workers": workers}
+        detached = self.own_files.detached
+        return status.snapshot(
+            self.site, self.lifecycle, self.roster, self.registry, started=self.started, detached=detached
+        )
 
     def figures(self) -> str:
         """The status in a line."""
         return status.summary(self.snapshot()["services"])
 
-    def collect_stacks(self, service: str, done: Callable[[Stacks], None]) -> None:
-        workers = [each for each in self.roster.all_workers() if service in ("", each.service)]
-        self.lookers.append(StackCollection(workers, monotonic(), done))
-
-    def log_stacks_and_stop(self, stacks: Stacks) -> None:
-        for worker, stack in stacks:
-            log.say("info", "stack", worker.name(), block=stack or "(it did not answer)")
-        self.handle(StopAsked(quick=True))
-
-    # What is opened and put away.
-
     def clean_up(self) -> None:
-        """In the reverse order of opening; also when the master fails, so that nothing stays behind."""
+        """Closes all in the reverse order of opening, even if the master fails, so that nothing stays behind."""
         self.roster.close()
         strays.end()
         self.registry.close()
         self.site.close_but(None)
-        self.premises.close()
-        self.supervision.close()
-        process.hold_signals()  # the interpreter gives its handlers up before it ends: a TERM then would be its end
+        self.own_files.close()
+        self.service_manager.close()
+        process.hold_signals()  # the interpreter resets its handlers before it ends: a TERM would then kill it
         if self.inbox is not None:
             self.inbox.close()
-
-
-def _state(pool: Pool, handle: WorkerHandle) -> str:
-    found = pool.worker(handle.generation, handle.slot)
-    return found.state.value if found is not None else "gone"
-
-
-def _stacks(stacks: Stacks) -> list[dict[str, Any]]:
-    return [worker.name() | {"stack": stack} for worker, stack in stacks]

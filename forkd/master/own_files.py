@@ -1,7 +1,7 @@
-"""What a master opens for itself, besides its listeners: the log, the control socket, the pid file.
+"""What a master opens for itself, besides its listeners: the log, the control socket and the PID file.
 
-All of it is found again by somebody else (logrotate, a command, an init script), so what somebody
-removes by mistake is made again; and all of it is put away at the end.
+Other programs look for all of these (logrotate, a command, an init script), so a file that was removed by
+mistake is created again. At the end all are removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forkd.settings.schema import LogSettings, Settings
 
 
 class OwnFilesEstate(Struct):
-    """The premises as one program leaves them to the next."""
+    """The files as one program leaves them to the next."""
 
     log: int
     control: ControlEstate | None
@@ -37,7 +37,7 @@ class OwnFilesEstate(Struct):
 
 
 class Starter(Protocol):
-    """Whoever waits for a daemon to serve: sees what is logged until then, at `log_fd`, and is told what is served."""
+    """The process that waits for a daemon to serve; until then the log goes to it, by `log_fd`."""
 
     log_fd: int
 
@@ -45,9 +45,9 @@ class Starter(Protocol):
 
 
 class OwnFiles:
-    """The files of one running master. `log_fd` stays the same descriptor, wherever it leads.
+    """The files of one running master. `log_fd` is always the same descriptor, whichever file is open there.
 
-    Without a `starter` it is standard error that hears of us. `detached` tells whether there was one.
+    Without a `starter`, what is served is announced on standard error. `detached` says whether there was one.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class OwnFiles:
     def open(
         self, settings: Settings, control_path: Path | None, pidfile: Pidfile | None, wait: Poller, obey: Obey
     ) -> None:
-        """Opens everything that the settings name, and keeps the pid file; ForkdError says what cannot be had."""
+        """Opens all that the settings name, and keeps the PID file. Raises ForkdError if one cannot be opened."""
         if pidfile is not None:
             self._keep_pidfile(pidfile)
         if settings.master.log.file != "-":
@@ -77,7 +77,7 @@ class OwnFiles:
             self._open_control(control_path, wait, obey, asked_for=settings.master.control is not None)
 
     def announce(self, lines: Sequence[str], settings: LogSettings) -> None:
-        """Tells whoever started us what is served, and has the log of a daemon leave them alone from now on."""
+        """Says what is served to the process that started this one, and takes a daemon's log away from it."""
         if self._starter is None:
             for line in lines:
                 log.tell(line)
@@ -87,13 +87,13 @@ class OwnFiles:
         self._starter.served(lines)
 
     def leave(self, waiting: Sequence[Answer]) -> OwnFilesEstate:
-        """All of it, for the program that takes our place; those in `waiting` are still to be answered."""
+        """All of them, for the program that replaces this one; callers in `waiting` are still to be answered."""
         control = self._control.leave(waiting) if self._control is not None else None
         leaving, lock = (self._pidfile.leaving, self._pidfile.fd) if self._pidfile is not None else (None, None)
         return OwnFilesEstate(self.log_fd, control, leaving, lock, self.detached)
 
     def resume(self, left: OwnFilesEstate, settings: Settings, wait: Poller, obey: Obey) -> list[Answer]:
-        """Takes over what the program before us has opened; gives those who wait for an answer."""
+        """Takes over what the program before this one has opened; returns the callers who wait for an answer."""
         self.set_up_log(settings.master.log)
         if left.pidfile is not None and left.pidfile_lock is not None:
             self._keep_pidfile(Pidfile(left.pidfile.path, left.pidfile_lock, left.pidfile))
@@ -106,16 +106,16 @@ class OwnFiles:
     def leavings(self) -> list[OwnedFile]:
         """The files that would stay behind if the master died.
 
-        A fork server has them as they were when it began. If one is made again later, and the master
-        is then killed, that file stays behind: a socket that nobody listens on, which the next start
-        replaces, or a number of nobody. It is never taken for another server's, nor another's for it.
+        A fork server knows them as they were when it started. If one is created again later, and the master
+        is then killed, that file stays behind: a socket without a listener, which the next start replaces, or
+        a stale PID. It is never mistaken for another server's file, nor another server's file for it.
         """
         return [each.leaving for each in self._kept]
 
     def mend(self) -> None:
-        """Makes again what somebody has removed, and tells what the log has lost; to be called every second.
+        """Creates removed files again, and logs how many records were lost; to be called every second.
 
-        It costs a stat(2) for each file while all is well.
+        While all is well, it costs one stat(2) for each file.
         """
         log.own_up()
         for each in self._kept:
@@ -125,36 +125,36 @@ class OwnFiles:
         log.set_up(settings.level, settings.format, self.log_fd)
 
     def lead_log(self, fd: int) -> None:
-        """Leads the log of every process to what `fd` leads to, and closes it."""
+        """Makes every process log to the file that is open at `fd`, and closes `fd`."""
         os.dup2(fd, self.log_fd, inheritable=False)
         os.close(fd)
         self._hand_on(self.log_fd)
 
     def reopen_log(self, settings: LogSettings) -> None:
-        """After logrotate(8) has moved the file away: the same descriptor, a new file, for every process."""
+        """Opens the log file again after logrotate(8) has moved it away, at the same descriptor, for every process."""
         if settings.file == "-":
             return
         try:
             self.lead_log(log.open_file(settings.file))
         except ForkdError as error:
-            log.say("error", f"{error}; the old one goes on")
+            log.say("error", f"{error}; still writing to the old file")
 
     def close(self) -> None:
-        """Removes what others would take for a running forkd; the pid file last, for who has that has our place."""
+        """Removes the control socket and the PID file; that one last, because its holder is the running server."""
         if self._control is not None:
             self._control.close()
         if self._pidfile is not None:
             self._pidfile.remove()
 
     def _open_control(self, path: Path, wait: Poller, obey: Obey, *, asked_for: bool) -> None:
-        """Opens the control socket; one that nobody asked for may fail with a warning."""
+        """Opens the control socket; if the settings do not name it, a failure is only a warning."""
         try:
             server = ControlServer(str(path), wait, obey)
         except OSError as error:
             what = f"cannot open the control socket {path}: {error.strerror}"
             if asked_for:
                 raise ControlError(what) from None
-            log.say("warning", f"{what}; status and reload by command will not work: name another by master.control")
+            log.say("warning", f"{what}; no command can reach this forkd: set master.control to another path")
         else:
             self._keep_control(server, str(path))
 
@@ -164,30 +164,30 @@ class OwnFiles:
 
     def _keep_pidfile(self, pidfile: Pidfile) -> None:
         self._pidfile = pidfile
-        self._kept.append(_Kept(f"the pid file {pidfile.path}", pidfile.leaving, pidfile.remake))
+        self._kept.append(_Kept(f"the PID file {pidfile.path}", pidfile.leaving, pidfile.remake))
 
 
 class _Kept(Struct):
-    """A file that has to stay where others look for it, and how to make it again. `told`: that this can't be done."""
+    """A file that has to stay where others look for it, and how to create it; `warned` if a failure was logged."""
 
     name: str
     leaving: OwnedFile
     make: Callable[[], OwnedFile]
-    told: bool = False
+    warned: bool = False
 
     def mend(self) -> None:
         if self.leaving.stands():
-            if self.told:
-                log.say("warning", f"{self.name} is there again")
-            self.told = False
+            if self.warned:
+                log.say("warning", f"{self.name} is back")
+            self.warned = False
             return
         try:
             self.leaving = self.make()
         except OSError as error:
-            if not self.told:
+            if not self.warned:
                 why = error.strerror or error
-                log.say("warning", f"{self.name} was removed or replaced, and cannot be made again so far: {why}")
-            self.told = True
+                log.say("warning", f"{self.name} was removed or replaced, and cannot be created again yet: {why}")
+            self.warned = True
         else:
-            log.say("warning", f"{self.name} was removed or replaced; it is made again")
-            self.told = False
+            log.say("warning", f"{self.name} was removed or replaced; created it again")
+            self.warned = False

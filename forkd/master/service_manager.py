@@ -1,14 +1,14 @@
-"""The master's side of its service manager: what it is told, and the listening sockets that it stores for us.
+"""The master's side of its service manager: the reports to it, and the listening sockets that it stores.
 
-Sockets that we opened ourselves are stored once all services serve, so that a restart, or the death of a master,
-refuses nobody: they come back to the next master among those that are passed in. What is said, and when, stands
-in `reports`; by which names sockets come back, in `fdstore`.
+Sockets that the master opened itself are stored once all services serve, so that no connection is refused during a
+restart or after the death of a master: the next master gets them among those that are passed in. `reports` decides
+what is reported and when; `store` names the sockets.
 
-systemd keeps the store through a restart and empties it after a stop, and a master that is told to stop cannot tell
-the one from the other. So it does what is right for both. A TCP listener's tap is closed (`tap`) and its queue served:
-who calls then calls again after a second. A unix socket has no such tap, so its path leads to a new socket from then
-on, which is stored in the old one's place: who calls in a restart waits in its queue, and who was in the old one's is
-served. At a stop those who called since it began are turned away when the store is emptied.
+systemd keeps the store through a restart and empties it after a stop, and a master cannot tell the two apart. So it
+does what is right for both. It closes a TCP listener's tap (`tap`) and serves its accept queue: clients that connect
+then try again after a second. A unix socket has no tap, so its path is moved to a new socket, which is stored in place
+of the old one: clients that connect during a restart wait in the new queue, and the old queue is served. At a
+stop, the clients in the new queue are disconnected when the store is emptied.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from forkd.systemd.passed import Passed
 from forkd.systemd.reports import Reports
 
 _PROBE: Final = "forkd=probe"
-_PATIENCE: Final = 0.5  # for the manager to see to what it was told, where something depends on it
+_PATIENCE: Final = 0.5  # for the manager to act on a message, where something depends on it
 
 Figures = Callable[[], str]
-"""What the server is doing, in a line."""
+"""Returns what the server is doing, in one line."""
 
 
 class ServiceManager:
@@ -57,13 +57,13 @@ class ServiceManager:
     # The life of a master.
 
     def open_site(self, settings: Settings, passed: Passed) -> Site:
-        """Opens all that the settings ask for, with what was stored for us; gives up what they do not ask for."""
+        """Opens all that the settings need, using stored sockets; takes from the store what they do not need."""
         self._notifier.tell(self._reports.starting())
         self.look_for_store(passed)
         stored = passed.stored
         listen = settings.services.items()
         stored.keep_only({store.label(each.address, name) for name, service in listen for each in service.listen})
-        if stored.misfits:  # another listener may want the address that one of them has, the manager's copy, too
+        if stored.misfits:  # another listener may need the address of one, so the manager's copy has to go, too
             self._forget(stored.misfits)
             stored.misfits.clear()
             self._notifier.barrier(_PATIENCE)
@@ -73,12 +73,12 @@ class ServiceManager:
         finally:
             self._forget(stored.misfits)
         for _, each in _listeners(site):
-            if each.stored in stored.misfits:  # another one of the same label, which went from the store as well
+            if each.stored in stored.misfits:  # another socket had the same label, under which both left the store
                 each.stored = ""
         return site
 
     def look_for_store(self, passed: Passed) -> None:
-        """Notes whether the manager stores anything for us; one that has no time to say may do so."""
+        """Notes whether the manager stores sockets for us; if it does not answer in time, it may do so."""
         self._stores = passed.stored.works = self.on and not self._try_store()[1]
 
     def serving(self, site: Site, figures: Figures) -> None:
@@ -89,12 +89,12 @@ class ServiceManager:
             self.keep(site)
 
     def resume(self, site: Site) -> None:
-        """Another program of ours has served until now; what it has not stored is stored."""
+        """Continues for the program before this one, and stores what that has not stored."""
         self._serves = True
         self.keep(site)
 
     def keep(self, site: Site, old: Site | None = None) -> None:
-        """Has the manager store what a site listens on, and no more what only the old one did."""
+        """Makes the manager store what a site listens on, and forget what only the old site did."""
         if not self._stores:
             return
         now = [each for _, each in _listeners(site)]
@@ -109,28 +109,28 @@ class ServiceManager:
         self._notifier.tell(self._reports.reload_begun(monotonic()))
 
     def change_over(self, what: str, failure: str, figures: Figures) -> None:
-        """A reload or an upgrade is over, and changed nothing if there is a `failure`."""
+        """Reports that a reload or an upgrade is over; it changed nothing if there is a `failure`."""
         if self.on:
             self._notifier.tell(self._reports.change_over(what, failure, figures()))
 
     def tick(self, figures: Figures, *, unserved: list[str], left: float) -> None:
-        """To be called every second while it is `on`; `reports` tells what comes of it."""
+        """Reports what has changed; to be called every second while the manager is `on`."""
         if unserved != self._unserved and self._reports.watched:
             self._unserved = unserved
             if unserved:
-                log.say("error", f"nobody serves {', '.join(unserved)}; the watchdog is told no more")
+                log.say("error", f"no worker serves {', '.join(unserved)}; watchdog pings suspended")
         self._notifier.flush()
         lines = self._reports.tick(monotonic(), figures, unserved=unserved, left=left)
         if not self._notifier.tell(lines, passing=True):
             self._reports.not_heard()
 
     def stopping(self, site: Site) -> None:
-        """A stop has begun; the taps are about to be closed."""
+        """Reports that a stop has begun; to be called before the taps are closed."""
         self._notifier.tell(self._reports.stopping())
         files = [(name, each) for name, each in _listeners(site) if each.file is not None and each.stored]
         if not files or self._try_store() != (True, False):  # it may be full
             return
-        if not self._serves:  # nobody is served in a start that fails: the queue is the next start's
+        if not self._serves:  # a start that fails serves no client: the accept queue is left to the next start
             site.leave_stored()
             return
         for name, each in files:
@@ -140,7 +140,7 @@ class ServiceManager:
                 self._forget([each.stored])
 
     def close(self) -> None:
-        """The master's end; returns when the manager has heard of it."""
+        """Reports the master's end; returns when the manager has read that."""
         self._notifier.tell(self._reports.stopped())
         self._notifier.close()
 
@@ -156,9 +156,9 @@ class ServiceManager:
             self._notifier.tell(reports.unstore(each))
 
     def _try_store(self) -> tuple[bool, bool]:
-        """Whether the manager has seen to what it was told, and whether it has refused to store anything.
+        """Whether the manager has read all messages, and whether it has refused to store a descriptor.
 
-        Without FileDescriptorStoreMax=, or with a full store, it closes what it is given, and tells only its log.
+        Without FileDescriptorStoreMax=, or with a full store, it closes what it gets, and says so only in its log.
         """
         try:
             ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -180,5 +180,5 @@ class ServiceManager:
 
 
 def _listeners(site: Site) -> Iterator[tuple[str, Listener]]:
-    """Each listener with its service's name."""
+    """Each listener with the name of its service."""
     return ((name, each) for name, found in site.listeners.items() for each in found)

@@ -1,7 +1,7 @@
-"""A new program for a running master: tried out beside it first, then put in its place.
+"""A new program for a running master: first tried beside it, then put in its place.
 
-The one that is tried gets a copy of the estate without the descriptors, so whatever it does, and
-however it fails, changes nothing. The program itself begins in `successor`.
+The program that is tried gets a copy of the estate without the descriptors, so it changes nothing, however it
+fails. The program itself begins in `successor`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ READY: Final = "forkd can take over: "
 _MOST: Final = 65536
 
 Done = Callable[[str, str], None]
-"""Is told the version of a program that can take over, or else why it cannot."""
+"""Gets the version of a program that can take over and "", or "" and why it cannot."""
 
 
 class Rehearsal:
     """A new program that shows whether it could take over; `done` gets the answer.
 
-    `due` is when to look: at its end, or when patience is over.
+    `due` is when to look: when it has ended, or after PATIENCE seconds.
     """
 
     def __init__(self, estate: Estate, wait: Poller, now: float, done: Done) -> None:
@@ -52,7 +52,7 @@ class Rehearsal:
             wait.watch(self._from, self._hear)
 
     def look(self, now: float) -> bool:
-        """Looks again; True when it was the last time."""
+        """Ends the rehearsal, by killing a program that is late; always returns True."""
         if not self._ended:
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -65,8 +65,8 @@ class Rehearsal:
         *lines, last = self._said.decode(errors="backslashreplace").rstrip().split("\n")
         if last.startswith(READY):
             self._done(last.removeprefix(READY), "")
-        else:  # a traceback's last line says most
-            self._done("", "\n".join([last or "it ended without a word", *lines]))
+        else:  # the last line of a traceback says most
+            self._done("", "\n".join([last or "it ended without a message", *lines]))
         return True
 
     def _hear(self) -> None:
@@ -83,7 +83,7 @@ class Rehearsal:
 
 
 def replace(estate: Estate) -> None:
-    """Becomes the new program, with signals blocked by then; returns by a ForkdError only, and all is as it was."""
+    """Becomes the new program; call it with signals blocked. Raises ForkdError if that fails, and changes nothing."""
     memory = to_memory(encode(estate))
     try:
         process.become_program("master.successor", memory, estate.descriptors())

@@ -1,14 +1,14 @@
 """Collects the Python stacks of workers, which each writes to a memfd of its own when signalled.
 
-faulthandler writes from within the signal's C handler, also when the interpreter is stuck, and
-says nothing when it has done; so a stack that has not grown between two looks is taken as whole.
+faulthandler writes from the C signal handler, even if the interpreter is stuck, and does not say when it has
+finished; so a stack that has not grown between two looks counts as complete.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from forkd.ipc.scoreboard import IDLE, STATE
 from forkd.master.handles import WorkerHandle
@@ -19,8 +19,16 @@ PATIENCE: Final = 1.0
 Stacks = list[tuple[WorkerHandle, str]]
 
 
+class Looker(Protocol):
+    """Something that takes a while: `due` is when to look at it next, and `look` returns True when it is complete."""
+
+    due: float
+
+    def look(self, now: float) -> bool: ...
+
+
 class StackCollection:
-    """Stacks on their way; `due` is when to look next, `done` gets them when all are there or time is over."""
+    """Stacks that workers are writing; `done` gets them when all are complete, or after PATIENCE seconds."""
 
     def __init__(self, workers: Iterable[WorkerHandle], now: float, done: Callable[[Stacks], None]) -> None:
         self.due = now + LOOK
@@ -32,8 +40,8 @@ class StackCollection:
             worker.signal(signal.SIGUSR2)
 
     def look(self, now: float) -> bool:
-        """Looks again; True when it was the last time."""
-        self._begins = {pid: found for pid, found in self._begins.items() if not found[0].closed}  # gone meanwhile
+        """Looks again; True if it is complete."""
+        self._begins = {pid: found for pid, found in self._begins.items() if not found[0].closed}
         sizes = {pid: worker.stack_size() for pid, (worker, _) in self._begins.items()}
         whole = all(
             sizes[pid] > begin and sizes[pid] == self._sizes.get(pid) for pid, (_, begin) in self._begins.items()
@@ -51,7 +59,7 @@ HANDOVER_PATIENCE: Final = 0.5
 
 
 class Handover:
-    """Old workers on their way out; `due` is when to look next, `done` is called once none accepts any more."""
+    """Old workers that are leaving; `done` is called once none of them accepts, or after HANDOVER_PATIENCE seconds."""
 
     def __init__(self, workers: Iterable[WorkerHandle], now: float, done: Callable[[], None]) -> None:
         self.due = now
@@ -60,7 +68,7 @@ class Handover:
         self._done = done
 
     def look(self, now: float) -> bool:
-        """Looks again; True when it was the last time."""
+        """Looks again; True if it is complete."""
         self._workers = [each for each in self._workers if not each.closed and each.row[STATE] == IDLE]
         self.due = now + HANDOVER_LOOK
         if self._workers and now < self._until:

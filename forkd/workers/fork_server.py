@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn
 import forkd
 from forkd.errors import BootError, Exit, ForkdError
 from forkd.ipc import channel
-from forkd.ipc.brief import Brief
+from forkd.ipc.brief import FORMAT, Brief
 from forkd.ipc.kinds import KINDS
 from forkd.ipc.scoreboard import Board
 from forkd.kernel import accounts, process, signals
@@ -56,13 +56,14 @@ def main(fd: int) -> int:
     data = master.recv(channel.MESSAGE_BYTES)
     if not data:
         return Exit.FAILED  # the master has died
-    version = Brief.version_of(data)
-    if version != forkd.__version__:  # another version's brief may mean anything
-        reason = f"the master is forkd {version}, but forkd {forkd.__version__} is installed now: run forkd upgrade"
+    written, version = Brief.origin(data)
+    if (written, version) != (FORMAT, forkd.__version__):  # a brief of another version may mean anything
+        theirs = version if version != forkd.__version__ else f"{version} of another build"
+        reason = f"the master is forkd {theirs}, but forkd {forkd.__version__} is installed now: run forkd upgrade"
         channel.send(master, {"failed": reason, "status": int(Exit.FAILED)})
         return Exit.FAILED
     brief = Brief.decode(data)
-    for each in (fd, brief.board, brief.wake, brief.log, *(door.fd for door in brief.doors)):
+    for each in (fd, *brief.descriptors()):
         os.set_inheritable(each, False)
     _die_with(master)
     process.unblock_signals()
@@ -93,8 +94,8 @@ def _die_with(master: socket.socket) -> None:
 def _boot(brief: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
     """Loads the service, as the user it is to run as; returns it and warnings about what its import left behind."""
     process.set_title(f"forkd: {brief.service}: fork server, generation {brief.generation}")
-    handler = log.set_up(brief.log_level, brief.log_format, brief.log)
-    kind = KINDS[brief.worker]
+    handler = log.set_up(brief.log.level, brief.log.format, brief.log.fd)
+    kind = KINDS[brief.worker.kind]
     importlib.import_module(kind.loop_for(is_async=False))  # before the application has any say
     needed = []
     if brief.identity is not None:
@@ -108,9 +109,9 @@ def _boot(brief: Brief, master: int) -> tuple[Service[..., Any], list[str]]:
         stdio.lead_to_log(brief.service, handler)
     sys.path.insert(0, brief.path)
     service = load(brief.app)
-    service.suits(brief.worker, brief.threads)
+    service.suits(brief.worker.kind, brief.worker.threads)
     importlib.import_module(kind.loop_for(service.is_async))  # once, for all workers
-    own = {0, 1, 2, master, brief.log, *(door.fd for door in brief.doors)}
+    own = {0, 1, 2, master, brief.log.fd, *(door.fd for door in brief.doors)}
     left_behind = [] if brief.fork_check == "off" else fork_check.left_behind(own)
     if left_behind and brief.fork_check == "refuse":
         raise BootError(f"{brief.app}: after its import {', '.join(left_behind)}; {fork_check.REMEDY}")
@@ -165,7 +166,7 @@ class _ForkServer:
             case {"fork": int(slot), "row": int(row)}:
                 self.fork(slot, row)
             case {"reopened": _}:
-                os.dup2(fds[0], self.brief.log, inheritable=False)
+                os.dup2(fds[0], self.brief.log.fd, inheritable=False)
                 os.close(fds[0])
             case {"retired": _}:
                 self.close_doors()
@@ -231,15 +232,15 @@ class _ForkServer:
 
     def outlive_master(self) -> None:
         """The master has died: frees its addresses, removes the files it left behind, sees the workers off."""
-        for leaving in self.brief.leavings:
-            leaving.remove()
+        for file in self.brief.legacy.files:
+            file.remove()
         self.close_doors()
         # The workers have learned it from their leashes, but one may have missed it in the moment before a recv(2).
         # So the signal is repeated until they have gone.
         poll = select.poll()
         poll.register(self.inbox.fd, select.POLLIN)
         next_press = 0.0
-        over = monotonic() + self.brief.stop_timeout
+        over = monotonic() + self.brief.legacy.stop_timeout
         while self.slots:
             if monotonic() >= next_press:
                 next_press = monotonic() + _PRESS_SECONDS

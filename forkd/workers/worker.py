@@ -45,9 +45,9 @@ def live(
     Raises BootError if the application's lifespan does not begin.
     """
     process.set_title(f"forkd: {brief.service}: worker {slot}, generation {brief.generation}")
-    meter = Meter(board.row(row), keeps=brief.black_box)
+    meter = Meter(board.row(row), keeps=brief.worker.black_box)
     meter.booting()
-    leash = Leash(master, brief.log, _end)
+    leash = Leash(master, brief.log.fd, _end)
     inbox = signals.Inbox([signal.SIGTERM, signal.SIGIO])
     signals.ignore(signals.IGNORED_BELOW_MASTER)
     leash.listen()
@@ -66,15 +66,15 @@ def live(
                 name=brief.service,
                 service=service,
                 doors=doors,
-                limits=brief.limits,
+                limits=brief.worker.limits,
                 board=board,
                 meter=meter,
                 leash=leash,
                 inbox=inbox,
                 resources=resources,
-                tenure=Tenure(brief.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
-                access=brief.access,
-                threads=brief.threads,
+                tenure=Tenure(brief.worker.retirement, random.Random(), monotonic(), meter.row[REQUESTS]),
+                access=brief.worker.access,
+                threads=brief.worker.threads,
                 stack=stack_file,
                 wake=wake,
                 report=report,
@@ -85,7 +85,7 @@ def live(
 
 def _loop_for(brief: Brief, service: Service[..., Any]) -> Callable[[WorkerContext], None]:
     """Returns the loop for this kind of worker; the fork server has already imported it."""
-    serve: Callable[[WorkerContext], None] = import_module(KINDS[brief.worker].loop_for(service.is_async)).serve
+    serve: Callable[[WorkerContext], None] = import_module(KINDS[brief.worker.kind].loop_for(service.is_async)).serve
     return serve
 
 

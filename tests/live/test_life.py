@@ -157,7 +157,7 @@ def test_a_stop_that_takes_too_long_kills(forkd: Forkd) -> None:
     server = forkd("small:stubborn", workers=2, master="stop_timeout = 0.4").serving()
     with begin(server, b"x\n"):
         assert server.stop(signal.SIGTERM) == 0
-    server.said("ending a worker: its time to stop is over")
+    server.said("ending a worker: stopping takes too long")
     server.gone()
 
 
@@ -219,7 +219,7 @@ def test_ttin_and_ttou_change_the_pool(forkd: Forkd) -> None:
     server.kill(signal.SIGTTOU)
     until(lambda: size(server) == 1)
     server.kill(signal.SIGTTOU)
-    server.said("signal: a worker fewer", 2)
+    server.said("signal: remove a worker", 2)
     assert exchange(server.connect(), b"one is left\n") == b"ONE IS LEFT\n"
     assert size(server) == 1
 
@@ -294,7 +294,7 @@ def test_usr1_keeps_the_old_log_when_there_can_be_no_new_one(forkd: Forkd, tmp_p
     folder.rename(tmp_path / "elsewhere")
     server.kill(signal.SIGUSR1)
     log = tmp_path / "elsewhere" / "forkd.log"
-    until(lambda: "the old one goes on" in log.read_text())
+    until(lambda: "still writing to the old file" in log.read_text())
     assert exchange(server.connect(), b"well\n") == b"WELL\n"
 
 

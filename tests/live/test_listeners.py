@@ -325,8 +325,8 @@ def test_a_reload_that_changes_a_listener_in_place_says_that_it_is_our_own(forkd
         (server.control_path.parent / "forkd.toml").write_text(text.replace(old, new))
         result = program("reload", "-c", "forkd.toml", cwd=server.control_path.parent)
         assert result.returncode == 1
-        assert "it is this forkd that listens on" in result.stderr
-        assert "takes a restart" in result.stderr
+        assert "this forkd already listens on" in result.stderr
+        assert "needs a restart" in result.stderr
         assert len(result.stderr.splitlines()) == 1
     for _, address in server.addresses:
         assert called(address) == parse(address)

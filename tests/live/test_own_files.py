@@ -16,8 +16,8 @@ from tests.server import HANDLERS, LIMIT, Server, program, running
 pytestmark = pytest.mark.slow  # the master looks once a second
 
 GONE = "was removed or replaced"
-AGAIN = rf" warning the {{}} \S+ {GONE}; it is made again$"
-NOT_AGAIN = rf" warning the {{}} \S+ {GONE}, and cannot be made again so far: {{}}$"
+AGAIN = rf" warning the {{}} \S+ {GONE}; created it again$"
+NOT_AGAIN = rf" warning the {{}} \S+ {GONE}, and cannot be created again yet: {{}}$"
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_what_is_somebody_elses_by_now_is_left_alone(forkd: Forkd, tmp_path: Pat
         (tmp_path / "others").write_text("4711\n")
         (tmp_path / "others").rename(tmp_path / "pid")
         server.said(NOT_AGAIN.format("control socket", "another server listens there"))
-        server.said(NOT_AGAIN.format("pid file", "File exists"))
+        server.said(NOT_AGAIN.format("PID file", "File exists"))
         for _ in range(3):
             other.accept()[0].close()  # it is asked every second whether it is still there
     server.said(AGAIN.format("control socket"))
@@ -94,10 +94,10 @@ def test_they_come_again_with_their_folder(tmp_path: Path) -> None:
         server.serving()
         folder.rename(away)
         server.said(NOT_AGAIN.format("control socket", "No such file or directory"))
-        server.said(NOT_AGAIN.format("pid file", "No such file or directory"))
+        server.said(NOT_AGAIN.format("PID file", "No such file or directory"))
         folder.mkdir()
         server.said(AGAIN.format("control socket"))
-        server.said(AGAIN.format("pid file"))
+        server.said(AGAIN.format("PID file"))
         assert server.status()["master"]["pid"] == server.pid
         assert (folder / "pid").read_text() == f"{server.pid}\n"
         assert server.stop() == 0

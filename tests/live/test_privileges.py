@@ -270,9 +270,7 @@ def test_a_user_that_only_root_could_become_is_passed_over_and_told(python: str,
     write(folder, attacker("127.0.0.1:0"), master='user = "daemon"')
     os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
     with started(python, folder, before=AS_NOBODY) as server:
-        server.serving().said(
-            "^forkd: warning: service s0 runs as nobody, for only root could run it as somebody else$"
-        )
+        server.serving().said("^forkd: warning: service s0 runs as nobody: only root can run it as another user$")
         assert ids(server.workers()[0], "Uid") == {NOBODY.pw_uid}
         assert server.stop() == 0
 

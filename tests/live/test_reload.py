@@ -363,7 +363,7 @@ def test_keys_that_take_a_restart_are_told(reloaded: Reloaded) -> None:
     server = reloaded.start()
     reloaded.settings(service(), master='pidfile = "forkd.pid"')
     server.ask(command="reload")
-    server.said("warning reload: a change of master.pidfile takes a restart")
+    server.said("warning reload: a change of master.pidfile needs a restart")
 
 
 def test_many_reloads_in_a_row_converge(reloaded: Reloaded) -> None:
@@ -423,7 +423,7 @@ def test_a_stop_ends_a_reload(reloaded: Reloaded, number: signal.Signals) -> Non
         until(lambda: server.titled("forkd: test: fork server, generation 2"))
         assert exchange(server.connect(), b"\n") == b"one\n"
         assert server.stop(number) == 0
-        assert b"forkd was told to stop" in caller.recv(1000)
+        assert b"forkd is stopping" in caller.recv(1000)
     server.gone()
 
 

@@ -208,7 +208,7 @@ def test_the_watchdog_is_told_no_more_when_a_pool_is_lost(manager: Manager, tmp_
         server.serving()
         (tmp_path / "broken").touch()
         os.kill(server.workers()[0], signal.SIGKILL)
-        server.said("nobody serves test; the watchdog is told no more")
+        server.said("no worker serves test; watchdog pings suspended")
         manager.said("STATUS=1 service, 0 workers, 0 busy, 0 requests; test has no worker")
         manager.forget()
         with pytest.raises(AssertionError):

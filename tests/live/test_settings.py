@@ -226,4 +226,4 @@ def test_check_warns_of_limits_that_will_be_reached(tmp_path: Path) -> None:
     result = program("check", "forkd.toml", cwd=tmp_path, before=["prlimit", "--nofile=150"])
     assert result.returncode == 0
     assert f"warning: forkd.toml:5: service.a.backlog: {somaxconn + 1} is cut to {somaxconn}" in result.stderr
-    assert "50 workers take 182 descriptors, but 150 are allowed" in result.stderr
+    assert "50 workers need 182 file descriptors, but only 150 are allowed" in result.stderr

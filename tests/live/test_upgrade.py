@@ -154,11 +154,11 @@ def _no_python(package: Path) -> None:
     [
         (_syntax, "SyntaxError"),
         (_missing, "ModuleNotFoundError: No module named 'forkd.lifecycle.pool'"),
-        (_crash, "it ended without a word"),
-        (_exit, "it ended without a word"),
+        (_crash, "it ended without a message"),
+        (_exit, "it ended without a message"),
         (_hang, "it was not ready within 4 s"),
         (_other_format, r"it cannot take over from forkd \S+: restart forkd instead"),
-        (_other_fields, r"it cannot take over what is there \(.*wished.*\): restart forkd instead"),
+        (_other_fields, r"it cannot read what the master leaves \(.*wished.*\): restart forkd instead"),
         (_no_python, "No such file or directory"),
     ],
 )

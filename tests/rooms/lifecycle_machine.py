@@ -37,6 +37,7 @@ from forkd.lifecycle.events import (
     ForkServerGone,
     ForkServerReady,
     Kill,
+    Mend,
     Observed,
     Plan,
     ReloadAsked,
@@ -127,6 +128,8 @@ class Kernel:
                 process = self.workers[service, generation, slot]
                 process.killed = isinstance(action, Kill)
                 process.kills += process.killed
+            case Mend(service):
+                assert not self.said_any(Ended)
             case Forgotten(service):
                 assert not any(place[0] == service for place in self.servers)
                 assert not any(seat[0] == service for seat in self.workers)

@@ -1,5 +1,6 @@
 """The lifecycle as scripts: when, what happened, and the actions that must come of it, no others.
 
+Scripts leave out that listeners are mended after each death in disorder: `play` expects it by itself.
 After every step the same time comes again and must change nothing, and `due` must lie ahead. A step
 of TIME that asks for actions must stand at the very time that was named as due.
 """
@@ -32,6 +33,7 @@ from forkd.lifecycle.events import (
     ForkServerGone,
     ForkServerReady,
     Kill,
+    Mend,
     Observed,
     Plan,
     ReloadAsked,
@@ -51,8 +53,8 @@ from tests.rooms.lifecycle_machine import Machine
 Step = tuple[float, Event, list[Action]]
 
 TIME = TimePassed()
-LATE = "its time to stop is over"
-UNFINISHED = "still there 10 s after it was told to finish"
+LATE = "stopping takes too long"
+UNFINISHED = "still there 10 s after the order to finish"
 DEAF = "it did not end by itself"
 
 
@@ -68,10 +70,19 @@ def play(plans: Iterable[Plan], script: Iterable[Step], stop_timeout: float = 30
     for number, (now, event, expected) in enumerate(script):
         if event is TIME and expected:
             assert life.due() == pytest.approx(now), f"step {number} comes when it is due"
-        assert life.handle(event, now) == expected, f"step {number}: {event} at {now}"
+        mended = mends(life, event)
+        assert life.handle(event, now) == [*mended, *expected], f"step {number}: {event} at {now}"
         assert life.handle(TIME, now) == [], f"after step {number} all is done"
         assert life.due() > now, f"after step {number} there is something to wait for"
     return life
+
+
+def mends(life: Lifecycle, event: Event) -> list[Action]:
+    """What comes first after a known worker's death in disorder."""
+    if not isinstance(event, WorkerGone) or event.departure is Departure.LEFT or event.service not in life.pools:
+        return []
+    known = life.pools[event.service].worker(event.generation, event.slot) is not None
+    return [Mend(event.service)] if known else []
 
 
 # Events and actions, in short.
@@ -93,11 +104,11 @@ def left(generation: int, slot: int, service: str = "echo") -> Event:
     return WorkerGone(service, generation, slot, Departure.LEFT)
 
 
-def crashed(generation: int, slot: int, service: str = "echo") -> Event:
+def crashed(generation: int, slot: int, service: str = "echo") -> WorkerGone:
     return WorkerGone(service, generation, slot, Departure.CRASHED, "signal 11")
 
 
-def boot_failed(generation: int, slot: int, reason: str = "no database") -> Event:
+def boot_failed(generation: int, slot: int, reason: str = "no database") -> WorkerGone:
     return WorkerGone("echo", generation, slot, Departure.BOOT_FAILED, reason)
 
 
@@ -455,7 +466,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *ONE_UP,
             (1, ReloadAsked((ONE,)), [start(2)]),
-            (2, ReloadAsked((ONE,)), [Abandoned("another reload came"), start(3), end(2)]),
+            (2, ReloadAsked((ONE,)), [Abandoned("another reload was requested"), start(3), end(2)]),
             *nothing(2, died(2, "signal 9")),
             (3, ready(3), [fork(3, 0, 2)]),
             (3, up(3, 0), [Committed(), *drain(1, 0)]),
@@ -466,7 +477,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *ONE_UP,
             (1, ReloadAsked((ONE,)), [start(2)]),
-            (2, StopAsked(), [Abandoned("forkd was told to stop"), BeginStop(), end(2), *finish(1, 0)]),
+            (2, StopAsked(), [Abandoned("forkd is stopping"), BeginStop(), end(2), *finish(1, 0)]),
             (2, ReloadAsked((ONE,)), [Abandoned("forkd is stopping")]),
             (2, left(1, 0), [let_go(1)]),
             *nothing(2, died(2)),
@@ -625,7 +636,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
         [
             *ONE_UP,
             (1, ReloadAsked((ONE,)), [start(2)]),
-            (1, DrainAsked(), [Abandoned("the workers were told to drain"), end(2), *drain(1, 0)]),
+            (1, DrainAsked(), [Abandoned("the workers are draining"), end(2), *drain(1, 0)]),
             (1, died(2), []),
             (2, left(1, 0), [let_go(1)]),
             (2, StopAsked(), [BeginStop()]),
@@ -1188,7 +1199,24 @@ def test_one_that_is_resumed_goes_on_where_the_other_stood() -> None:
     before = play([ONE], ONE_UP)
     after = Lifecycle.resumed(before.phase, before.pools, stop_timeout=30, jitter=Steady())
     assert (after.phase, after.pools) == (before.phase, before.pools)
-    assert after.handle(crashed(1, 0), 1.0) == [fork(1, 0, 1)]
+    assert after.handle(crashed(1, 0), 1.0) == [Mend("echo"), fork(1, 0, 1)]
+
+
+@pytest.mark.parametrize("event", [crashed(1, 1), boot_failed(1, 1), crashed(1, 1, "time")])
+def test_listeners_are_mended_before_a_worker_that_died_in_disorder_is_replaced(event: WorkerGone) -> None:
+    """It may have shut them down, which ends them for every process that shares them."""
+    life = play([TWO, CLOCK], [])
+    for each in (Started(), ready(1), ready(1, "time"), up(1, 0), up(1, 0, "time"), up(1, 1)):
+        life.handle(each, 0.0)
+    actions = life.handle(event, 1.0)
+    assert actions[:1] == ([Mend("echo")] if event.service == "echo" else [])
+    assert [each for each in actions[1:] if isinstance(each, Mend)] == []
+
+
+def test_listeners_are_not_mended_after_a_worker_that_left_or_that_nobody_knows() -> None:
+    life = play([TWO], TWO_UP)
+    for event in (left(1, 1), crashed(1, 9), crashed(9, 0), crashed(1, 0, "ghost")):
+        assert not any(isinstance(each, Mend) for each in life.handle(event, 1.0))
 
 
 # What the service manager's watchdog hears.

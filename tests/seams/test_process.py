@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import forkd
+from forkd.ipc.brief import FORMAT
 from forkd.ipc.channel import receive
 from forkd.kernel import process, procfs
 from tests.server import ROOT
@@ -73,8 +76,18 @@ def test_every_ended_child_is_reaped_once() -> None:
 # What a started process has.
 
 
-def test_a_spawned_process_runs_a_main_with_its_descriptor(tmp_path: Path) -> None:
-    """The fork server, for one: it says what is wrong with a brief of another version."""
+@pytest.mark.parametrize(
+    ("brief", "master"),
+    [
+        ({"version": "0.0.1", "nothing": "else"}, "forkd 0.0.1"),
+        ({"version": "0.0.1", "format": FORMAT}, "forkd 0.0.1"),
+        ({"version": forkd.__version__}, f"forkd {forkd.__version__} of another build"),  # of format 1
+    ],
+)
+def test_a_spawned_process_runs_a_main_with_its_descriptor(
+    tmp_path: Path, brief: dict[str, object], master: str
+) -> None:
+    """The fork server, for one: it says what is wrong with a brief of another version, or format."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, (tmp_path / "kept").open("w") as kept, (tmp_path / "other").open("w") as other:
         pid = process.spawn("forkserver", theirs.fileno(), [kept.fileno()])
@@ -89,9 +102,9 @@ def test_a_spawned_process_runs_a_main_with_its_descriptor(tmp_path: Path) -> No
             blocked = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigBlk" in line)
             assert int(blocked.split()[1], 16) & 1 << (signal.SIGTERM - 1)
             theirs.close()
-            ours.send(b'{"version": "0.0.1", "nothing": "else"}')
+            ours.send(json.dumps(brief).encode())
             message, _ = receive(ours) or ({}, [])
-            assert message["failed"].startswith("the master is forkd 0.0.1, but forkd ")
+            assert message["failed"].startswith(f"the master is {master}, but forkd ")
             assert receive(ours) is None
         finally:
             assert process.outcome(os.waitpid(pid, 0)[1]) == "exit status 1"

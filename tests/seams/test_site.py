@@ -1,4 +1,4 @@
-"""What a reading of the settings serves: the part of it that a port mapper is told."""
+"""What one reading of the settings serves: what the port mapper and a fork server get to know of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import forkd
 from forkd.errors import ConfigError
+from forkd.ipc.brief import FORMAT, Brief
+from forkd.kernel.accounts import Identity
+from forkd.kernel.owned_file import OwnedFile
 from forkd.master.site import open_site
 from forkd.settings import config
 from forkd.settings.schema import Settings
@@ -60,3 +64,17 @@ def test_a_passed_socket_for_both_families_is_told_of(tmp_path: Path, only: int,
             assert site.mappings()["echo"].port == passed.getsockname()[1]
         finally:
             site.close_but(None)
+
+
+def test_a_brief_arrives_as_it_was_sent(tmp_path: Path) -> None:
+    site = open_site(settings(tmp_path, '"127.0.0.1:0"'), Passed([]))
+    try:
+        site.identities["echo"] = Identity(1, 2, (2, 3))
+        leavings = [OwnedFile("/run/forkd.pid", 4, 5)]
+        brief = site.brief("echo", 6, board=7, wake=8, log=9, leavings=leavings)
+        assert Brief.decode(brief.encode()) == brief
+        assert Brief.origin(brief.encode()) == (FORMAT, forkd.__version__)
+        assert brief.descriptors() == {7, 8, 9, site.listeners["echo"][0].socket.fileno()}
+        assert brief.legacy.files == tuple(leavings)
+    finally:
+        site.close_but(None)
