@@ -57,7 +57,7 @@ MEANINGS: Final = {
 }
 
 
-class Server(Protocol):
+class Commandable(Protocol):
     """The master, as commands see it."""
 
     @property
@@ -78,7 +78,7 @@ class Server(Protocol):
     def collect_stacks(self, service: str, done: Callable[[Stacks], None]) -> None: ...
 
 
-def obey_signals(master: Server, numbers: Sequence[int]) -> None:
+def obey_signals(master: Commandable, numbers: Sequence[int]) -> None:
     """Obeys signals in the order in which they came; a death (SIGCHLD) is no command."""
     asked = [number for number in numbers if number != signal.SIGCHLD]
     for number, times in signals.runs(asked):
@@ -88,7 +88,7 @@ def obey_signals(master: Server, numbers: Sequence[int]) -> None:
         _obey_signal(master, command, times)
 
 
-def obey_control(master: Server, command: dict[str, Any], reply: Answer) -> None:
+def obey_control(master: Commandable, command: dict[str, Any], reply: Answer) -> None:
     """Obeys a command from the control socket; the reply may come later."""
     service = command.get("service", "")
     if service and service not in master.services:
@@ -110,7 +110,7 @@ def obey_control(master: Server, command: dict[str, Any], reply: Answer) -> None
             reply(failure(f"forkd {forkd.__version__} does not know the command {command}", Exit.USAGE))
 
 
-def _obey_signal(master: Server, command: Command, times: int) -> None:
+def _obey_signal(master: Commandable, command: Command, times: int) -> None:
     match command:
         case Command.STOP:
             for _ in range(min(times, 2)):  # a second one means more than the first, a third does not
@@ -134,12 +134,12 @@ def _obey_signal(master: Server, command: Command, times: int) -> None:
             master.upgrade([])
 
 
-def _scale(master: Server, asked: ScaleAsked) -> None:
+def _scale(master: Commandable, asked: ScaleAsked) -> None:
     master.look()  # the last look may be a second old, and who is idle matters now
     master.handle(asked)
 
 
-def _log_and_stop(master: Server, stacks: Stacks) -> None:
+def _log_and_stop(master: Commandable, stacks: Stacks) -> None:
     for worker, stack in stacks:
         log.say("info", "stack", worker.name(), block=stack or "(it did not answer)")
     master.handle(StopAsked(quick=True))

@@ -163,7 +163,7 @@ class Changeover:
         return Settled("upgrade", callers, failure(reason))
 
 
-class Server(Protocol):
+class Replaceable(Protocol):
     """The master, as a reload or an upgrade sees it."""
 
     changeover: Changeover
@@ -187,7 +187,7 @@ class Server(Protocol):
     def estate(self, callers: Sequence[Answer] = (), signals_come: Sequence[int] = ()) -> Estate: ...
 
 
-def begin(master: Server, callers: list[Answer]) -> None:
+def begin(master: Replaceable, callers: list[Answer]) -> None:
     """Begins a reload or, while another is under way, has one follow it."""
     if master.changeover.coming is not None:
         master.changeover.wait(callers)
@@ -201,7 +201,7 @@ def begin(master: Server, callers: list[Answer]) -> None:
             settle(master, failed)
 
 
-def commit(master: Server) -> None:
+def commit(master: Replaceable) -> None:
     """Puts the settings of the new generations in force, because these now serve."""
     old, coming = master.changeover.commit()
     site, life = coming.site, master.lifecycle
@@ -221,7 +221,7 @@ def commit(master: Server) -> None:
     _begin_next(master)
 
 
-def settle(master: Server, settled: Settled | None) -> None:
+def settle(master: Replaceable, settled: Settled | None) -> None:
     """Says how a reload or an upgrade has ended, if one has, and begins the reload that was asked for since."""
     if settled is None:
         return
@@ -237,7 +237,7 @@ def settle(master: Server, settled: Settled | None) -> None:
     _begin_next(master)
 
 
-def upgrade(master: Server, callers: list[Answer]) -> None:
+def upgrade(master: Replaceable, callers: list[Answer]) -> None:
     """Makes a new program show that it can take over, which it does as soon as nothing else is under way."""
     if not master.changeover.upgrade(callers):
         return
@@ -249,7 +249,7 @@ def upgrade(master: Server, callers: list[Answer]) -> None:
         settle(master, master.changeover.give_up_upgrade(f"forkd is {phase.value}"))
 
 
-def replace_program(master: Server) -> None:
+def replace_program(master: Replaceable) -> None:
     """Becomes the new program, if one is ready to take over; returns only if there is none, or if that fails."""
     callers = master.changeover.successor_callers
     if callers is None:
@@ -267,11 +267,11 @@ def replace_program(master: Server) -> None:
         settle(master, master.changeover.give_up_upgrade(str(error)))
 
 
-def _rehearsed(master: Server, version: str, reason: str) -> None:
+def _rehearsed(master: Replaceable, version: str, reason: str) -> None:
     settle(master, master.changeover.rehearsed(version, reason))
 
 
-def _begin_next(master: Server) -> None:
+def _begin_next(master: Replaceable) -> None:
     if (callers := master.changeover.next_callers()) is not None:
         begin(master, callers)
 

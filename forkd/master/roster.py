@@ -30,7 +30,7 @@ from forkd.master.handles import ForkServerHandle, WorkerEstate, WorkerHandle
 _NANO: Final = 1e-9
 _UNREPORTED: Final = 2.0  # seconds that a fork server may take to report a worker's end
 
-Key = tuple[str, int, int]
+WorkerKey = tuple[str, int, int]
 """A worker as the lifecycle names it: service, generation and slot."""
 
 
@@ -59,9 +59,9 @@ class Roster:
         self.boards = boards
         self.fork_servers = ForkServers(poller, happened, explain, self._heard)
         self._happened = happened
-        self._workers: dict[Key, WorkerHandle] = {}
-        self._ordered: dict[Key, int] = {}
-        self._behind: set[Key] = set()
+        self._workers: dict[WorkerKey, WorkerHandle] = {}
+        self._ordered: dict[WorkerKey, int] = {}
+        self._behind: set[WorkerKey] = set()
         self._log = -1
         self._deaths = select.poll()
         self._oom = OomWatch(monotonic())
