@@ -253,9 +253,10 @@ class AsyncVisit:
     def _fail(self, error: ForkdError) -> None:
         """Ends whatever the handler is doing with `error`."""
         self._verdict = error
-        self.connection.parked.clear()
-        with suppress(OSError):  # the client was faster
-            self.sock.shutdown(socket.SHUT_RDWR)  # anything sent after this would follow a hole in the stream
+        if self.connection.parked:
+            self.connection.parked.clear()
+            with suppress(OSError):  # the client was faster
+                self.sock.shutdown(socket.SHUT_RDWR)  # anything sent after this would follow a hole in the stream
         heard = False
         for room, task in self._room.items():
             if not room.done():

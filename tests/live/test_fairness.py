@@ -117,6 +117,13 @@ def test_a_reset_client_costs_nothing_while_its_handler_waits(forkd: Forkd) -> N
     assert server.stop() == 0
 
 
+def test_replies_before_a_request_that_takes_too_long_arrive(forkd: Forkd) -> None:
+    server = started(forkd, "async", request_timeout=0.3)
+    with server.connect() as client:
+        client.sendall(b"a\nb\nwait 60000\n")
+        assert (line(client), line(client), line(client)) == (b"a\n", b"b\n", b"")
+
+
 @pytest.mark.slow
 def test_a_read_that_is_cancelled_loses_nothing(forkd: Forkd, tmp_path: Path) -> None:
     server = forkd("fair:timed", workers=1, worker='"event"').serving()
