@@ -3,11 +3,12 @@
 The handler sees an `AsyncConnection`; the loop of `event` sees a visit like any other. How a reply leaves, what an
 error means and what is counted is left to `conversation`; `tasks` runs the loop of asyncio.
 
-States. The task waits for input (`_waiter` is set), or for the client to take what is parked (`_room` is pending), or
+States. The task waits for input (`_waiter` is set), or for the client to take what is parked (a future in `_room`), or
 for something of the handler's own, which is `at_work` while it has a request in hand. In any of these bytes may be
 parked; `interest` is then OUT. Otherwise it is IN, even while the handler works, until input comes that nothing waits
-for yet: then it is 0 until the task asks for input. `_fail` ends the task where it waits: with an exception in `_room`,
-or by cancelling it with the error in `_verdict`.
+for yet: then it is 0 until the task asks for input. `_arrived` holds input that the task has not taken yet. `_fail`
+ends the task where it waits: with an exception in its future of `_room`, or by cancelling it with the error in
+`_verdict`.
 """
 
 from __future__ import annotations

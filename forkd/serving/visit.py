@@ -7,7 +7,8 @@ States. *New*: `ready` has not run yet. *Usual*: nothing but the next request is
 host's `usual`, where `answering` serves it without coming here. It enters in `_await_the_usual` and leaves in
 `_await_anything`, before anything that makes it unusual. *Unusual*: a request is half received (`deadline`), the worker
 leaves, or the visit has just come back from *owing*. *Owing*: the client has bytes `parked` to take; `interest` is OUT,
-so nothing is read and no request answered until they have gone. *Ending*: the same, but `_outcome` is known and nothing
+so nothing is read and no request answered until they have gone. *Unfinished*: its turn was over before its requests
+were; `interest` is OUT, which brings the next turn. *Ending*: the same as owing, but `_outcome` is known and nothing
 follows. *Ended*: `interest` is 0.
 
 `interest == IN` is checked in addition to `parked`, because parked bytes can go without the visit's doing: a handler
