@@ -7,9 +7,10 @@ usual case; everything unusual comes back here.
 States. *Reading*: `_queue` is exhausted, `_rest` is None, `parked` is empty; the next bytes may be taken. *Answering*:
 `_queue` holds requests that have arrived; one handler runs at a time. *Paused*: the client does not take its replies,
 so the connection has bytes `parked` (only where it `parks`, in an `event` worker); `_queue` and `_rest` keep their
-places until `go_on`, and no more input is taken. *Unfinished*: likewise, but it is the other clients' turn. *Broken*: `decoder.broken` holds the framing's error, which `settle`
-raises once the requests before it are answered. *Over*: an exception ended the loop, or the stream or the connection
-has ended; `over` and `finish` run once. Only the thread that has the connection in hand may touch any of this.
+places until `go_on`, and no more input is taken. *Unfinished*: likewise, but it is the other clients' turn. *Broken*:
+`decoder.broken` holds the framing's error, which `settle` raises once the requests before it are answered. *Over*: an
+exception ended the loop, or the stream or the connection has ended; `over` and `finish` run once. Only the thread that
+has the connection in hand may touch any of this.
 """
 
 from __future__ import annotations
