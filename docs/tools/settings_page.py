@@ -1,6 +1,6 @@
 """The reference page of the settings, written from `settings`, so that it can not tell anything else.
 
-`python -m docs.tools.settings_page > docs/settings.md` writes it anew; a test compares the two.
+`python -m docs.tools.settings_page > docs/reference/settings.md` writes it anew; a test compares the two.
 The manual page of the settings, in `manual`, says the same in its own form.
 """
 
