@@ -65,7 +65,7 @@ coverage: $(VENV)/tested
 
 # Every file that is made from the code.
 reference: $(VENV)/installed
-	$(BIN)/python -m docs.tools.settings_page > docs/settings.md
+	$(BIN)/python -m docs.tools.settings_page > docs/reference/settings.md
 	$(BIN)/python -m docs.tools.manual man
 	_FORKD_COMPLETE=bash_source $(BIN)/forkd > completion/forkd
 	_FORKD_COMPLETE=zsh_source $(BIN)/forkd > completion/_forkd

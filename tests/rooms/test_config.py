@@ -450,7 +450,7 @@ def test_a_source_reads_its_settings_again(tmp_path: Path) -> None:
 
 
 def test_the_reference_page_is_that_of_the_program() -> None:
-    page = HOME / "docs/settings.md"
+    page = HOME / "docs/reference/settings.md"
     assert page.read_text() == settings_page.reference(), "run: make reference"
 
 
