@@ -1,4 +1,4 @@
-"""The README and the tutorial, followed to the letter; tests/machine does what needs systemd.
+"""The README, the tutorial and how-to guides, followed to the letter; tests/machine does what needs systemd.
 
 The pages use fixed ports, so the commands run in a network namespace of their own.
 """
@@ -55,3 +55,11 @@ def test_the_readmes_test_passes(reader: Terminal) -> None:
     page = steps((ROOT / "README.md").read_text())
     reader.follow([each for each in page if isinstance(each, File)])
     reader.follow([Command("python -m pytest -q test_shouting.py", ("...", "1 passed in ..."), 0)])
+
+
+@pytest.mark.parametrize("name", ["choose-workers", "test-your-service", "write-a-framing", "write-a-service"])
+def test_a_guide_can_be_followed(reader: Terminal, name: str) -> None:
+    page = steps((ROOT / f"docs/how-to/{name}.md").read_text())
+    reader.follow(page)
+    if any(isinstance(each, File) and each.path.startswith("test_") for each in page):
+        reader.follow([Command("python -m pytest -q", ("...", "... passed in ..."), 0)])
