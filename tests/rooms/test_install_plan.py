@@ -1,4 +1,4 @@
-"""What an installation does about each file, given what should be there, what is there and what was put there."""
+"""What an installation does with each file, given what should be there, what is there, and what was installed."""
 
 from __future__ import annotations
 

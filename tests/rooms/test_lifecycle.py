@@ -1,8 +1,8 @@
-"""The lifecycle as scripts: when, what happened, and the actions that must come of it, no others.
+"""The lifecycle as scripts. Each step is a time, an event, and exactly the actions that must follow.
 
-Scripts leave out that listeners are mended after each death in disorder: `play` expects it by itself.
-After every step the same time comes again and must change nothing, and `due` must lie ahead. A step
-of TIME that asks for actions must stand at the very time that was named as due.
+Scripts omit the mending of listeners after each abnormal death; `play` adds it. After every step, the same time is
+passed again and must change nothing, and `due` must lie in the future. A TIME step that expects actions must come at
+exactly the time that was due.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DEAF = "it did not end by itself"
 
 
 class Steady(random.Random):
-    """Chance that always takes the middle."""
+    """A random source that always returns the middle of the range."""
 
     def uniform(self, a: float, b: float) -> float:
         return (a + b) / 2
@@ -78,14 +78,14 @@ def play(plans: Iterable[Plan], script: Iterable[Step], stop_timeout: float = 30
 
 
 def mends(life: Lifecycle, event: Event) -> list[Action]:
-    """What comes first after a known worker's death in disorder."""
+    """Returns the actions that come first after the abnormal death of a known worker."""
     if not isinstance(event, WorkerGone) or event.departure is Departure.LEFT or event.service not in life.pools:
         return []
     known = life.pools[event.service].worker(event.generation, event.slot) is not None
     return [Mend(event.service)] if known else []
 
 
-# Events and actions, in short.
+# Short forms of events and actions.
 
 
 def ready(generation: int, service: str = "echo") -> Event:
@@ -153,12 +153,12 @@ def kill(generation: int, slot: int, reason: str) -> Action:
 
 
 def nothing(now: float, *events: Event) -> list[Step]:
-    """Steps from which nothing follows."""
+    """Returns steps that must cause no action."""
     return [(now, event, []) for event in events]
 
 
 def again(times: Iterable[float], actions: list[Action]) -> list[Step]:
-    """The same actions, each time it is due."""
+    """Returns a step for each of these times, all with the same actions."""
     return [(now, TIME, actions) for now in times]
 
 
@@ -1105,7 +1105,7 @@ def test_serving_is_told_of_what_is_wanted_only() -> None:
     life = play([ONE, CLOCK], BOTH_UP)
     assert life.serving()
     life.handle(ReloadAsked((ONE, Plan("more", 1, 1))), 1)
-    assert life.serving(), "what is not there yet does not count"
+    assert life.serving(), "a service that has not started yet does not count"
     life.handle(ForkServerGone("more", 1), 1)
     life.handle(crashed(1, 0, "time"), 1)
     assert not life.serving()
@@ -1115,7 +1115,7 @@ def test_serving_is_told_of_what_is_wanted_only() -> None:
         life.handle(event, 2)
     assert life.phase is Phase.SERVING
     assert life.pools["time"].serving is None
-    assert life.serving(), "what leaves does not count"
+    assert life.serving(), "a service that is leaving does not count"
     life.handle(StopAsked(), 3)
     assert not life.serving()
 
@@ -1158,7 +1158,7 @@ def test_phases_of_a_stop() -> None:
     life = play([ONE], ONE_UP, stop_timeout=5)
     life.handle(StopAsked(), 1)
     life.handle(TIME, 6)
-    assert life.phase is Phase.QUITTING, "it is, too, when the time is over"
+    assert life.phase is Phase.QUITTING, "the timeout leads there, too"
 
 
 def test_nothing_is_due_when_all_is_well_or_over() -> None:
@@ -1180,11 +1180,11 @@ def test_an_illegal_move_is_told() -> None:
 def test_the_picture_of_the_states_is_that_of_the_tables() -> None:
     page = states.PAGE.read_text()
     assert states.BEGIN in page
-    assert page == states.drawn(page), "write it anew: make reference"
+    assert page == states.drawn(page), "out of date; run: make reference"
 
 
 TestStories = Machine.TestCase
-# The same stories each time; for others see `lifecycle_machine`.
+# Always the same stories; `lifecycle_machine` runs random ones.
 TestStories.settings = settings(
     derandomize=True,
     database=None,
@@ -1204,7 +1204,7 @@ def test_one_that_is_resumed_goes_on_where_the_other_stood() -> None:
 
 @pytest.mark.parametrize("event", [crashed(1, 1), boot_failed(1, 1), crashed(1, 1, "time")])
 def test_listeners_are_mended_before_a_worker_that_died_in_disorder_is_replaced(event: WorkerGone) -> None:
-    """It may have shut them down, which ends them for every process that shares them."""
+    """The worker may have shut the listeners down, which affects every process that shares them."""
     life = play([TWO, CLOCK], [])
     for each in (Started(), ready(1), ready(1, "time"), up(1, 0), up(1, 0, "time"), up(1, 1)):
         life.handle(each, 0.0)
@@ -1219,11 +1219,11 @@ def test_listeners_are_not_mended_after_a_worker_that_left_or_that_nobody_knows(
         assert not any(isinstance(each, Mend) for each in life.handle(event, 1.0))
 
 
-# What the service manager's watchdog hears.
+# What the service manager's watchdog learns.
 
 
 def unserved(life: Lifecycle, *times: float) -> list[float]:
-    """At which of the times somebody is served no more."""
+    """Returns those of the times at which a service is without a worker."""
     return [now for now in times if life.unserved(now)]
 
 
@@ -1238,15 +1238,15 @@ def test_a_pool_whose_workers_cannot_be_replaced_is_given_up_after_its_boot_time
     assert life.unserved(41) == ["echo"]
     for now in (12, 13, 20):
         life.handle(boot_failed(1, 0), now)
-    assert unserved(life, 40.9, 41) == [41], "trying does not count"
+    assert unserved(life, 40.9, 41) == [41], "an attempt does not count"
     life.handle(up(1, 1), 42)
-    assert unserved(life, 42, 1000) == [], "it is well again"
+    assert unserved(life, 42, 1000) == [], "it has recovered"
 
 
 def test_a_fork_server_that_has_to_come_first_has_its_time_too() -> None:
     life = play([ONE], ONE_UP)
     life.handle(died(1), 1)
-    assert unserved(life, 1000) == [], "its worker goes on"
+    assert unserved(life, 1000) == [], "its worker still serves"
     life.handle(crashed(1, 0), 10)
     assert unserved(life, 69.9, 70) == [70]
     life.handle(ready(2), 30)
@@ -1257,10 +1257,10 @@ def test_a_fork_server_that_has_to_come_first_has_its_time_too() -> None:
 def test_a_busy_pool_is_well_and_one_that_is_over_its_time_is_not() -> None:
     life = play([Plan("echo", 1, 1, request_timeout=0)], ONE_UP)
     life.handle(seen([(1, 0)], {(1, 0): 0}), 5000)
-    assert unserved(life, 5000) == [], "where it may take for ever, it may"
+    assert unserved(life, 5000) == [], "without a limit, a request may take for ever"
     life = play([ONE], ONE_UP)
     life.handle(seen([(1, 0)], {(1, 0): 0}), 30)
-    assert unserved(life, 59.9, 60) == [60], "the worker is ended, and nobody else serves"
+    assert unserved(life, 59.9, 60) == [60], "the worker was ended, and no other one serves"
 
 
 def test_who_rests_starts_or_stops_is_well() -> None:
@@ -1289,14 +1289,14 @@ def test_a_service_that_comes_or_goes_is_not_missed() -> None:
     assert unserved(life, 5000) == []
 
 
-# How long what is under way may take.
+# How long the work in progress may take.
 
 
 def test_a_start_may_take_what_its_slowest_service_may() -> None:
     life = Lifecycle([ONE, Plan("time", 1, 1, boot_timeout=100)], stop_timeout=30, jitter=Steady())
     assert life.left(0) == 0
     life.handle(Started(), 0)
-    assert life.left(10) == 190, "a fork server, then a worker"
+    assert life.left(10) == 190, "time for a fork server, then for a worker"
     life.handle(ready(1, "time"), 20)
     assert life.left(20) == 100
     life.handle(ready(1), 30)
@@ -1311,7 +1311,7 @@ def test_a_start_may_take_what_its_slowest_service_may() -> None:
 def test_a_reload_may_take_what_it_takes_and_then_nothing_does() -> None:
     life = play([ONE], ONE_UP)
     life.handle(crashed(1, 0), 1)
-    assert life.left(1) == 0, "nobody waits for a replacement"
+    assert life.left(1) == 0, "a replacement is not waited for"
     life.handle(up(1, 0), 1)
     life.handle(ReloadAsked((ONE,)), 10)
     assert life.left(10) == 60
@@ -1328,4 +1328,4 @@ def test_a_stop_may_take_its_time_and_no_more() -> None:
     life.handle(StopAsked(), 11)
     assert life.left(11) == 2
     life.handle(TIME, 13)
-    assert life.left(13) == 0, "whoever is killed and still does not go is not waited for with anybody's patience"
+    assert life.left(13) == 0, "a killed process that does not go earns no extra time"
