@@ -169,7 +169,7 @@ def test_the_shell_can_complete() -> None:
 
 @contextmanager
 def found_by_its_file(tmp_path: Path, name: str = "forkd.toml") -> Iterator[tuple[Server, str]]:
-    """Yields a server whose settings file names no control socket, and the value of RUNTIME_DIRECTORY, where it is."""
+    """Yields a server whose settings file names no control socket, and the RUNTIME_DIRECTORY that holds the socket."""
     (tmp_path / name).write_text(
         f'[service.test]\napp = "small:shout"\npath = "{HANDLERS}"\nworkers = 2\nlisten = "127.0.0.1:0"\n'
     )

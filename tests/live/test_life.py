@@ -345,7 +345,7 @@ def test_totals_never_run_backwards(forkd: Forkd) -> None:
         for _ in range(3):
             assert exchange(server.connect(), b"a\nb\n") == b"A\nB\n"
             seen.append(totals())
-        # A worker counts a request after its reply has left. What a killed worker had yet to count is lost.
+        # A worker counts a request after its reply has left, and a killed one can no longer do so.
         until(lambda served=3 * (turn + 1): totals()[:4] == [2 * served, served, 4 * served, 4 * served])
         match turn:
             case 0:

@@ -118,7 +118,7 @@ def test_a_hook_is_no_request_in_hand() -> None:
             visit.ready(IN)
         assert len(in_handlers) == 3
         assert all(in_handlers)
-        assert in_hooks == [0] * 4, "hooks run: three connections have begun and one has ended"
+        assert in_hooks == [0] * 4, "four hooks: three connections have begun and one has ended"
         last.close()
         hall.loop.turn(PATIENCE)
         assert hall.row[REQUESTS] == sum(hall.row[HISTOGRAM : HISTOGRAM + BUCKETS]) == 3

@@ -128,7 +128,7 @@ def test_a_blocked_recv_is_woken_and_waits_no_longer_than_the_grace_however_ofte
         while True:
             worker.master.send(b"finish")
             time.sleep(FIRST_GRACE / 5)
-    worker.master.close()  # the child still holds the leash, and its end closes it
+    worker.master.close()  # the child has a copy, which closes when it ends
     began = time.monotonic()
     with pytest.raises(WorkerLeaves):
         connection.receive(100)
