@@ -1,4 +1,4 @@
-"""An access record for each connection: what happened on it and why it ended, with every kind of worker."""
+"""The access record of each connection: what happened on it and why it ended, with every kind of worker."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def resets(client: socket.socket) -> None:
 
 
 def stays(client: socket.socket) -> None:
-    """Does nothing more."""
+    """Does nothing."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a client sends and then does; `sent` back is None if that depends on buffers."""
+    """What a client sends and does next. `sent`, the bytes it gets back, is None if it depends on buffers."""
 
     end: str
     sends: bytes
@@ -112,7 +112,7 @@ def test_each_connection_has_a_record_that_tells_why_it_ended(forkd: Forkd, kind
     assert server.stop() == 0
     (leaving,) = (each for each in records(server) if each["port"] == str(last.getsockname()[1]))
     assert (leaving["end"], leaving["requests"]) == ("leaving", "1")
-    # Nothing is counted in one place that is not in the other.
+    # The records and the totals agree.
     told = [int(each["requests"]) for each in records(server)], [int(each["into"]) for each in records(server)]
     assert (sum(told[0]), sum(told[1])) == (totals["requests"], sum(len(each.sends) for each in calls) + 2)
 

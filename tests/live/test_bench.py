@@ -1,4 +1,4 @@
-"""The servers that forkd is measured beside answer like it, and the client that measures counts right."""
+"""The servers that forkd is compared with answer as it does, and the measuring client counts correctly."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def programs() -> None:
-    """The C programs, compiled as `make bench` does."""
+    """Compiles the C programs as `make bench` does."""
     for program in ("cc", "make"):
         if shutil.which(program) is None:
-            pytest.skip(f"the client to measure with wants {program}")
+            pytest.skip(f"the measuring client needs {program}")
     names = ("client", "prefork", "epoll", "filter")
     subprocess.run(["make", "--silent", *(f"bench/build/{name}" for name in names)], cwd=ROOT, check=True)
 
@@ -83,7 +83,7 @@ def test_processor_time_of_children_that_have_ended_is_counted() -> None:
     if reason := contenders.FORKS.missing():
         pytest.skip(reason)
     found = load.load(contenders.FORKS, 1, load.Load(connections=2, a_connection=1), 0.2)
-    # Forking alone takes a hundred microseconds; without the children's time it would be much less.
+    # Forking alone takes a hundred microseconds. Without the children's time, the figure would be much smaller.
     assert found["cpu us"] > 100
     assert found["requests"] > 0
 

@@ -1,4 +1,4 @@
-"""The black box: what a worker that died was doing, in one record."""
+"""The black box: a single record says what a worker was doing when it died."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.server import Server, exchange, until
 
 
 def record(server: Server, what: str = "crashed") -> str:
-    """The record of a worker's end."""
+    """Returns the record of a worker's death."""
     [found] = server.said(rf"error worker {what} .*")
     return found[0]
 
@@ -50,7 +50,7 @@ def test_an_idle_worker_has_nothing_in_hand(forkd: Forkd) -> None:
     until(lambda: server.status("test")["connections"]["open"] == 0)
     os.kill(server.workers()[0], signal.SIGKILL)
     line = record(server)
-    assert line.endswith("requests=1 connections=1"), "neither a peer nor a request"
+    assert line.endswith("requests=1 connections=1"), "the record must name no peer and no request"
 
 
 def test_bytes_of_any_kind_stand_in_it_escaped(forkd: Forkd) -> None:
@@ -89,7 +89,7 @@ def test_a_timeout_says_so(forkd: Forkd) -> None:
         line = record(server)
         assert 'outcome="signal 6 (SIGABRT)" why="request_timeout of 0.1 s is over"' in line
         assert "request=1 running=" in line
-        assert any("small.py" in each and "in nap" in each for each in server.lines), "its stack"
+        assert any("small.py" in each and "in nap" in each for each in server.lines), "the stack of the worker"
         assert call(other, b"0\n") == b"slept 0\n"
     until(lambda: server.status("test")["workers"]["total"] == 2)
 

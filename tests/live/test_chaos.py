@@ -1,4 +1,4 @@
-"""A sample of `make chaos`: faults under load, with a fraction of the counts."""
+"""A sample of `make chaos`: faults under load, with reduced counts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 
-# Of each scenario a tenth, or what fits the time of a test.
+# A tenth of each scenario, or as much as fits into a test.
 SAMPLE = [
     ("reload", "sync", "single", 0.02),
     ("reload", "sync", "persistent", 0.1),

@@ -1,4 +1,4 @@
-"""Programs that were not written for forkd talk to it, and `forkd call` talks to services of forkd."""
+"""Programs that know nothing of forkd talk to it, and `forkd call` talks to forkd's services."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def address(server: Server, service: str = "") -> str:
 
 
 def standard(forkd: Forkd, *names: str) -> Server:
-    """These of the small standard services, each with a worker."""
+    """Starts some of the small standard services, with one worker each."""
     tables = [
         f'[service.{name}]\napp = "forkd.services:{name}"\nworkers = 1\nlisten = "127.0.0.1:0"\n' for name in names
     ]
@@ -46,11 +46,11 @@ def needs(tool: str) -> str:
 
 
 def nc() -> str:
-    """The netcat of OpenBSD; others know no -N, which ends our side with the input."""
+    """Returns OpenBSD's netcat. Other versions lack -N, which shuts down our side when the input ends."""
     path = needs("nc")
     told = subprocess.run([path, "-h"], capture_output=True, text=True, timeout=LIMIT, check=False)
     if "OpenBSD" not in told.stderr + told.stdout:
-        pytest.skip("needs the netcat of OpenBSD, for its option -N")
+        pytest.skip("needs OpenBSD's netcat, for its option -N")
     return path
 
 
@@ -58,7 +58,7 @@ def run(*command: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, input=data, capture_output=True, timeout=LIMIT, check=False)
 
 
-# Programs of others.
+# Third-party programs.
 
 
 def test_netcat_is_echoed_and_ends(forkd: Forkd) -> None:
@@ -104,7 +104,7 @@ def test_rdate_agrees_with_the_clock(forkd: Forkd) -> None:
     assert before <= when.timestamp() <= time.time()
 
 
-# forkd call.
+# `forkd call`.
 
 
 def call(*arguments: str, cwd: Path, text: str = "", status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -142,7 +142,7 @@ def test_call_is_a_filter_in_a_pipe(forkd: Forkd, tmp_path: Path) -> None:
         timeout=LIMIT,
         check=True,
     )
-    assert result.stdout == b"OE\nTWO\n"  # a line that is cut off is no request
+    assert result.stdout == b"OE\nTWO\n"  # an unterminated line is not a request
 
 
 def test_call_with_a_file_as_its_input(forkd: Forkd, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_call_names_a_unix_socket_as_it_was_given(forkd: Forkd, tmp_path: Path) 
 
 def test_call_when_the_server_breaks_off(forkd: Forkd, tmp_path: Path) -> None:
     where = address(forkd("small:die", workers=1).serving())
-    # A file, and no pipe: there is always more to be read, so that more was certainly to be sent.
+    # A file instead of a pipe always has more data to read, so there was certainly something left to send.
     (tmp_path / "requests").write_text("exit 3\n" + "more\n" * 1_000_000)
     with (tmp_path / "requests").open() as requests:
         result = subprocess.run(
@@ -228,10 +228,10 @@ def test_call_used_wrongly(arguments: tuple[str, ...], capsys: pytest.CaptureFix
 
 @contextmanager
 def terminal(*arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """`forkd call` on a terminal: where to type and read, and the program."""
+    """Runs `forkd call` on a terminal. Yields the terminal's descriptor and the program."""
     screen, theirs = pty.openpty()
-    tty.setraw(theirs)  # no echo of what is typed, and \n stays \n
-    # A shell's background job, as the tests may be, has it ignored.
+    tty.setraw(theirs)  # no echo, and \n stays \n
+    # A background job of a shell, which the tests may be, ignores SIGINT.
     command = ["env", "--default-signal=INT", *FORKD, "call", *arguments]
     calling = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -267,7 +267,7 @@ def test_the_end_of_input_on_a_terminal_ends_the_call(forkd: Forkd) -> None:
     assert calling.stdout is not None
     os.write(screen, b"one\n")
     assert calling.stdout.readline() == b"ONE\n"
-    os.write(screen, b"\x04")  # control-D
+    os.write(screen, b"\x04")  # Ctrl-D
     assert calling.wait(LIMIT) == 0
     os.close(screen)
     os.close(theirs)

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 
 def command(server: Server, *arguments: str, status: int = 0) -> str:
-    """Returns what a command prints about a server, found by its control socket."""
+    """Returns the output of a command about a server, which is found by its control socket."""
     name, *rest = arguments
     result = program(name, "--control", str(server.control_path), *rest, cwd=server.control_path.parent)
     assert result.returncode == status, result.stderr
@@ -46,7 +46,7 @@ def command(server: Server, *arguments: str, status: int = 0) -> str:
     return result.stdout if status == 0 else result.stderr
 
 
-# run with options.
+# `forkd run` with options.
 
 
 def test_an_application_runs_from_its_folder_without_a_file(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_an_application_runs_from_its_folder_without_a_file(tmp_path: Path) -> N
         assert [name for name, _ in server.addresses] == ["x", "x"]
         assert exchange(server.connect("x"), b"hello\n") == b"HELLO\n"
         with server.connect("x") as idle:
-            assert idle.recv(1) == b""  # it allows only 0.2 s of silence
+            assert idle.recv(1) == b""  # only 0.2 s of silence are allowed
         found = server.status("x")
         assert (found["app"], found["workers"]["total"]) == ("mine:shout", 2)
         assert server.status()["master"]["config"] == "command line"
@@ -74,7 +74,7 @@ def test_options_do_not_go_with_a_file(tmp_path: Path, capsys: pytest.CaptureFix
         assert "options need an application" in capsys.readouterr().err
 
 
-# Help and wrong usage.
+# Help and usage errors.
 
 
 def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
@@ -169,7 +169,7 @@ def test_the_shell_can_complete() -> None:
 
 @contextmanager
 def found_by_its_file(tmp_path: Path, name: str = "forkd.toml") -> Iterator[tuple[Server, str]]:
-    """Yields a server whose file names no control socket, and the folder for it, for the environment."""
+    """Yields a server whose settings file names no control socket, and the RUNTIME_DIRECTORY that holds the socket."""
     (tmp_path / name).write_text(
         f'[service.test]\napp = "small:shout"\npath = "{HANDLERS}"\nworkers = 2\nlisten = "127.0.0.1:0"\n'
     )
@@ -376,7 +376,7 @@ def test_stacks_of_coroutines(forkd: Forkd) -> None:
         assert len(re.findall(r'waiting\.py", line \d+, in _wait', out)) == 2
         for each in (one, other):
             assert f"from 127.0.0.1:{each.getsockname()[1]} (most recent call last):" in out
-        assert "line" in out.partition("Connection")[0], "where the thread itself is stands before"
+        assert "line" in out.partition("Connection")[0], "the thread's own stack comes first"
 
 
 def test_reload(forkd: Forkd) -> None:
@@ -414,7 +414,7 @@ def test_a_server_that_is_stopping_still_answers(forkd: Forkd) -> None:
     assert server.exited() == 0
 
 
-# The tree of processes.
+# The process tree.
 
 
 def test_the_processes_are_titled_as_drawn(forkd: Forkd) -> None:

@@ -1,4 +1,4 @@
-"""Completion in shells: the files for it, and what they offer."""
+"""Shell completion: the files for it, and the words that they offer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server import LIMIT, ROOT, program
 
 FILES = {"bash": "forkd", "zsh": "_forkd", "fish": "forkd.fish"}
 
-# A shell's own completion runs only on a terminal; these functions replace it where needed.
+# A shell runs its own completion on a terminal only, so these functions replace it.
 ZSH = """
 compdef() {}
 _describe() { print -l -- ${completions_with_descriptions%%:*} }
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow
 
 
 def offered(words: str, cwd: Path) -> list[str]:
-    """Returns what a shell is offered at the end of these words; a blank at the end begins another word."""
+    """Returns what a shell is offered at the end of these words. A trailing blank begins another word."""
     place = str(len(words.split(" ")) - 1)
     result = program(cwd=cwd, _FORKD_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=place)
     assert (result.returncode, result.stderr) == (0, "")
@@ -52,14 +52,14 @@ def offered(words: str, cwd: Path) -> list[str]:
 
 @pytest.mark.parametrize("shell", FILES)
 def test_the_file_speaks_as_the_program_does(shell: str) -> None:
-    # The rest differs slightly between versions of click.
+    # Everything else differs slightly between versions of click.
     def told(text: str) -> list[str]:
         return re.findall(r"\b(?:COMP_\w+|_FORKD_COMPLETE)=\S+|\bforkd\b|_forkd_\w+|\b(?:plain|dir|file)\b", text)
 
     made = program(cwd=ROOT, _FORKD_COMPLETE=f"{shell}_source")
     file = (ROOT / "completion" / FILES[shell]).read_text()
     assert made.returncode == 0
-    assert set(told(file)) == set(told(made.stdout)), "write it anew: make reference"
+    assert set(told(file)) == set(told(made.stdout)), "out of date; run: make reference"
     assert f"_FORKD_COMPLETE={shell}_complete" in told(file)
 
 

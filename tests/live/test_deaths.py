@@ -1,4 +1,4 @@
-"""Deaths: of the master, of fork servers and of workers, at every time and by every signal."""
+"""Deaths of the master, of fork servers and of workers, at any time and by any signal."""
 
 from __future__ import annotations
 
@@ -54,14 +54,15 @@ workers = {workers}
 
 
 def settle(server: Server, workers: int = 1) -> None:
-    """Waits until the service is whole again and no process waits to be reaped."""
+    """Waits until the service is complete again and no zombie is left."""
     until(lambda: server.status("test")["workers"]["total"] == workers, f"{workers} workers")
-    until(lambda: len(server.family()) == 2 + workers, "nobody else")
+    until(lambda: len(server.family()) == 2 + workers, "no other process")
     until(lambda: not zombies(server.pid), "no zombies")
 
 
 def start(forkd: Forkd, folder: Path, app: str, workers: int = 1, tcp: str = "127.0.0.1:0") -> Server:
-    """A server with all that may be left behind: a TCP port, a unix socket, a control socket, a pid file."""
+    """Starts a server with everything that could be left behind: a TCP port, a unix socket, a control socket, a PID
+    file."""
     file = TWO_DOORS.format(app=app, handlers=HANDLERS, folder=folder, workers=workers, tcp=tcp)
     return forkd(file=file, master=f'pidfile = "{folder}/forkd.pid"').serving(2)
 
@@ -105,13 +106,13 @@ def test_a_busy_worker_does_not_keep_the_addresses_of_a_dead_master(forkd: Forkd
     server = start(forkd, tmp_path, "nap", workers=2)
     with begin(server, b"1\n") as client:
         server.kill(signal.SIGKILL)
-        until(lambda: not (tmp_path / "door.sock").exists(), "the addresses free")
+        until(lambda: not (tmp_path / "door.sock").exists(), "free addresses")
         until(lambda: len([pid for pid in server._known if alive(pid)]) <= 2, "the busy worker and its fork server")
         again = start(forkd, tmp_path, "shout", tcp=server.addresses[0][1])
         assert exchange(again.connect(), b"again\n") == b"AGAIN\n"
         assert client.recv(100) == b"slept 1\n"
     server.gone(limit=3)
-    assert (tmp_path / "door.sock").exists(), "the successor's own"
+    assert (tmp_path / "door.sock").exists(), "the successor's socket"
 
 
 def test_the_master_and_a_fork_server_die_at_once(forkd: Forkd, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_the_master_and_a_fork_server_die_at_once(forkd: Forkd, tmp_path: Path) 
     (fork_server,) = server.fork_servers()
     with server.connect() as idle:
         assert call(idle, b"here\n") == b"HERE\n"
-        os.kill(server.pid, signal.SIGSTOP)  # so that it learns of nothing
+        os.kill(server.pid, signal.SIGSTOP)  # so that it does not notice
         os.kill(fork_server, signal.SIGKILL)
         server.kill(signal.SIGKILL)
         assert idle.recv(100) == b""
@@ -172,7 +173,7 @@ def test_a_fork_server_is_replaced_and_nobody_notices(forkd: Forkd, number: sign
 
 
 def test_workers_die_without_their_fork_server(forkd: Forkd) -> None:
-    """The master, which inherits them, sees and counts it."""
+    """The master inherits such workers, and notices and counts their deaths."""
     server = forkd("small:die", workers=2).serving()
     os.kill(server.fork_servers()[0], signal.SIGSTOP)
     with server.connect() as client, server.connect() as other:
@@ -279,7 +280,7 @@ def test_a_hanging_handler_is_ended_with_its_stack(forkd: Forkd) -> None:
 def test_a_handler_that_survives_its_timeout_is_killed(forkd: Forkd) -> None:
     server = forkd("small:stubborn", workers=1, request_timeout=0.2).serving()
     with begin(server, b"x\n") as client:
-        os.kill(server.workers()[0], signal.SIGSTOP)  # SIGABRT has to wait, SIGKILL has not
+        os.kill(server.workers()[0], signal.SIGSTOP)  # SIGABRT stays pending, SIGKILL works at once
         assert client.recv(100) == b""
     server.said("warning ending a worker: it did not end by itself .*signal=SIGKILL")
     settle(server)
@@ -291,7 +292,7 @@ def test_a_handler_that_survives_its_timeout_is_killed(forkd: Forkd) -> None:
 
 def test_requests_that_crash_their_worker_do_not_empty_the_pool(forkd: Forkd) -> None:
     server = forkd("small:die", workers=1).serving()
-    for _ in range(20):  # with a back-off of 0.5, 1, 2 .. 30 s this would take minutes
+    for _ in range(20):  # a back-off of 0.5, 1, 2, ..., 30 s would take minutes
         assert exchange(server.connect(), b"die 9\n") == b""
     server.said("error worker crashed", 20)
     assert exchange(server.connect(), b"well\n") == b"well\n"
@@ -305,7 +306,7 @@ def test_a_worker_that_can_no_longer_boot_is_tried_again_by_and_by(forkd: Forkd,
     began = time.monotonic()
     first, second = server.workers()
     os.kill(first, signal.SIGKILL)
-    server.said("error worker could not boot", 3)  # at once, at once again, after 0.5 s give or take a fifth
+    server.said("error worker could not boot", 3)  # at once, at once again, and after 0.5 s plus or minus a fifth
     server.said("^    RuntimeError: broken as told")
     assert exchange(server.connect(), b"one is left\n") == b"one is left\n"
     assert time.monotonic() - began >= 0.4
@@ -385,7 +386,7 @@ def test_a_death_that_a_stopped_fork_server_does_not_tell_is_seen(forkd: Forkd) 
     os.kill(fork_server, signal.SIGSTOP)
     os.kill(server.workers()[0], signal.SIGKILL)
     server.said("error worker crashed .*outcome=unknown")
-    # It forks no more, so it is replaced in the end.
+    # This fork server can no longer fork, so it is replaced in the end.
     until(lambda: server.status("test")["generation"] == 2, "another fork server")
     settle(server, 2)
     assert exchange(server.connect(), b"well\n") == b"WELL\n"
@@ -406,7 +407,7 @@ def test_a_master_that_was_away_kills_nobody_for_it(forkd: Forkd) -> None:
     assert server.status("test")["exits"] == {"recycled": 0, "crashed": 0, "timed_out": 0}
 
 
-# Nothing can be forked.
+# Forks that fail.
 
 FORK = "clone,clone3,fork,vfork"
 needs_strace = pytest.mark.skipif(strace_missing() is not None, reason=str(strace_missing()))
@@ -418,7 +419,7 @@ def test_forks_that_fail_are_tried_again_and_the_others_serve(forkd: Forkd) -> N
     [fork_server] = server.fork_servers()
     with failing(fork_server, FORK, "EAGAIN"):
         os.kill(server.workers()[0], signal.SIGKILL)
-        # At once, then half a second later, then a second.
+        # The first attempt is made at once, the second after half a second, the third after another second.
         server.said(r"error no new worker: fork: Resource temporarily unavailable service=test gen=1", 3)
         assert exchange(server.connect(), b"well\n") == b"WELL\n"
         assert server.status("test")["workers"]["total"] == 1

@@ -32,7 +32,7 @@ def start(forkd: Forkd, kind: str, **keys: object) -> Server:
 
 
 def ask(kind: str) -> tuple[bytes, bytes]:
-    """A request to a kind's handler, and its reply."""
+    """Returns a request to the handler of this kind, and the reply to it."""
     return (b"0\n", b"slept 0\n") if kind == "async" else (b"well\n", b"WELL\n")
 
 
@@ -76,7 +76,7 @@ def test_a_default_timeout_of_the_application_is_not_its_clients(forkd: Forkd, k
 @every_kind
 def test_pipelined_requests_are_answered_in_their_order(forkd: Forkd, kind: str) -> None:
     server = start(forkd, kind)
-    if kind == "async":  # those that wait the longest come first
+    if kind == "async":  # the longest waits come first
         requests = [b"%.2f" % (0.05 - number / 100) for number in range(5)]
         replies = [b"slept " + each for each in requests]
     else:
@@ -129,12 +129,12 @@ def test_silence_and_half_requests_have_their_time(forkd: Forkd, kind: str) -> N
 
 
 def test_a_thread_that_waits_for_its_client_is_not_cut_off_by_the_sweep(forkd: Forkd) -> None:
-    """It has a clock of its own for that: `write_timeout`, however short the other limits are."""
+    """Waiting for a client has its own limit, `write_timeout`, even if the other limits are shorter."""
     server = forkd("visits:visit", workers=1, worker='"event"', threads=2, idle_timeout=0.2, write_timeout=20).serving()
     with server.connect() as slow, server.connect() as idle:
         slow.sendall(b"flood\n")
         until(lambda: "in drain" in server.ask(command="stacks")[0]["stack"], "a thread that waits")
-        assert idle.recv(100) == b"", "the sweep has been there"
+        assert idle.recv(100) == b"", "the sweep must have run"
         received = 0
         while received < 30_000_001:
             received += len(slow.recv(1 << 20)) or pytest.fail(f"cut off after {received} bytes")
@@ -153,7 +153,7 @@ def test_an_idle_worker_sleeps(forkd: Forkd, kind: str) -> None:
         return int(told.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
     before = wake_ups()
-    with pytest.raises(AssertionError):  # the master looks twice in that time
+    with pytest.raises(AssertionError):  # the master checks twice in this time
         server.said("never said", limit=2.2)
     assert wake_ups() - before <= 1
 
@@ -163,7 +163,7 @@ def test_a_slow_reader_holds_up_nobody_and_is_not_read_meanwhile(forkd: Forkd) -
     with server.connect() as slow, server.connect() as other:
         slow.setblocking(False)
         asked = 0
-        with suppress(BlockingIOError):  # sooner or later the socket takes no more requests
+        with suppress(BlockingIOError):  # the socket fills up sooner or later
             while asked < 100_000_000:
                 asked += slow.send(b"x" * 99 + b"\n")
         assert asked < 20_000_000
@@ -208,7 +208,7 @@ def test_connections_spread_over_the_workers(forkd: Forkd) -> None:
 
 
 def taken(server: Server) -> int:
-    """The connections that a service takes in a second from clients that come, ask once and go."""
+    """Returns how many connections a service accepts per second from clients that connect, ask once and leave."""
     load = [
         *FORKD,
         "load",
@@ -224,7 +224,8 @@ def taken(server: Server) -> int:
 
 @pytest.mark.slow
 def test_two_workers_take_as_many_connections_as_one(forkd: Forkd) -> None:
-    """A worker with one connection more than the others once kept away from the listener for 2 ms: a tenth was left."""
+    """Workers with more connections than others used to avoid the listener for 2 ms, which cost nine tenths of the
+    rate."""
     figures = []
     for size in (1, 2):
         server = forkd("small:shout", workers=size, worker='"event"').serving()
@@ -323,7 +324,7 @@ def test_a_stream_is_a_coroutine(forkd: Forkd) -> None:
         assert call(client, b"wxyz") == b"wxyz"
         assert call(client, b"one\n") == b"ONE\n"
         assert call(client, b"bye\n") == b""
-    with server.connect() as client:  # all of it at once
+    with server.connect() as client:  # in one segment
         assert exchange(client, b"joe\n002abwxyzone\ntwo\n") == b"hello joe\nabwxyzONE\nTWO\n"
 
 

@@ -1,4 +1,4 @@
-"""One client that reads nothing, sends much at once or breaks off: the others of its worker do not notice."""
+"""A client that reads nothing, sends a flood or breaks off does not disturb the other clients of its worker."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CALLS = 50
 
 
 def started(forkd: Forkd, kind: str, **keys: object) -> Server:
-    """One worker of this kind."""
+    """Starts a server with one worker of this kind."""
     app, more = KINDS[kind]
     return forkd(app, workers=1, worker='"event"', **more, **keys).serving()
 
 
 def longest_wait(server: Server, calls: int = CALLS) -> float:
-    """How long another client waits for one of its replies at most."""
+    """Returns the longest time, in seconds, that another client waits for a reply."""
     waits = []
     with server.connect() as client:
         for _ in range(calls):
@@ -39,7 +39,7 @@ def longest_wait(server: Server, calls: int = CALLS) -> float:
 
 
 def said(client: socket.socket, request: bytes) -> bytes:
-    """The line that is the answer to a request."""
+    """Returns the line that answers a request."""
     client.sendall(request)
     return line(client)
 
@@ -52,12 +52,12 @@ def line(client: socket.socket) -> bytes:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far (proc(5), schedstat)."""
+    """Returns the processor time that a process has used so far (proc(5), schedstat)."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def memory(pid: int) -> int:
-    """Bytes of memory that a process has resident (proc(5), statm)."""
+    """Returns the resident memory of a process in bytes (proc(5), statm)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -70,7 +70,7 @@ def test_a_client_that_reads_nothing_holds_up_no_other(forkd: Forkd, kind: str, 
         assert longest_wait(server) < 1
         [worker] = server.workers()
         assert memory(worker) < 120 * 1024 * 1024
-        # And it gets all of it, once it reads.
+        # The client still receives everything once it reads.
         got = 0
         while got < 8_000_000:
             got += len(slow.recv(1 << 20))
@@ -81,7 +81,7 @@ def test_many_requests_in_one_packet_hold_up_no_other(forkd: Forkd, kind: str) -
     server = started(forkd, kind)
     requests = 3000
     with server.connect() as greedy:
-        greedy.sendall(b"work 0.5\n" * requests)  # a second and a half
+        greedy.sendall(b"work 0.5\n" * requests)  # 1.5 s of work
         assert longest_wait(server, 10) < 0.5
         got = b""
         while len(got) < 9 * requests:
@@ -162,7 +162,7 @@ def test_two_coroutines_send_and_two_may_not_read(forkd: Forkd) -> None:
 
 @pytest.mark.slow
 def test_a_connection_that_has_lost_bytes_ends(forkd: Forkd) -> None:
-    """Whoever met the write_timeout of the slow client: nothing follows a hole in its stream."""
+    """Nothing follows a gap in a client's stream, even if another connection's handler met the write_timeout."""
     server = forkd("fair:pushes", workers=1, worker='"event"', write_timeout=1).serving()
     with server.connect() as slow, server.connect() as speaker:
         until(lambda: server.status("test")["connections"]["open"] == 2)
@@ -193,7 +193,7 @@ def test_a_generator_of_replies_is_closed_before_on_close(forkd: Forkd, tmp_path
 
 
 def test_a_mark_that_comes_late_costs_no_more_than_its_bytes(forkd: Forkd) -> None:
-    """`read_until` once looked at all bytes again for each piece."""
+    """`read_until` used to search all bytes again for each piece."""
     server = forkd("fair:until_mark", workers=1).serving()
     [worker] = server.workers()
     size = 20_000_000

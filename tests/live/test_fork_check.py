@@ -1,4 +1,4 @@
-"""An application that leaves threads and sockets behind after its import: warned of, refused, or let be."""
+"""An application whose import leaves threads and sockets behind: a warning, a refusal, or neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker that turns on its own server: the master keeps running, and the service comes back."""
+"""A worker turns on its own server: the master keeps running, and the service recovers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ for fd in range(3, 64):
 
 
 def test_an_import_that_says_it_is_ready_harms_nobody_else(forkd: Forkd, tmp_path: Path) -> None:
-    """The order to fork comes while it imports, and ends it: the master reports that and continues where it served."""
+    """The order to fork arrives during the import and aborts it. The master reports that, and the others serve on."""
     server = forkd("small:shout", workers=1).serving()
     (tmp_path / "hasty.py").write_text(f"{HASTY}\nimport time\ntime.sleep(60)\n")
     other = f'[service.hasty]\napp = "hasty:shout"\npath = "{tmp_path}"\nlisten = "127.0.0.1:0"\n'
@@ -91,7 +91,7 @@ def test_an_import_that_says_it_is_ready_harms_nobody_else(forkd: Forkd, tmp_pat
 
 
 def test_orders_for_many_workers_are_not_lost(forkd: Forkd) -> None:
-    """More than the socket to a fork server holds at once."""
+    """These orders exceed what the socket to a fork server can hold at once."""
     server = forkd("small:shout", workers=1).serving()
     server.ask(command="scale", service="test", size=400)
     until(lambda: server.status("test")["workers"]["total"] == 400, "400 workers")
@@ -111,7 +111,7 @@ def test_a_pipe_in_place_of_the_log_is_refused(forkd: Forkd, tmp_path: Path) -> 
 
 
 def test_closed_standard_streams_are_no_trouble() -> None:
-    """Descriptors 0 to 2 are filled, or a socket of forkd's would be written to as standard output."""
+    """Descriptors 0 to 2 are filled; otherwise one of forkd's sockets would become standard output."""
     program = f'exec "{sys.executable}" -m forkd check etc/forkd.toml <&- >&- 2>&-'
     assert subprocess.run(["sh", "-c", program], cwd=ROOT, check=False, timeout=30).returncode == 0
 

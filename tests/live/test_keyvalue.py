@@ -1,4 +1,4 @@
-"""The key-value example as it is shipped, driven by Redis' own programs."""
+"""The key-value example as shipped, driven by Redis' own programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """The shipped file, save for ports that the kernel picks and a store of the test's own."""
+    """Runs the shipped file, but with ports that the kernel chooses and the test's own store."""
     text = (EXAMPLES / "keyvalue.toml").read_text()
     text = text.replace("127.0.0.1:6380", "127.0.0.1:0").replace("127.0.0.1:6381", "127.0.0.1:0")
     text = text.replace("\napp =", f'\npath = "{EXAMPLES}"\napp =')
@@ -93,7 +93,7 @@ def test_redis_benchmark(server: Server, service: str, depth: str) -> None:
     rates |= redis_benchmark(server, service, "-t", "incr", "-n", "10000", "-P", depth)
     print(service, depth, rates)
 
-    # Each request was counted once; redis-benchmark may send some more than it was told to.
+    # Each request was counted once. redis-benchmark may send a few more than asked for.
     assert 10_000 <= int(redis_cli(server, service, "GET", "counter:__rand_int__")) < 10_000 + 50 * int(depth)
     assert redis_cli(server, service, "GET", "key:__rand_int__") == "VXK\n"
     status = server.status(service)
@@ -103,7 +103,7 @@ def test_redis_benchmark(server: Server, service: str, depth: str) -> None:
 
 
 def redis_benchmark(server: Server, service: str, *arguments: str) -> dict[str, float]:
-    """Requests a second of each kind, with as many clients as there may be workers; nothing may be complained of."""
+    """Returns the requests per second of each kind, with as many clients as the service may have workers."""
     command = ["redis-benchmark", "-p", port(server, service), "-c", CLIENTS[service], "--csv", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert (result.returncode, result.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""The life of a server: signals and commands, and what becomes of open connections."""
+"""The life of a server: signals and commands, and their effect on open connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 
 
 def begin(server: Server, request: bytes) -> socket.socket:
-    """A client whose request a worker has in hand; of half a line, or in a stream, whose connection it serves."""
+    """Returns a client that a worker is serving: its request if it is complete, else its connection (a stream)."""
 
     def busy() -> int:
         if request.endswith(b"\n"):
@@ -48,12 +48,12 @@ def size(server: Server) -> int:
 
 
 def let_go(gate: Path) -> None:
-    """Lets an import of tests/handlers/gate.py return, once it has come to its gate."""
+    """Waits for an import of tests/handlers/gate.py to reach its gate, then lets it return."""
     os.close(at_gate(gate))
 
 
 def at_gate(gate: Path) -> int:
-    """Waits until an import stands at the gate; gives the descriptor that holds it there."""
+    """Waits until an import has reached the gate. Returns the descriptor that holds it there."""
 
     def opened() -> int:
         try:
@@ -259,9 +259,9 @@ def test_usr1_reopens_the_log_everywhere(forkd: Forkd, tmp_path: Path) -> None:
     until(lambda: "cannot do the first" in log.read_text())
     log.rename(moved)
     server.kill(signal.SIGUSR1)
-    # The fork server too: what it forks from now on writes to the new file.
+    # This includes the fork server, so the workers that it forks later also write to the new file.
     until(lambda: not any(str(moved) in open_files(pid) for pid in server.family()), "the old log is closed by all")
-    # For a moment a process has the new one twice: as it came, and in the place where its log leads.
+    # For a moment a process has the new file open twice: the descriptor it received, and the one its log writes to.
     until(lambda: all(open_files(pid).count(str(log)) == 1 for pid in server.family()), "one new log each")
     for worker in server.workers():
         os.kill(worker, signal.SIGKILL)
@@ -273,7 +273,7 @@ def test_usr1_reopens_the_log_everywhere(forkd: Forkd, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_forked_meanwhile_has_the_new_log(forkd: Forkd, tmp_path: Path) -> None:
-    """It was ordered before, and the master hears of it only after."""
+    """The fork was ordered before the log was reopened, and the master only learns of the worker afterwards."""
     log, moved = tmp_path / "forkd.log", tmp_path / "forkd.log.1"
     server = forkd("small:complain", workers=1, master=f'log.file = "{log}"').serving()
     (fork_server,) = server.fork_servers()
@@ -320,7 +320,7 @@ def test_a_stopped_worker_is_told_as_not_answering(forkd: Forkd) -> None:
 def test_a_worker_may_go_while_stacks_are_collected(forkd: Forkd) -> None:
     server = forkd("small:shout", workers=2).serving()
     worker = server.workers()[0]
-    os.kill(worker, signal.SIGSTOP)  # so that the collection lasts
+    os.kill(worker, signal.SIGSTOP)  # so that the collection takes a while
     server.kill(signal.SIGQUIT)
     server.said("signal: quick stop with stacks")
     os.kill(worker, signal.SIGKILL)
@@ -345,7 +345,7 @@ def test_totals_never_run_backwards(forkd: Forkd) -> None:
         for _ in range(3):
             assert exchange(server.connect(), b"a\nb\n") == b"A\nB\n"
             seen.append(totals())
-        # What a killed worker has not counted yet, which it does after the reply has left, nobody can.
+        # A worker counts a request after its reply has left, and a killed one can no longer do so.
         until(lambda served=3 * (turn + 1): totals()[:4] == [2 * served, served, 4 * served, 4 * served])
         match turn:
             case 0:
@@ -368,7 +368,7 @@ def test_winch_sends_the_workers_away_and_hup_brings_them_back(forkd: Forkd) -> 
     with begin(server, b"0.2\n") as client:
         server.kill(signal.SIGWINCH)
         assert client.recv(100) == b"slept 0.2\n"
-        assert call(client, b"0.01\n") == b"slept 0.01\n", "an open connection goes on to its own end"
+        assert call(client, b"0.01\n") == b"slept 0.01\n", "an open connection is served to its end"
     until(lambda: len(server.family()) == 1, "the master alone")
     assert server.status()["master"]["phase"] == "drained"
     with server.connect() as waiting:
@@ -384,7 +384,7 @@ def test_winch_of_a_terminal_is_ignored(tmp_path: Path) -> None:
         f'[master]\ncontrol = "{tmp_path}/control.sock"\n[service.test]\napp = "small:shout"\npath = "{HANDLERS}"\n'
         'listen = "127.0.0.1:0"\nworkers = 1\n'
     )
-    # script(1) gives it a terminal of its own.
+    # script(1) provides a terminal.
     terminal = ["script", "--quiet", "--return", "--command", f"exec {shlex.join(FORKD)} run forkd.toml", "/dev/null"]
     process = subprocess.Popen(
         terminal,
@@ -406,7 +406,7 @@ def test_winch_of_a_terminal_is_ignored(tmp_path: Path) -> None:
         until(workers)
         pid = control_client.ask(path, {"command": "status"}, 5)["master"]["pid"]
         os.kill(pid, signal.SIGWINCH)
-        os.kill(pid, signal.SIGTTIN)  # once this is obeyed, so is the other
+        os.kill(pid, signal.SIGTTIN)  # its effect proves that the other signal was handled, too
         until(lambda: workers() == 2)
         assert control_client.ask(path, {"command": "status"}, 5)["master"]["phase"] == "serving"
         os.kill(pid, signal.SIGTERM)
@@ -438,7 +438,7 @@ def test_a_strange_command_is_refused(forkd: Forkd, command: dict[str, Any]) -> 
 def test_a_stop_signal_too_many_does_not_change_how_it_ends(forkd: Forkd) -> None:
     server = forkd("small:shout", workers=1).serving()
     server.kill(signal.SIGTERM)
-    while server.exited_already() is None:  # also while the interpreter puts itself away
+    while server.exited_already() is None:  # even while the interpreter shuts down
         try:
             os.kill(server.pid, signal.SIGTERM)
         except ProcessLookupError:

@@ -36,21 +36,21 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder whose path is short, and which every user may enter."""
+    """Yields a folder with a short path that every user may enter."""
     with tempfile.TemporaryDirectory(prefix="forkd-") as path:
         Path(path).chmod(0o755)
         yield Path(path)
 
 
 def service(*listen: str, name: str = "test", app: str = "small:ends", keys: str = "") -> str:
-    """A table of a settings file; an entry of `listen` is TOML: a text in quotes, or a table."""
+    """Returns a table of a settings file. Each entry of `listen` is TOML: a quoted string or a table."""
     return (
         f'[service.{name}]\napp = "{app}"\npath = "{HANDLERS}"\nworkers = 1\nlisten = [{", ".join(listen)}]\n{keys}\n'
     )
 
 
 def called(address: str) -> Address:
-    """The server's end of a connection to `address`, as its handler sees it."""
+    """Returns the server's end of a connection to `address`, as its handler sees it."""
     return parse(exchange(connect(address), b"?\n").decode().split(" ")[0])
 
 
@@ -155,7 +155,7 @@ def test_a_unix_socket_has_its_rights_from_the_first_moment(forkd: Forkd, folder
     if os.geteuid() == 0:
         rights += f', user = "nobody", group = "{NOBODY.pw_gid}"'
     server = forkd(file=service(f'{{ address = "unix:{path}", {rights} }}'))
-    while not path.exists():  # a pause might miss the moment
+    while not path.exists():  # a pause could miss the moment
         assert server.pid in server.family()
     found = path.stat()
     connect(f"unix:{path}").close()  # it listens already
@@ -163,7 +163,7 @@ def test_a_unix_socket_has_its_rights_from_the_first_moment(forkd: Forkd, folder
     if os.geteuid() == 0:
         assert (found.st_uid, found.st_gid) == (NOBODY.pw_uid, NOBODY.pw_gid)
     server.serving()
-    assert path.stat().st_ctime_ns == found.st_ctime_ns  # nothing was changed after that moment
+    assert path.stat().st_ctime_ns == found.st_ctime_ns  # nothing has changed since that moment
     assert sorted(each.name for each in folder.iterdir()) == ["echo.sock"]
     assert server.addresses == [("test", f"unix:{path}")]
     with connect(f"unix:{path}") as client:
@@ -180,7 +180,7 @@ def test_a_unix_socket_without_a_mode_has_that_of_the_umask(forkd: Forkd, folder
     finally:
         os.umask(before)
     assert stat.S_IMODE((folder / "echo").stat().st_mode) == 0o750
-    # Opening it has left the master's own umask alone, and so that of the applications.
+    # Opening the socket has not changed the master's umask, nor therefore those of the applications.
     for pid in server.family():
         assert "\nUmask:\t0027\n" in Path(f"/proc/{pid}/status").read_text()
 
@@ -244,7 +244,7 @@ def test_an_owner_whom_nobody_knows_is_refused(forkd: Forkd, folder: Path) -> No
 
 
 def check_refused(server: Server, address: str, *words: str, name: str = "test") -> None:
-    """It ended with status 1, one sentence and nothing left of it."""
+    """Checks that it exited with status 1 after one sentence, and left nothing behind."""
     assert server.exited() == 1
     said = [line for line in server.lines[:-1] if "as root; set master.user" not in line]
     assert len(said) == 1
@@ -283,7 +283,7 @@ def test_a_port_for_root_is_refused_to_others(folder: Path) -> None:
     if reason := setpriv_missing():
         pytest.skip(reason)
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 7:
-        pytest.skip("here every port is free for everybody (net.ipv4.ip_unprivileged_port_start)")
+        pytest.skip("every user may bind any port here (net.ipv4.ip_unprivileged_port_start)")
     arguments = ["small:ends", "--listen", "127.0.0.1:7", "--set", f"path={HANDLERS}"]
     with running(arguments, folder, program=[*POWERLESS, *FORKD]) as server:
         check_refused(server, "127.0.0.1:7", "port 7 needs root", "CAP_NET_BIND_SERVICE", name="ends")
@@ -304,7 +304,7 @@ def test_it_serves_as_nobody_too(folder: Path) -> None:
     arguments = ["small:ends", "--listen", "127.0.0.1:0", "--workers", "1", "--set", f"path={HANDLERS}"]
     before = ["env", "-u", "XDG_RUNTIME_DIR", f"RUNTIME_DIRECTORY={folder}/none", *AS_NOBODY]
     with running(arguments, folder, program=[*before, *FORKD]) as server:
-        # It may not make the folder of its control socket: it says so, and serves.
+        # It may not create the folder of its control socket. It reports that, and serves.
         server.serving().said("cannot open the control socket")
         address = server.addresses[0][1]
         assert called(address) == parse(address)
@@ -336,7 +336,7 @@ def test_a_reload_that_changes_a_listener_in_place_says_that_it_is_our_own(forkd
 
 
 def activate(folder: Path, stack: ExitStack, listen: list[str], *sockets: str) -> Server:
-    """forkd as systemd would start it, with `sockets` passed in as the options of systemd-socket-activate."""
+    """Starts forkd as systemd would, with sockets from systemd-socket-activate, whose options are `sockets`."""
     if not shutil.which("systemd-socket-activate"):
         pytest.skip("needs the program systemd-socket-activate")
     text = f'master.control = "{folder}/control.sock"\n' + service(*(f'"{each}"' for each in listen))
@@ -356,7 +356,7 @@ def test_sockets_of_systemd_by_name(folder: Path, stack: ExitStack) -> None:
     paths = [f"{folder}/one", f"{folder}/two"]
     server = activate(folder, stack, ["systemd:web"], "--fdname=web:web", *(f"--listen={path}" for path in paths))
     server.said("Listening on", 2)
-    with connect(f"unix:{paths[0]}") as first:  # it is what starts forkd
+    with connect(f"unix:{paths[0]}") as first:  # this connection starts forkd
         first.sendall(b"?\n")
         server.serving(2)
         assert server.addresses == [("test", f"unix:{path}") for path in paths]
@@ -364,7 +364,7 @@ def test_sockets_of_systemd_by_name(folder: Path, stack: ExitStack) -> None:
     assert called(f"unix:{paths[1]}").host == paths[1]
     assert server.stop() == 0
     server.gone()
-    assert Path(paths[0]).exists()  # the file is systemd's
+    assert Path(paths[0]).exists()  # the file belongs to systemd
 
 
 def test_a_socket_of_systemd_by_its_place(folder: Path, stack: ExitStack) -> None:

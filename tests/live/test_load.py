@@ -117,7 +117,7 @@ def test_a_connection_a_request(forkd: Forkd) -> None:
     server = forkd("small:shout", **KEYS).serving()
     what = figures(server, "--requests", "50", "--per-connection", "1", "--connections", "4")
     assert (what["requests"], what["connections"], set(what["failures"].values())) == (50, 50, {0})
-    # Plus one connection that checks whether a server is there.
+    # One more than requests: a first connection checks whether the server is there.
     assert until(lambda: server.status("test")["connections"]["accepted"] == 51)
 
 
@@ -189,7 +189,7 @@ def test_ctrl_c_shows_the_figures_so_far(forkd: Forkd, number: signal.Signals) -
     server = forkd("small:shout", **KEYS).serving()
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["requests"] > 10)
-        # A terminal sends SIGINT to every process of the group; SIGTERM goes to one process.
+        # A terminal sends SIGINT to every process in the group. SIGTERM is sent to one process.
         (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
         out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
@@ -203,7 +203,7 @@ def test_clients_do_not_outlive_the_program(forkd: Forkd) -> None:
     with started(server, "--duration", "600", "--connections", "2", "--workers", "2") as process:
         until(lambda: server.status("test")["connections"]["open"] == 2)
         process.kill()
-        # Each client holds the other end of our pipe, which therefore ends with the last one.
+        # Each client holds the other end of our pipe, so the pipe ends when the last client does.
         process.communicate(timeout=LIMIT)
     assert until(lambda: server.status("test")["connections"]["open"] == 0)
 
@@ -238,7 +238,7 @@ def test_a_terminal_sees_a_line_that_moves(forkd: Forkd) -> None:
     os.close(terminal)
     assert process.returncode == 130
     assert "interrupted" in out
-    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")  # the cursor is back
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")  # the cursor is visible again
 
 
 def test_the_other_commands_do_without_its_rooms() -> None:

@@ -1,4 +1,4 @@
-"""Debian's own logrotate(8), with the file that is shipped, beside a server under load."""
+"""Debian's own logrotate(8), with the shipped file, next to a server under load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import Forkd
 from tests.server import LIMIT, ROOT, Server, connect, open_files, until
 
 TURNS = 6
-CONNECTIONS = 40  # between two turns, at least
+CONNECTIONS = 40  # at least, between two rotations
 
 pytestmark = pytest.mark.slow
 
@@ -39,14 +39,14 @@ KINDS = {
 
 
 def missing() -> str | None:
-    """Why logs cannot be rotated here, as the reason to skip with."""
+    """Returns why logs cannot be rotated here, as a reason to skip; None if they can."""
     if Path("/run/systemd/system").is_dir():
-        return "the shipped file would ask the systemd of this machine"
+        return "the shipped file would call this machine's systemd"
     return None if shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin") else "needs the program logrotate"
 
 
 class Rotation:
-    """logrotate with the shipped file, told of other places."""
+    """Runs logrotate with the shipped file, adapted to the test's paths."""
 
     def __init__(self, folder: Path) -> None:
         text = (ROOT / "etc/forkd.logrotate").read_text()
@@ -63,7 +63,7 @@ class Rotation:
         self._file.chmod(0o644)
 
     def turn(self) -> None:
-        """Rotates, whatever the time."""
+        """Forces a rotation."""
         path = f"{os.environ['PATH']}:/usr/sbin"
         done = subprocess.run(
             ["logrotate", "--force", "--state", str(self._state), str(self._file)],
@@ -81,7 +81,7 @@ def _group() -> str:
 
 
 class Callers:
-    """Clients that call one service again and again; `made` is how they were named, in the order of their ends."""
+    """Clients that call one service each, over and over. `made` names their connections in the order they ended."""
 
     def __init__(self, server: Server, services: list[str]) -> None:
         self.made: list[str] = []
@@ -156,7 +156,8 @@ def closed_by_all(server: Server, path: str) -> bool:
 
 
 def has_once(server: Server, path: str) -> bool:
-    """For a moment a process has the file twice: as it came, and in the place where its log leads."""
+    """True if each process has the file open once. For a moment it is open twice: as received, and where the log
+    writes."""
     return all(open_files(pid).count(path) == 1 for pid in server.family())
 
 

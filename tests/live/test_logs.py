@@ -1,4 +1,4 @@
-"""What a running server logs: formats, levels, and what a peer may not do to it."""
+"""What a running server logs: formats, levels, and what a peer cannot do to the log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def started(forkd: Forkd, log: Path, app: str, **settings: str) -> Server:
 
 
 def provoke(server: Server, log: Path) -> str:
-    """Has a peer put what it likes into an exception's message; gives the whole log."""
+    """Makes a peer's text part of an exception's message. Returns the whole log."""
     assert exchange(server.connect(), f"{NASTY}\nnever answered\n".encode()) == b""
     assert server.stop() == 0
     return log.read_bytes().decode()
@@ -149,7 +149,7 @@ def netstring(text: str) -> bytes:
 
 
 def test_what_an_application_prints_on_standard_error_is_as_safe(forkd: Forkd, tmp_path: Path) -> None:
-    """Line by line, into the log, wherever that is; and nothing is lost that has no end yet."""
+    """It is logged line by line, wherever the log is, and an unfinished line is not lost."""
     log = tmp_path / "log"
     server = started(forkd, log, "visits:aloud")
     (worker,) = server.workers()
@@ -172,7 +172,7 @@ def test_what_an_application_prints_on_standard_error_is_as_safe(forkd: Forkd, t
 
 
 def test_an_application_with_a_log_of_its_own_goes_round_in_no_circle(tmp_path: Path) -> None:
-    """Its handlers print what they are told, what is printed is logged, and that they are not told."""
+    """Its handlers print the records they receive. That output is logged, and not passed to the handlers again."""
     text = f'app = "outspoken:remark"\npath = "{HANDLERS}"\nlisten = "127.0.0.1:0"\nworkers = 1\n'
     (tmp_path / "forkd.toml").write_text(f'[master]\ncontrol = "{tmp_path}/control.sock"\n[service.test]\n{text}')
     both = ["sh", "-c", 'exec "$@" >&2', "sh", *FORKD]
@@ -206,7 +206,7 @@ def test_the_exception_of_a_thread_is_one_record(forkd: Forkd) -> None:
 def test_the_last_request_of_a_worker_is_as_safe(forkd: Forkd) -> None:
     server = forkd("small:die", workers=1).serving()
     with server.connect() as client:
-        client.sendall(b"die \x0b\r9\x0c\n")  # which Python takes for a number
+        client.sendall(b"die \x0b\r9\x0c\n")  # which Python accepts as a number
         assert client.recv(100) == b""
     server.said(r' error worker crashed .* begins="die \\u000b\\r9\\f"$')
 
@@ -216,7 +216,7 @@ def test_the_last_request_of_a_worker_is_as_safe(forkd: Forkd) -> None:
 
 @pytest.mark.slow
 def test_under_systemd_each_process_writes_to_the_journal(tmp_path: Path) -> None:
-    """With the variable that systemd sets, and a journal's socket where it stands, in a namespace of its own."""
+    """forkd runs with the variable that systemd sets, and a journal socket in its usual place, in a mount namespace."""
     if reason := namespaces_missing():
         pytest.skip(reason)
     with Journald(tmp_path / "socket") as journald, ExitStack() as servers:
@@ -270,16 +270,16 @@ def test_without_its_socket_the_journal_has_priorities_on_standard_error(tmp_pat
 
 @functools.cache
 def namespaces_missing() -> str | None:
-    """Why no file system can be made as systemd's would look, as the reason to skip with."""
+    """Returns why a mount namespace is impossible here, as a reason to skip; None if it is possible."""
     if not shutil.which("unshare"):
         return "a mount namespace needs the program unshare"
     trial = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/run"]
     done = subprocess.run(trial, capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else f"there can be no mount namespace here: {done.stderr.strip()}"
+    return None if done.returncode == 0 else f"mount namespaces are impossible here: {done.stderr.strip()}"
 
 
 def under_systemd(folder: Path) -> list[str]:
-    """Starts forkd with `folder` in the journal's place, and with the variable that names its stream."""
+    """Returns a command that runs forkd with `folder` as the journal's, and the variable that identifies its stream."""
     shell = (
         "mount -t tmpfs tmpfs /run && mkdir /run/systemd && ln -s "
         f'"{folder}" /run/systemd/journal && export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) && exec "$@"'
@@ -287,7 +287,7 @@ def under_systemd(folder: Path) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", shell, "sh", *FORKD]
 
 
-# A log that takes nothing.
+# A log that accepts nothing.
 
 
 LOST = re.compile(r" warning (\d+) records? (?:was|were) lost: .* pid=(\d+)\n")
@@ -295,7 +295,7 @@ LOST = re.compile(r" warning (\d+) records? (?:was|were) lost: .* pid=(\d+)\n")
 
 @pytest.mark.parametrize("before", [[], POWERLESS], ids=["own", "another user's"])
 def test_a_standard_error_that_nobody_reads_holds_nobody_up(before: list[str]) -> None:
-    """Also where the pipe is another user's, as a supervisor's may be, and so can't be opened anew."""
+    """This holds even if the pipe belongs to another user, such as a supervisor, and so cannot be reopened."""
     if before and (reason := setpriv_missing()):
         pytest.skip(reason)
     with tempfile.TemporaryDirectory() as name, ExitStack() as opened:
@@ -315,9 +315,9 @@ def test_a_standard_error_that_nobody_reads_holds_nobody_up(before: list[str]) -
             assert exchange(connect(f"unix:{folder}/door.sock"), b"hello\n") == b""  # and a traceback in the log
             assert server.ask(command="reload")
         (worker,) = until(lambda: len(found := server.workers()) == 1 and found, "the last generation's worker alone")
-        for _ in range(2):  # so that one has been seen to, to its record
+        for _ in range(2):  # so that the first has been handled, including its record
             assert exchange(connect(f"unix:{folder}/door.sock"), b"hello\n") == b""
-        text = drain(pipe)  # in which the other's record may stand, with what was lost before it
+        text = drain(pipe)  # it may contain the other's record, with the count of those lost before it
         assert exchange(connect(f"unix:{folder}/door.sock"), b"last words\n") == b""
         assert server.ask(command="reload")
         assert server.stop() == 0
@@ -342,7 +342,7 @@ def fill(pipe: int) -> None:
 
 
 def drain(pipe: int) -> str:
-    """All that is to be read now."""
+    """Returns everything that can be read now."""
     found = b""
     with suppress(BlockingIOError):
         while True:
@@ -358,7 +358,7 @@ def test_a_full_disk_is_told_and_what_was_lost_when_it_has_room(forkd: Forkd, tm
         server = started(forkd, small / "log", "small:complain")
         (worker,) = server.workers()
         filler = disk.fill(small)
-        for _ in range(9):  # the first may fit into the room that the log's last page has
+        for _ in range(9):  # the first records may fit into the log's last page
             assert exchange(server.connect(), b"lost\n") == b""
         cannot = rf"the log file {small.resolve()}/log cannot be written: No space left on device pid={worker}$"
         server.said(f"error records are lost: {cannot}")

@@ -1,4 +1,4 @@
-"""What a master has opened for itself stays there, whatever somebody removes by mistake."""
+"""The files that a master has opened for itself stay in place, whatever is removed by mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Forkd
 from tests.server import HANDLERS, LIMIT, Server, program, running
 
-pytestmark = pytest.mark.slow  # the master looks once a second
+pytestmark = pytest.mark.slow  # the master checks once a second
 
 GONE = "was removed or replaced"
 AGAIN = rf" warning the {{}} \S+ {GONE}; created it again$"
@@ -22,7 +22,7 @@ NOT_AGAIN = rf" warning the {{}} \S+ {GONE}, and cannot be created again yet: {{
 
 @pytest.fixture
 def caller(forkd: Forkd) -> Iterator[tuple[Server, socket.socket]]:
-    """A server, and a caller at its control socket."""
+    """Yields a server, and a client connected to its control socket."""
     server = forkd("small:shout", workers=1).serving()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(LIMIT)
@@ -75,7 +75,7 @@ def test_what_is_somebody_elses_by_now_is_left_alone(forkd: Forkd, tmp_path: Pat
         server.said(NOT_AGAIN.format("control socket", "another server listens there"))
         server.said(NOT_AGAIN.format("PID file", "File exists"))
         for _ in range(3):
-            other.accept()[0].close()  # it is asked every second whether it is still there
+            other.accept()[0].close()  # forkd checks every second whether it is still there
     server.said(AGAIN.format("control socket"))
     assert server.status()["master"]["pid"] == server.pid
     assert server.stop() == 0

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Terminal]:
-    """A terminal in an empty folder, with this Python's `forkd` on the path."""
+    """Yields a terminal in an empty folder, with this Python's `forkd` on the path."""
     if reason := netns.missing():
         pytest.skip(reason)
     runtime, folder = tmp_path / "run", tmp_path / "reader"

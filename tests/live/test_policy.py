@@ -1,7 +1,7 @@
-"""The greylisting example as it is shipped, asked by a real Postfix.
+"""The greylisting example as shipped, queried by a real Postfix.
 
-The Postfix is a throw-away one: its configuration, queue and log stand in a folder of the test's own, it listens on
-loopback, and what it accepts goes to its discard(8). Nothing of the machine's own Postfix is touched.
+The Postfix is disposable: its configuration, queue and log are in the test's own folder, it listens on loopback, and it
+delivers the mail it accepts to its discard(8). The machine's own Postfix is not touched.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ anvil unix - - n - 1 anvil
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """The shipped file, save for a port that the kernel picks and a database of the test's own."""
+    """Runs the shipped file, but with a port that the kernel chooses and the test's own database."""
     text = (EXAMPLES / "policy.toml").read_text().replace('"127.0.0.1:10040"', '"127.0.0.1:0"')
     text = text.replace("\napp =", f'\npath = "{EXAMPLES}"\napp =')
     (tmp_path / "policy.toml").write_text(f'[master]\ncontrol = "{tmp_path}/control.sock"\n{text}')
@@ -73,19 +73,19 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def time_passes(database: Path, seconds: float) -> None:
-    """For the greylist, at least."""
+    """Makes time pass for the greylist."""
     with closing(sqlite3.connect(database, timeout=10)) as opened, opened:
         opened.execute("UPDATE triplets SET first_seen = first_seen - ?", (seconds,))
 
 
 @contextmanager
 def postfix(question: str) -> Iterator[int]:
-    """A Postfix that asks `question` before it takes a mail; gives its port."""
+    """Runs a Postfix that asks `question` before it accepts a mail. Yields its port."""
     if os.geteuid() != 0:
-        pytest.skip("Postfix is started by root alone")
+        pytest.skip("only root can start Postfix")
     if shutil.which("postfix") is None:
         pytest.skip("Postfix is not installed")
-    # Not tmp_path: Postfix' processes run as a user who may not enter pytest's folders.
+    # Not tmp_path: Postfix' processes run as a user that may not enter pytest's folders.
     with tempfile.TemporaryDirectory(prefix="forkd-postfix-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -107,7 +107,7 @@ def postfix(question: str) -> Iterator[int]:
             raise
         finally:
             subprocess.run([*command, "stop"], capture_output=True, timeout=30, check=False)
-            until(lambda: not group_is_there(master), "every process of Postfix gone")
+            until(lambda: not group_is_there(master), "the end of every Postfix process")
 
 
 def group_is_there(group: int) -> bool:
@@ -119,7 +119,7 @@ def group_is_there(group: int) -> bool:
 
 
 def offer(port: int, client: str = "192.0.2.7") -> tuple[int, bytes]:
-    """What Postfix says to a mail, once it has said it: to RCPT if it refuses there, else to the message."""
+    """Returns Postfix' final response to a mail: to RCPT if it is refused there, else to the message."""
     with smtplib.SMTP("127.0.0.1", port, local_hostname="client.example.org", timeout=30) as smtp:
         assert smtp.docmd("XCLIENT", f"ADDR={client} NAME=[UNAVAILABLE]")[0] == 220
         smtp.ehlo()

@@ -1,4 +1,4 @@
-"""Pools: elastic ones grow at once and shrink by and by, fixed ones keep their number."""
+"""Pools: elastic ones grow at once and shrink slowly, fixed ones keep their size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def total(server: Server) -> int:
 
 
 def served(server: Server, opened: ExitStack, count: int) -> list[socket.socket]:
-    """So many clients, each of which has a worker to itself, and says no more."""
+    """Returns this many idle clients, each of which has a worker to itself."""
     clients = [opened.enter_context(server.connect()) for _ in range(count)]
     for client in clients:
         assert call(client, b"hello\n") == b"HELLO\n"
@@ -95,7 +95,7 @@ def test_a_large_pool_serves_everybody(forkd: Forkd) -> None:
 
 
 def wakeups(pids: list[int]) -> int:
-    """How often these processes have gone to sleep so far (proc(5), status), which is how often they woke up."""
+    """Returns how often these processes have gone to sleep so far (proc(5), status), and so how often they woke up."""
     status = "".join(Path(f"/proc/{pid}/status").read_text() for pid in pids)
     return sum(map(int, re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)))
 
@@ -103,15 +103,15 @@ def wakeups(pids: list[int]) -> int:
 @pytest.mark.parametrize("kind", ["sync", "event"])
 @pytest.mark.parametrize("size", [4, 16])
 def test_a_connection_wakes_one_worker(forkd: Forkd, kind: str, size: int) -> None:
-    """EPOLLEXCLUSIVE, at any size of pool: the others sleep on."""
+    """EPOLLEXCLUSIVE works at any pool size: the other workers sleep on."""
     server = forkd("small:shout", workers=size, worker=f'"{kind}"').serving()
     pids = server.workers()
     before = wakeups(pids)
     for _ in range(50):
         assert exchange(server.connect(), b"a\n") == b"A\n"
     until(lambda: server.status("test")["connections"]["open"] == 0)
-    # A worker sleeps before the connection, before the request and before the end of it, and once more for a signal or
-    # a lingering socket. If each connection woke all of four workers, there would be three more.
+    # A worker sleeps before the connection, before the request and before the end, and once more for a signal or a
+    # lingering socket. If each connection woke all of four workers, there would be three more sleeps.
     assert wakeups(pids) - before < 50 * 6
 
 
@@ -121,7 +121,7 @@ def test_an_elastic_pool_shrinks_when_all_have_gone(forkd: Forkd) -> None:
     with ExitStack() as opened:
         served(server, opened, 8)
         until(lambda: total(server) == 9)
-    # After ten seconds without need, half of what is too many goes; it takes idle workers only.
+    # After ten seconds without need, half of the surplus goes. Only idle workers are taken.
     until(lambda: total(server) < 9)
     assert total(server) >= 5
     assert server.status("test")["exits"]["crashed"] == 0
@@ -134,7 +134,7 @@ def test_workers_are_replaced_after_so_many_requests_and_nobody_notices(forkd: F
     while len(set(answers)) < 6:
         answers.append(exchange(server.connect(), b"who\n"))
     assert b"" not in answers
-    assert all(answers.count(pid) >= 4 for pid in set(answers[:-1])), "none left before its time"
+    assert all(answers.count(pid) >= 4 for pid in set(answers[:-1])), "a worker left early"
     until(lambda: server.status("test")["exits"]["recycled"] >= 5)
     assert server.status("test")["exits"]["crashed"] == 0
     assert server.status("test")["requests"] == len(answers)

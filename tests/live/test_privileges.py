@@ -1,4 +1,4 @@
-"""What a forkd that root starts lets go of, what an application cannot do, and what root refuses to serve."""
+"""What a forkd started by root gives up, what an application cannot do, and what root refuses to serve."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ MASTERS = sum(1 << number for number in KEPT.values())
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 BIND = "net_bind_service"
 SIGNALS = ("signal the master", "signal the master by pidfd")
-LOOPBACK = "127.77.0.1"  # where nobody else's server has the ports below 1024
+LOOPBACK = "127.77.0.1"  # no other server uses the ports below 1024 here
 DAEMON = pwd.getpwnam("daemon")
 
 
 @pytest.fixture(scope="module")
 def python() -> Iterator[str]:
-    """A Python that other users may read, too."""
+    """Yields a Python that other users may read, too."""
     if reason := setpriv_missing():
         pytest.skip(reason)
     with open_python() as found:
         if found is None:
-            pytest.skip("nobody may not read this Python or this forkd, and there is no other Python of its version")
+            pytest.skip("the user nobody may not read this Python or forkd, and no other Python has this version")
         yield found
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder of root's that others may enter, unlike pytest's own."""
+    """Yields a folder that belongs to root but that others may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         yield Path(made)
 
 
 def write(folder: Path, *services: str, master: str = 'user = "nobody"') -> Path:
-    """A settings file; a service is the lines of its table, its name the number of its table."""
+    """Writes a settings file. Each service is the lines of its table, which is named after its number."""
     path = folder / "forkd.toml"
     head = f'[master]\ncontrol = "{folder}/control.sock"\n{master}\n'
     tables = [f'[service.s{number}]\npath = "{HANDLERS}"\n{service}\n' for number, service in enumerate(services)]
@@ -95,7 +95,7 @@ def run(python: str, *arguments: str, before: list[str] | None = None) -> subpro
 
 
 def attempts(address: str) -> dict[str, str]:
-    """What the application has tried at its import and now, with how it went."""
+    """Returns what the application has tried during its import and now, with the results."""
     answers = exchange(connect(address), b"import\nnow\n").splitlines()
     found = {}
     for when, answer in zip(("at the import", "now"), answers, strict=True):
@@ -109,7 +109,7 @@ def succeeded(address: str) -> dict[str, str]:
 
 
 def check_powerless(server: Server, uid: int = NOBODY.pw_uid, gid: int = NOBODY.pw_gid) -> None:
-    """Every process below the master is another user's, and has nothing by which to change that."""
+    """Checks that every process below the master runs as another user and has no means to change that."""
     below = [pid for pid in server.family() if pid != server.pid]
     assert len(below) >= 2
     for pid in below:
@@ -126,7 +126,7 @@ def ids(pid: int, name: str) -> set[int]:
 
 
 def test_an_application_gets_at_nothing_and_the_master_goes_on_with_little(python: str, folder: Path) -> None:
-    """Ports below 1024, users, logs and programs are still the master's to change once it has let go of the rest."""
+    """Having dropped all other powers, the master can still change ports below 1024, users, logs and programs."""
     log = folder / "log"
     master = f'user = "nobody"\npidfile = "{folder}/pid"\nlog.file = "{log}"'
     write(folder, attacker("127.0.0.1:0", f"{LOOPBACK}:13"), master=master)
@@ -195,7 +195,7 @@ def test_a_worker_of_another_user_that_hangs_is_ended(python: str, folder: Path)
 
 
 def test_a_master_of_the_applications_own_user_is_out_of_reach_too(python: str, folder: Path) -> None:
-    """As a unit starts it: not root, but with one capability, which the master keeps and no application has."""
+    """Started as by a unit, without root but with one capability, which the master keeps and no application has."""
     before = [*AS_NOBODY[:-1], f"--inh-caps=+{BIND}", f"--ambient-caps=+{BIND}", f"--bounding-set=-all,+{BIND}", "env"]
     write(folder, attacker("127.0.0.1:0", f"{LOOPBACK}:13"), master='log.level = "debug"')
     os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
@@ -210,7 +210,7 @@ def test_a_master_of_the_applications_own_user_is_out_of_reach_too(python: str, 
             for pid in server.family()[1:]:
                 found = powers(pid)
                 assert [found[name] for name in SETS] == [0, 0, 0, 1 << KEPT[BIND], 0]
-                assert found["NoNewPrivs"] == 1, "or the bounding set would matter"
+                assert found["NoNewPrivs"] == 1, "without it, the bounding set would matter"
             write(folder, attacker("127.0.0.1:0", f"{LOOPBACK}:13", *listen), master='log.level = "debug"')
             result = run(python, "upgrade", "-c", str(folder / "forkd.toml"))
             assert result.returncode == 0, result.stderr
@@ -229,7 +229,7 @@ def test_an_application_that_insists_on_root_has_all_of_root(python: str, folder
         assert worker["NoNewPrivs"] == 1
         assert powers(server.pid)["CapPrm"] == ours["CapPrm"] & MASTERS
         assert succeeded(server.addresses[0][1]) == {}
-        # Without it, nothing that is started from now on needs so much.
+        # Without that service, no process started later needs so many capabilities.
         write(folder, attacker("127.0.0.1:0"))
         server.ask(command="reload")
         assert powers(server.pid)["CapBnd"] == ours["CapBnd"] & MASTERS
@@ -348,7 +348,7 @@ def test_a_folder_that_is_closed_to_the_user_is_told_before_anything_is_opened(p
     what = f"nobody cannot read the application's folder {closed}: {where}"
     for command in ("run", "check"):
         refused(run(python, command, str(path)), f"{path}:3: master.user: {what}")
-    assert sorted(each.name for each in folder.iterdir()) == ["closed", "forkd.toml"], "nothing was opened"
+    assert sorted(each.name for each in folder.iterdir()) == ["closed", "forkd.toml"], "nothing may be opened"
     path.write_text(open_text)
     with started(python, folder) as server:
         server.serving()
@@ -362,9 +362,9 @@ def test_a_folder_that_is_closed_to_the_user_is_told_before_anything_is_opened(p
 
 
 def test_a_python_that_is_closed_to_the_user_is_told_too(folder: Path) -> None:
-    """As it is for a virtual environment in root's own folder."""
+    """A virtual environment in root's own folder is such a case."""
     if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
+        pytest.skip("only root can become another user")
     closed = folder / "closed"
     closed.mkdir(mode=0o700)
     (closed / "python").symlink_to(Path(sys.executable).resolve())

@@ -1,4 +1,4 @@
-"""Reloads: a new generation takes over, or everything stays as it was and the reason is told."""
+"""Reloads: a new generation takes over, or everything stays as it was and the reason is reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def service(name: str = "test", *, app: str = "app:answer", listen: str = "127.0
 
 
 class Reloaded:
-    """A server whose settings and application are files of the test's own."""
+    """A server whose settings and application are the test's own files."""
 
     def __init__(self, forkd: Forkd, folder: Path) -> None:
         self._forkd = forkd
@@ -74,7 +74,7 @@ def generation(server: Server) -> int:
 
 
 def settled(server: Server, services: int = 1) -> None:
-    """Waits until no process of an older generation is left: the master, a fork server and a worker of each service."""
+    """Waits until only one generation is left: the master, and a fork server and a worker per service."""
     until(lambda: len(server.family()) == 1 + 2 * services, "one generation")
 
 
@@ -87,7 +87,7 @@ def refused(address: str) -> bool:
 
 
 def reason(server: Server) -> ControlError:
-    """Why a reload is refused."""
+    """Returns the error that a reload is refused with."""
     with pytest.raises(ControlError) as refused:
         server.ask(command="reload")
     return refused.value
@@ -218,7 +218,7 @@ def test_a_broken_reload_changes_nothing(
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(str(refused))
     server.said("error reload: nothing changed: ")
-    until(lambda: server.family() == before, "the processes of before")
+    until(lambda: server.family() == before, "the original processes")
     assert exchange(server.connect(), b"\n") == b"one\n"
     assert generation(server) == 1
     reloaded.application("two")
@@ -298,7 +298,7 @@ def test_a_listener_that_went_can_come_back_while_old_connections_last(reloaded:
         assert old.recv(100) == b"one\n"
         reloaded.settings(service())
         server.ask(command="reload")
-        until(lambda: refused(address), "nobody listening")
+        until(lambda: refused(address), "no listener")
         reloaded.settings(service(), service("other", listen=address))
         server.ask(command="reload")
         assert exchange(connect(address), b"\n") == b"one\n"
@@ -382,12 +382,12 @@ def test_many_reloads_in_a_row_converge(reloaded: Reloaded) -> None:
     assert len(results) == 6
     assert exchange(server.connect(), b"\n") == b"last\n"
     settled(server)
-    # Those that came while one was under way shared the next.
+    # The reloads that were requested during another one shared the next.
     assert generation(server) <= 8
 
 
 def test_old_generations_do_not_pile_up(reloaded: Reloaded) -> None:
-    """Two may finish at their leisure, the one before them after its next request."""
+    """Two old generations may finish at their leisure. An older one ends after its next request."""
     server = reloaded.start()
     with ExitStack() as opened:
         clients = []
@@ -443,11 +443,11 @@ def test_a_new_fork_server_inherits_nothing_of_the_old_ones(forkd: Forkd) -> Non
     server = forkd("small:shout", workers=2).serving()
 
     def held() -> list[str]:
-        """What the only fork server's descriptors lead to, but for the numbers of single pipes and sockets."""
+        """Returns what the only fork server's descriptors refer to, without the numbers of single pipes and sockets."""
         [pid] = until(lambda: len(found := server.fork_servers()) == 1 and found)
         return sorted(re.sub(r"\[\d+\]", "", each) for each in open_files(pid))
 
-    # While it forks it has more: what it then hands to the worker and to the master.
+    # While it forks, it also has the descriptors that it then hands to the worker and to the master.
     until(lambda: not any("stack" in each for each in held()))
     before = held()
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A real forkd and Debian's own rpcbind(8), on a machine of their own: a network and a /run that nobody else sees."""
+"""A real forkd and Debian's own rpcbind(8), on a simulated machine: a network and a /run that no other process sees."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 
 class Machine:
-    """Namespaces for network and mounts, held by a process, and what runs inside."""
+    """Network and mount namespaces, kept alive by a process, and the programs that run inside."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
@@ -52,7 +52,7 @@ class Machine:
         return process
 
     def command(self, *argv: str) -> list[str]:
-        """The command line that runs `argv` inside, in the test's folder; its pid is the program's own."""
+        """Returns the command line that runs `argv` inside, in the test's folder. The PID is the program's own."""
         return ["nsenter", f"--target={self._holder.pid}", "--net", "--mount", f"--wdns={self._folder}", *argv]
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -61,13 +61,13 @@ class Machine:
         )
 
     def rpcbind(self) -> subprocess.Popen[str]:
-        """A port mapper that answers."""
+        """Starts a port mapper and waits until it answers."""
         process = self._start(*self.command(RPCBIND, "-f"))
         until(lambda: self.run("rpcinfo", "-p", "127.0.0.1").returncode == 0, "an rpcbind that answers")
         return process
 
     def mapped(self, version: int = 1) -> int:
-        """The port that the port mapper tells of the program, 0 if none."""
+        """Returns the port that the port mapper lists for the program, 0 if none."""
         for line in self.run("rpcinfo", "-p", "127.0.0.1").stdout.splitlines():
             match line.split():
                 case [program, found, "tcp", port, *_] if (program, found) == (str(PROGRAM), str(version)):
@@ -75,7 +75,7 @@ class Machine:
         return 0
 
     def forkd(self, keys: str = f"rpcbind = {{ program = {PROGRAM:#x} }}", listen: str = '"127.0.0.1:0"') -> Server:
-        """A server that serves, with these keys in its service."""
+        """Starts a server with these keys in its service, and waits until it serves."""
         self.write(keys, listen)
         program = self.command(*FORKD)
         return self._stack.enter_context(running(["forkd.toml"], self._folder, program=program)).serving()
@@ -91,7 +91,7 @@ class Machine:
 
 @functools.cache
 def missing() -> str | None:
-    """Why there can be no such machine, as the reason to skip with."""
+    """Returns why there can be no such machine here, as a reason to skip; None if there can."""
     if os.geteuid() != 0:
         return "namespaces need root"
     if not RPCBIND:
@@ -116,7 +116,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def port_of(server: Server) -> int:
-    """The port that the kernel chose for the last listener."""
+    """Returns the port that the kernel chose for the last listener."""
     return int(server.addresses[-1][1].rpartition(":")[2])
 
 
@@ -191,7 +191,7 @@ def test_without_its_unix_socket_a_port_mapper_is_reached_by_tcp(machine: Machin
 
 
 def test_nobodys_service_is_nobodys_registration(machine: Machine, tmp_path: Path) -> None:
-    """Over its unix socket rpcbind knows whose call it is, and root is not needed."""
+    """Over its unix socket, rpcbind knows which user calls, so root is not needed."""
     if reason := nobody_missing():
         pytest.skip(reason)
     machine.rpcbind()

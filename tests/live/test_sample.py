@@ -1,6 +1,6 @@
-"""The settings that are shipped, served as they stand: etc/forkd.toml with its fixed ports.
+"""The shipped settings, served unchanged: etc/forkd.toml with its fixed ports.
 
-The server runs in a network namespace of its own, whose loopback nobody else can reach.
+The server runs in its own network namespace, whose loopback no other process can reach.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Sample(NamedTuple):
     folder: Path
 
     def connect(self, service: str) -> socket.socket:
-        """A client's connection inside the namespace: a socket stays where it was made."""
+        """Connects a client inside the namespace. A socket stays in the namespace where it was created."""
         return self.inside.submit(socket.create_connection, ("127.0.0.1", PORTS[service]), 10).result()
 
     def connections(self, service: str) -> int:
-        """How many are open, as told over the one control socket."""
+        """Returns how many connections are open, according to the only control socket."""
         [path] = self.folder.glob("*.sock")
         found: int = control_client.ask(path, {"command": "status"}, 10)["services"][service]["connections"]["open"]
         return found
@@ -63,7 +63,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
 
 
 def enter(name: str) -> None:
-    """Moves this thread, and no other, into a network namespace (setns(2))."""
+    """Moves only this thread into a network namespace (setns(2))."""
     fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
     assert ctypes.CDLL(None, use_errno=True).setns(fd, 0) == 0, os.strerror(ctypes.get_errno())
     os.close(fd)

@@ -1,4 +1,4 @@
-"""forkd under a service manager: what it says in its life, its watchdog, and the sockets that a restart keeps."""
+"""forkd under a service manager: its messages, its watchdog, and the sockets that survive a restart."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(
 
 
 def said(manager: Manager, *keys: str) -> list[str]:
-    """What has been said of these, in order."""
+    """Returns the lines sent with these keys, in order."""
     return [line for message in manager.messages for line in message if line.partition("=")[0] in keys]
 
 
@@ -63,10 +63,10 @@ def test_it_is_ready_when_it_serves_and_says_who_it_is(manager: Manager, tmp_pat
         extended = len(said(manager, "EXTEND_TIMEOUT_USEC"))
         assert exchange(server.connect(), b"x\n") == b"X\n"
         manager.said("STATUS=1 service, 1 worker, 0 busy, 1 request")
-        assert len(said(manager, "EXTEND_TIMEOUT_USEC")) == extended, "nobody waits for anything now"
+        assert len(said(manager, "EXTEND_TIMEOUT_USEC")) == extended, "nothing is in progress now"
         assert server.stop() == 0
         assert said(manager, "STOPPING", "STATUS")[-3:] == ["STOPPING=1", "STATUS=stopping", "STATUS=stopped"]
-        assert manager.barriers == 2, "at the start, for the store, and at the end"
+        assert manager.barriers == 2, "expected at the start (for the store) and at the end"
         server.gone()
 
 
@@ -135,7 +135,7 @@ def test_a_drain_that_takes_its_time_is_given_it(manager: Manager, tmp_path: Pat
             server.kill(signal.SIGTERM)
             asked = [int(match[1]) for match in manager.said(r"EXTEND_TIMEOUT_USEC=(\d+)", 3)]
             assert all(5_000_000 < each <= 13_000_000 for each in asked)
-            assert asked == sorted(asked, reverse=True), "and no more than is left"
+            assert asked == sorted(asked, reverse=True), "each must ask only for the time left"
             manager.said(r"STATUS=stopping: 1 service, 1 worker, 1 busy, 0 requests")
             assert client.recv(100) == b"slept 2.5\n"
         assert server.exited() == 0
@@ -169,7 +169,7 @@ def test_the_reason_why_it_does_not_start_is_told(manager: Manager, tmp_path: Pa
             assert re.fullmatch(f"STATUS={reason}", said(manager, "STATUS")[-1])
             assert said(manager, "ERRNO") == ([f"ERRNO={number}"] if number else [])
             assert said(manager, "READY") == []
-            assert manager.barriers, "it was heard before its sender was gone"
+            assert manager.barriers, "the message must be read before its sender exits"
             assert manager.names() == []
 
 
@@ -202,7 +202,7 @@ def test_the_watchdog_of_another_process_is_left_alone(manager: Manager, tmp_pat
 
 @pytest.mark.slow
 def test_the_watchdog_is_told_no_more_when_a_pool_is_lost(manager: Manager, tmp_path: Path) -> None:
-    """A worker that cannot boot, which a start would have told of."""
+    """The pool is lost because a worker cannot boot. At a start, that would have been reported."""
     write(tmp_path, "lives:told", boot_timeout=1)
     with managed(manager, tmp_path, WATCHDOG_USEC="400000") as server:
         server.serving()
@@ -235,7 +235,7 @@ def test_a_pool_that_is_busy_or_rests_is_well(manager: Manager, tmp_path: Path) 
         assert exchange(server.connect(), b"0\n") == b"slept 0\n"
 
 
-# What others hear of the manager.
+# What others learn of the manager.
 
 
 def test_nothing_of_the_managers_reaches_an_application(manager: Manager, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_manager_that_is_not_there_is_not_missed(tmp_path: Path) -> None:
 
 
 def restarted(manager: Manager, server: Server) -> None:
-    """The end of the first, as at a restart."""
+    """Stops the first server, as a restart does."""
     assert server.stop() == 0
     server.gone()
 
@@ -287,7 +287,7 @@ def test_nobody_is_refused_in_a_restart(manager: Manager, tmp_path: Path, worker
         for client in waiting:
             assert exchange(client, b"x\n") == b"X\n"
         until(lambda: len(manager.names()) == 4)
-        assert not manager.given(r"forkd=(?!probe).*"), "what came back is stored still"
+        assert not manager.given(r"forkd=(?!probe).*"), "sockets that came back are still stored"
         restarted(manager, server)
     manager.empty()  # as after a stop
     with pytest.raises(ConnectionRefusedError):
@@ -298,7 +298,7 @@ def test_nobody_is_refused_in_a_restart(manager: Manager, tmp_path: Path, worker
 
 
 def _calling(address: str) -> socket.socket:
-    """A client whose call is on its way, to be dropped while the tap is closed."""
+    """Returns a client whose connection is still being set up and is dropped while the tap is closed."""
     host, _, port = address.rpartition(":")
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setblocking(False)
@@ -312,7 +312,7 @@ def _calling(address: str) -> socket.socket:
 def test_who_came_through_half_a_closed_tap_is_served_by_the_next(
     manager: Manager, tmp_path: Path, worker: str, family: socket.AddressFamily
 ) -> None:
-    """Such a connection has inherited the closed tap: nothing that its client sends would reach us."""
+    """Such a connection has inherited the closed tap, so nothing that its client sends would reach us."""
     write(tmp_path, listen='"*:0"', worker=f'"{worker}"')
     with managed(manager, tmp_path) as server:
         [(_, address)] = server.serving().addresses
@@ -364,7 +364,7 @@ def test_a_socket_that_nobody_wants_any_more_is_given_back(manager: Manager, tmp
 
 
 def test_who_called_before_the_stop_is_served_by_the_first(manager: Manager, tmp_path: Path) -> None:
-    """A unix socket's queue at the stop is the first's, what comes later the second's."""
+    """The first server serves a unix socket's queue as it is at the stop; the second serves later connections."""
     path = tmp_path / "door.sock"
     write(tmp_path, "small:pid", listen=f'"unix:{path}"')
     with managed(manager, tmp_path) as server:

@@ -1,7 +1,7 @@
 """What forkd prints for wrong settings: exit status 78 and FILE:LINE: key, never a traceback of its own.
 
-The first lines of each broken file hold the expected messages; `tests/rooms/test_config.py` checks the
-same against the room alone.
+The first lines of each broken file hold the expected messages. `tests/rooms/test_config.py` checks the same against the
+room alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BROKEN = Path(__file__).parents[1] / "broken"
 PURE = sorted(BROKEN.glob("*.toml"))
 TO_IMPORT = sorted(BROKEN.glob("import/*.toml"))
 AS_PROGRAMS = PURE[::7]
-SECONDS = 5.0  # far above the fraction of a second that it takes
+SECONDS = 5.0  # far more than the fraction of a second that it takes
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def names_forkd(text: str) -> list[str]:
     return re.findall(r'File ".*(?:/forkd/\w+\.py|site-packages/.*|<frozen .*)"', text)
 
 
-# Wrong files.
+# Invalid files.
 
 
 @pytest.mark.parametrize("file", PURE, ids=lambda file: file.stem)
@@ -64,7 +64,7 @@ def test_the_program_reports_the_same_at_once(file: Path) -> None:
     assert result.returncode == 78
     assert result.stderr.splitlines() == [f"{file.name}:{what}" for what in expected(file)]
     assert result.stdout == ""
-    assert worked < SECONDS  # the rest of the time went to other processes
+    assert worked < SECONDS  # other processes took the rest of the time
 
 
 @pytest.mark.parametrize("name", ["several", "not_utf8", "key_misspelt", "empty"])
@@ -150,7 +150,7 @@ def test_other_commands_report_a_broken_file_as_well(capsys: pytest.CaptureFixtu
         assert "key_misspelt.toml:" in capsys.readouterr().err
 
 
-# Wrong options.
+# Invalid options.
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_wrong_options_are_wrong_settings(options: list[str], told: str, capsys:
     assert told in line
 
 
-# What else check reports.
+# What else `forkd check` reports.
 
 
 def test_check_ends_with_an_application_that_leaves_a_thread_behind(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_check_reports_unknown_users(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_check_warns_of_limits_that_will_be_reached(tmp_path: Path) -> None:
     somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
     if somaxconn >= 65535:
-        pytest.skip("here the kernel keeps as many connections as can be asked for (net.core.somaxconn)")
+        pytest.skip("the kernel's limit is beyond any backlog here (net.core.somaxconn)")
     (tmp_path / "forkd.toml").write_text(
         f'[service.a]\napp = "forkd.services:echo"\nlisten = "127.0.0.1:0"\nworkers = 50\nbacklog = {somaxconn + 1}\n'
     )

@@ -1,4 +1,4 @@
-"""`forkd start`, `stop` and `restart`: a daemon that inherits nothing from its caller, and a true report."""
+"""`forkd start`, `stop` and `restart`: a daemon that inherits nothing from its caller, and an accurate report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SERVING = re.compile(r"(?m)^serving test on (\S+)$")
 
 
 def subreaper(on: int) -> None:
-    """Makes orphans children of this process, so that a test finds all that it has made (prctl(2))."""
+    """Makes orphans children of this process, so that a test finds every process it has started (prctl(2))."""
     ctypes.CDLL(None).prctl(36, on, 0, 0, 0)
 
 
@@ -80,7 +80,7 @@ class Host:
     def forkd(
         self, *arguments: str, status: int = 0, before: list[str] | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end, which must have this exit status. It ends only if no process holds its pipes."""
+        """Runs a command, which must exit with this status. It only returns once no process holds its pipes."""
         done = program(*arguments, cwd=self.folder, before=before, **variables)
         assert done.returncode == status, done
         assert "Traceback" not in done.stderr or "handlers" in done.stderr
@@ -143,13 +143,13 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """Returns a folder that every user may enter; pytest's own are private."""
+    """Yields a folder that every user may enter; pytest's own are private."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
-# A start that ends when it serves, and a stop that ends when nothing is left.
+# A start that returns when the daemon serves, and a stop that returns when nothing is left.
 
 
 def test_it_serves_and_stops_and_leaves_nothing(host: Host) -> None:
@@ -243,7 +243,7 @@ def no_such_folder(host: Host) -> None:
 
 
 def plain(text: str) -> str:
-    """Returns the output, without the times and numbers in log records, which differ from run to run."""
+    """Returns the output without the times and numbers in log records, which differ between runs."""
     return re.sub(r"(?m)^20[\d-]+ [\d:.]+|(?<=pid=)\d+|(?<=age=)[\d.e-]+", "", text)
 
 
@@ -335,7 +335,7 @@ def test_running_as_root_must_be_confirmed(host: Host) -> None:
     host.nothing_is_left()
 
 
-# One daemon out of several.
+# One of several daemons.
 
 
 def test_of_twenty_started_at_once_one_runs(host: Host) -> None:
@@ -369,7 +369,7 @@ def test_a_forkd_in_the_foreground_prevents_a_start(forkd: Forkd, host: Host) ->
 
 @pytest.fixture
 def stranger() -> Iterator[int]:
-    """Starts some other program."""
+    """Starts another program."""
     other = subprocess.Popen(["sleep", "1000"])
     yield other.pid
     other.kill()
@@ -393,7 +393,7 @@ def test_a_pid_file_that_a_dead_master_left(host: Host) -> None:
     old = host.pid
     host.pidfile.rename(host.folder / "kept")  # otherwise its fork server would remove it
     os.kill(old, signal.SIGKILL)
-    until(lambda: not any(alive(pid) for pid in host.daemons()), "everybody gone")
+    until(lambda: not any(alive(pid) for pid in host.daemons()), "the end of every process")
     (host.folder / "kept").rename(host.pidfile)
     assert host.pid == old
     done = host.forkd("stop", "-c", "forkd.toml", status=Exit.UNREACHABLE)
@@ -480,7 +480,7 @@ def test_a_stop_that_takes_long(host: Host) -> None:
         assert (
             done.stderr == f"forkd: process {pid} is still running after 0.1 s; --quick does not wait for its workers\n"
         )
-        # Another command waits as well, which is no reason to hurry.
+        # Another command is waiting, too, which is no reason to hurry.
         host.forkd("stop", "--timeout", "0.1", "-c", "forkd.toml", status=Exit.TIMED_OUT)
         assert host.status()["master"]["phase"] == "stopping"
         host.forkd("stop", "--quick", "-c", "forkd.toml")
@@ -593,7 +593,7 @@ def test_signals_that_were_ignored_or_blocked_are_obeyed(host: Host) -> None:
     master, server, worker = everybody(host)
     ours = sum(1 << number - 1 for number in signal.valid_signals())  # the C library keeps 32 and 33 for itself
     assert int(field(master, "SigIgn"), 16) & ours == python_ignores
-    for pid in (server, worker):  # they ignore the signals meant for the master, and no others
+    for pid in (server, worker):  # they ignore only the signals meant for the master
         assert not int(field(pid, "SigIgn"), 16) & (1 << signal.SIGALRM - 1 | 1 << signal.SIGCHLD - 1)
     assert [int(field(pid, "SigBlk"), 16) for pid in (master, server, worker)] == [0, 0, 0]
     os.kill(master, signal.SIGHUP)
@@ -616,9 +616,9 @@ def test_it_has_no_terminal_and_outlives_the_one_of_its_start(host: Host) -> Non
     for pid in everybody(host):
         _, _, group, session, tty = stat(pid)[:5]
         assert tty == "0"
-        assert int(session) not in (child, pid)  # a session's leader could have a terminal again
+        assert int(session) not in (child, pid)  # a session leader could acquire a terminal again
         assert int(group) == int(session)
-    os.close(terminal)  # its owner gets a HUP
+    os.close(terminal)  # its owner receives SIGHUP
     assert exchange(connect(SERVING.findall(said.decode().replace("\r", ""))[0]), b"hello\n") == b"HELLO\n"
     assert host.status()["services"]["test"]["generation"] == 1
 
@@ -635,7 +635,7 @@ def test_relative_paths_hold_in_another_folder(host: Host) -> None:
     address = host.start(before=first)
     assert exchange(connect(address), b"?\n") == b"wares\n"
     assert host.status()["master"]["config"] == str(host.folder / "forkd.toml")
-    # A title overwrites the environment, whose place is found by its first entry.
+    # A title overwrites the environment, which is located by its first entry.
     assert Path(f"/proc/{host.pid}/cmdline").read_bytes().startswith(b"forkd: master\0")
     host.forkd("reload", "-c", "forkd.toml")
     assert (host.folder / "forkd.log").exists()
@@ -643,7 +643,7 @@ def test_relative_paths_hold_in_another_folder(host: Host) -> None:
     host.nothing_is_left()
 
 
-# Signals that the caller had blocked, and process 1.
+# Signals that the caller had blocked, and PID 1.
 
 
 def test_a_forkd_in_the_foreground_obeys_signals_that_were_blocked(host: Host) -> None:
@@ -690,9 +690,9 @@ def pid_namespace_missing() -> str:
 
 @pytest.fixture
 def first(host: Host) -> Iterator[subprocess.Popen[str]]:
-    """`forkd run` as process 1 of a pid namespace; its parent, unshare(1), has its exit status."""
+    """Runs `forkd run` as PID 1 of a PID namespace. Its parent, unshare(1), exits with its status."""
     if reason := pid_namespace_missing():
-        pytest.skip(f"process 1 of a pid namespace: {reason}")
+        pytest.skip(f"PID 1 of a PID namespace: {reason}")
     (host.folder / "orphans.py").write_text(ORPHANS)
     gate = host.folder / "gate"
     os.mkfifo(gate)
@@ -717,8 +717,8 @@ def test_as_process_1_it_reaps_and_stops(host: Host, first: subprocess.Popen[str
     assert field(master, "NSpid").split()[1] == "1"
     with connect(found[1]) as client:
         for _ in range(3):
-            assert call(client, b"0\n") == b"left\n"  # the orphan finds its standard input ended
-        until(lambda: len(family(master)) == 3 and not zombies(master), "no zombie, and no stranger")
+            assert call(client, b"0\n") == b"left\n"  # the orphan's standard input has ended
+        until(lambda: len(family(master)) == 3 and not zombies(master), "no zombie and no other process")
         os.kill(master, signal.SIGTERM)
         assert client.recv(100) == b""
     assert first.wait(LIMIT) == 0
@@ -727,7 +727,7 @@ def test_as_process_1_it_reaps_and_stops(host: Host, first: subprocess.Popen[str
 
 def test_as_process_1_it_loses_no_early_signal(host: Host) -> None:
     if reason := pid_namespace_missing():
-        pytest.skip(f"process 1 of a pid namespace: {reason}")
+        pytest.skip(f"PID 1 of a PID namespace: {reason}")
     settings = (host.write().folder / "forkd.toml").read_bytes()
     file = host.folder / "late.toml"
     os.mkfifo(file)
@@ -752,7 +752,7 @@ def test_as_process_1_it_loses_no_early_signal(host: Host) -> None:
 
 def test_a_container_is_not_ended_by_a_start(host: Host) -> None:
     if reason := pid_namespace_missing():
-        pytest.skip(f"process 1 of a pid namespace: {reason}")
+        pytest.skip(f"PID 1 of a PID namespace: {reason}")
     host.write()
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     done = host.forkd("start", "forkd.toml", before=unshare, status=Exit.USAGE)

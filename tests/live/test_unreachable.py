@@ -1,7 +1,7 @@
-"""What `forkd call` says and how it exits when nothing answers, on a network that is broken on purpose.
+"""What `forkd call` prints and how it exits when nothing answers, on a deliberately broken network.
 
-Two hosts, as two network namespaces with a cable between them: `here`, where the client runs, is
-198.18.0.1, and `there` is 198.18.0.2 (addresses of RFC 2544, which nobody has).
+Two network namespaces are connected by a virtual cable: `here`, where the client runs, is 198.18.0.1, and `there` is
+198.18.0.2 (addresses that RFC 2544 reserves for tests).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def test_a_route_into_a_black_hole(hosts: Hosts) -> None:
 
 
 def test_no_local_port_is_left(hosts: Hosts) -> None:
-    # The kernel's range is one port, and that one is reserved.
+    # The kernel's port range is a single port, and that one is reserved.
     hosts.here.run("sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=40000 40000")
     hosts.here.run("sysctl", "-q", "-w", "net.ipv4.ip_local_reserved_ports=40000")
     check(call(hosts.here, "198.18.0.2:7007"), 69, "no local address or port is free", "EADDRNOTAVAIL")

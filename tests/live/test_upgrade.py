@@ -1,4 +1,4 @@
-"""Upgrades: the master replaces its own program in place, or everything stays as it was and the reason is told."""
+"""Upgrades: the master replaces its own program in place, or everything stays as it was and the reason is reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(folder: Path, app: str = "shout") -> None:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of forkd's own, to be changed as an installation changes it."""
+    """Returns a copy of the forkd package, which a test changes as an installation would."""
     package = tmp_path / "site" / "forkd"
     shutil.copytree(ROOT / "forkd", package, ignore=shutil.ignore_patterns("__pycache__"))
     return package
@@ -44,7 +44,7 @@ def package(tmp_path: Path) -> Path:
 
 @contextmanager
 def copied(folder: Path) -> Iterator[Server]:
-    """A server that runs from the copy, by an interpreter that may go, too."""
+    """Runs a server from the copy, with an interpreter that a test may remove, too."""
     python = folder / "python"
     python.symlink_to(Path(sys.executable).resolve())
     paths = [str(folder / "site"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
@@ -68,7 +68,7 @@ def change(package: Path, room: str, old: str, new: str) -> None:
 
 
 def inodes(server: Server) -> list[tuple[int, int]]:
-    """The listening sockets of the master, as the kernel tells them apart, and its files."""
+    """Returns the inodes of the master's listening sockets and files, which identify them."""
     listening = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if line.split()[3] == "0A"}
     held = [each for each in open_files(server.pid) if each.strip("socket:[]") in listening]
     files = [
@@ -87,11 +87,11 @@ def test_a_new_version_takes_over(server: Server, package: Path) -> None:
         answer = server.ask(command="upgrade")
         assert answer["version"].startswith("9.")
         assert answer["generations"] == {"test": 2}
-        assert call(client, b"two\n") == b"TWO\n", "an open connection goes on"
+        assert call(client, b"two\n") == b"TWO\n", "an open connection must continue"
     status = server.status()
     assert status["master"]["pid"] == server.pid
     assert status["master"]["version"].startswith("9.")
-    assert status["services"]["test"]["requests"] == 2, "totals are kept"
+    assert status["services"]["test"]["requests"] == 2, "totals must be kept"
     assert inodes(server) == before
     assert exchange(server.connect(), b"well\n") == b"WELL\n"
     until(lambda: len(server.family()) == 4, "the new generation alone")
@@ -103,7 +103,7 @@ def test_a_new_version_takes_over(server: Server, package: Path) -> None:
 
 
 def test_a_fork_server_of_an_older_version_serves_on(server: Server, package: Path, tmp_path: Path) -> None:
-    """A new master speaks with the old fork server, where the reload that follows fails."""
+    """The new master can work with the old fork server if the reload that follows fails."""
     change(package, "__init__", '__version__ = "', '__version__ = "9.')
     write(tmp_path, app="absent")
     with pytest.raises(ControlError, match=r"forkd 9\.\S+ has taken over, but the services are the old ones: .*absent"):
@@ -176,8 +176,8 @@ def test_a_broken_program_changes_nothing(
         assert call(client, b"well\n") == b"WELL\n"
         assert server.workers() == workers
         assert inodes(server) == before
-        until(lambda: len(open_files(server.pid)) <= held, "no more descriptors")
-        until(lambda: len(server.family()) == 4, "nobody of the rehearsal")
+        until(lambda: len(open_files(server.pid)) <= held, "no additional descriptors")
+        until(lambda: len(server.family()) == 4, "no process of the rehearsal")
         shutil.copytree(ROOT / "forkd", package, dirs_exist_ok=True)
         python = tmp_path / "python"
         python.unlink(missing_ok=True)

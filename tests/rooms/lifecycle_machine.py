@@ -1,9 +1,8 @@
-"""A fake kernel, and a machine that tries the lifecycle with whatever may happen, in any order.
+"""A fake kernel, and a state machine that sends the lifecycle any legal event, in any order.
 
-The kernel keeps the processes that were ordered and refuses an order that can't be carried out; the
-machine lets them become ready, fail, leave, crash or be deaf, and checks after every event what must
-always hold. pytest runs a fixed choice of stories; `python -m tests.rooms.lifecycle_machine 5000` runs
-as many others as one has patience for.
+The kernel holds the processes that the lifecycle has ordered, and rejects an order that cannot be carried out. The
+machine lets processes become ready, fail, leave, crash or stop responding, and checks the invariants after every event.
+pytest runs a fixed choice of stories; `python -m tests.rooms.lifecycle_machine 5000` runs that many random ones.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ from forkd.master import estate
 
 SERVICES = ("chargen", "daytime", "echo")
 STOP_TIMEOUT = 7.0
-PATIENCE = 2000  # events until all must be quiet again
+PATIENCE = 2000  # events within which everything must settle
 STATIONS = (Announce, BeginStop, Ended)
 
 T = TypeVar("T")
@@ -87,12 +86,12 @@ class Template:
     ready: bool = False
     ending: bool = False
     killed: bool = False
-    stuck: bool = False  # ready, but it does not answer any more
+    stuck: bool = False  # ready, but no longer responding
 
 
 @dataclass
 class Kernel:
-    """The processes that live, and what was said to the world."""
+    """The live processes, and what has been announced to the outside."""
 
     servers: dict[Place, Template] = field(default_factory=dict)
     workers: dict[Seat, Process] = field(default_factory=dict)
@@ -154,7 +153,7 @@ class Kernel:
         )
 
     def next_fact(self, *, deaf: bool) -> Event | None:
-        """What sound processes do next by themselves; deaf ones do as they are told only when killed."""
+        """Returns what healthy processes do next on their own. Deaf ones ignore orders and only die when killed."""
         for (service, number), server in self.servers.items():
             if server.killed or (server.ending and not deaf):
                 return ForkServerGone(service, number)
@@ -204,7 +203,7 @@ picks = st.integers(0, 10_000)
 
 
 class Machine(RuleBasedStateMachine):
-    """Stories of a server: rules are what may happen, `tell` checks what must hold after it."""
+    """Stories of a server: each rule is something that can happen; `tell` checks the invariants after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +219,7 @@ class Machine(RuleBasedStateMachine):
         self.deaf = deaf
         self.tell(Started())
 
-    # What may happen.
+    # What can happen.
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 0.3, 1.0, 2.7, 10.0, 61.3]))
     def time_passes(self, seconds: float) -> None:
@@ -257,7 +256,7 @@ class Machine(RuleBasedStateMachine):
         service, number = chosen(self.kernel.servers, pick)
         generation = self.life.pools[service].generation(number)
         assert generation is not None
-        # Without a drain_timeout a worker that was never forked, and is to leave, is waited for until a stop.
+        # Without a drain_timeout, a worker that is to leave but was never forked keeps its place until a stop.
         if self.kernel.servers[service, number].ready and generation.plan.drain_timeout:
             self.kernel.servers[service, number].stuck = True
 
@@ -348,7 +347,7 @@ class Machine(RuleBasedStateMachine):
         assert self.life.due() == due
         self.tell(TimePassed())
 
-    # What must hold.
+    # Invariants.
 
     def tell(self, event: Event) -> None:
         if isinstance(event, ReloadAsked) and self.life.phase is not Phase.ENDED:
@@ -365,11 +364,11 @@ class Machine(RuleBasedStateMachine):
         for service, pool in self.life.pools.items():
             self.check_pool(pool, *before.get(service, (None, 0)))
             if not isinstance(event, StopAsked | DrainAsked | WorkerGone | Observed) and self.life.phase in UP:
-                # Nobody is sent away before others serve in their place.
+                # No worker is dismissed before its replacement serves.
                 assert _serving(pool) >= min(serving.get(service, 0), pool.target) or pool.serving is None
 
     def check_known(self) -> None:
-        """What lives is known, and what is known lives."""
+        """Checks that every live process is known, and that every known process is alive."""
         servers: dict[Place, ForkServerState] = {}
         workers: dict[Seat, WorkerState] = {}
         for service, pool in self.life.pools.items():
@@ -401,7 +400,7 @@ class Machine(RuleBasedStateMachine):
     def check_pool(self, pool: Pool, served: Generation | None, wanted: int) -> None:
         assert len({generation.number for generation in pool.generations()}) == len(list(pool.generations()))
         if pool.serving is not None:
-            # Only a size asked for by a person makes a pool smaller than it is busy.
+            # Only a size that a person asked for may be smaller than the number of busy workers.
             assert 1 <= pool.serving.minimum <= pool.target <= pool.serving.maximum
             staying = pool.serving.staying()
             most = pool.target + pool.serving.successors(pool.target)
@@ -416,7 +415,7 @@ class Machine(RuleBasedStateMachine):
     # How every story ends.
 
     def settle(self) -> None:
-        """Once nothing bad happens any more, and nobody is busy, all is as it is wanted."""
+        """Checks that, once failures have stopped and all workers are idle, everything is as planned."""
         for process in self.kernel.workers.values():
             process.busy, process.request = False, None
         self.observe()

@@ -1,4 +1,4 @@
-"""The account of a connection, taken from its worker's numbers or counted beside them."""
+"""The account of a connection, whether taken from its worker's numbers or counted separately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses as people write them, and what is said about those that are none."""
+"""Addresses as people write them, and the error messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_is_no_address(text: str, what: str) -> None:
 
 
 def test_a_path_may_hold_any_bytes() -> None:
-    assert parse("unix:/\udcff").host == "/\udcff"  # as Python gives an argument that is no UTF-8
+    assert parse("unix:/\udcff").host == "/\udcff"  # how Python passes an argument that is not valid UTF-8
 
 
 hosts = st.one_of(

@@ -1,4 +1,4 @@
-"""The pure parts of bench: medians and ratios, rounds, figures, the page."""
+"""The pure parts of bench: medians and ratios, rounds, figures and the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The master's own clock: what it misses does not count."""
+"""The master's own clock, which leaves out the time that the master was not running."""
 
 from __future__ import annotations
 

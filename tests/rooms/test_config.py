@@ -1,8 +1,7 @@
 """Settings: what a file may contain, what it means, and how every mistake is reported.
 
-The broken files are in tests/broken. The first lines of each hold the expected messages, as
-`# expect: LINE: key: what`. Those in tests/broken/import are sound for this room: their mistakes
-show only when the application is imported.
+The broken files are in tests/broken. The first lines of each hold the expected messages, as `# expect: LINE: key:
+what`. Those in tests/broken/import are valid for this room: their mistakes only show when the application is imported.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def test_whatever_a_table_holds_the_answer_is_settings_or_mistakes(service: Any,
     assert all(problem.key and problem.what.isprintable() for problem in told)
 
 
-# Sound files
+# Valid files
 
 
 def test_the_least_file_means_the_defaults(tmp_path: Path) -> None:
@@ -296,7 +295,7 @@ def test_a_later_stage_can_name_the_line_of_a_mistake(tmp_path: Path) -> None:
     found = read(tmp_path, LEAST)
     error = found.error("service.echo.app", "there is no module 'shop'")
     assert error.problems == (Problem(found.file, 3, "service.echo.app", "there is no module 'shop'"),)
-    assert found.problem("service.echo.workers.max", "").line == 2  # not in the file: the line of its table
+    assert found.problem("service.echo.workers.max", "").line == 2  # not in the file: its table's line
     assert found.problem("master.user", "").line == 1
 
 
@@ -435,7 +434,7 @@ def test_the_log_and_the_stop_timeout_want_none() -> None:
     assert changes(options(), new) == Changes((), (), (), ())
 
 
-# The documents that repeat the list of settings
+# Documents that repeat the list of settings
 
 
 def test_a_source_reads_its_settings_again(tmp_path: Path) -> None:
@@ -497,7 +496,7 @@ def test_the_sample_shows_every_key_with_its_default(table: str, key: Key) -> No
     if f"\n#{key.name} = " not in SAMPLE.read_text():
         assert key.required or key.name == "workers"
     elif written.endswith("# example"):
-        assert getattr(defaults, key.name) in (None, Path("/srv"))  # not a value that a file could hold
+        assert getattr(defaults, key.name) in (None, Path("/srv"))  # a value that no file can hold
     else:
         default = re.split(r"\s+#", written)[0]
         assert default == key.default

@@ -1,4 +1,4 @@
-"""How the commands of a page are read, and when their output is what the page shows."""
+"""How the commands on a page are read, and when their output counts as what the page shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Framing: the same requests and the same error, however the bytes were split on the way."""
+"""Framings find the same requests and the same error, no matter how the bytes were split on the way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVER = "OverLimit"
 CUT = "Truncated"
 BAD = "FramingError"
 
-# A framing, a stream, the requests in it, and how it ends.
+# Each case: a framing, a stream, the requests in it, and how it ends.
 STREAMS = [
     (Lines(), b"", [], END),
     (Lines(), b"\n", [b""], END),
@@ -92,7 +92,7 @@ STREAMS = [
 ]
 NAMES = [f"{framing!r} {stream!r}"[:90] for framing, stream, _, _ in STREAMS]
 
-# Bytes that often mean something to the framing, so that short streams reach every corner.
+# Bytes that often have a meaning in the framing, so that short streams reach every branch.
 ALPHABETS = [
     (Lines(2), b"ax\r\n"),
     (Lines(2, end=b"\r\n"), b"a\r\n"),
@@ -113,7 +113,7 @@ quickly = settings(max_examples=25, deadline=None, database=None)
 
 
 def outcome(framing: Framing[bytes], pieces: Iterable[bytes]) -> Outcome:
-    """Feeds these pieces of a stream, and its end, to a fresh copy of `framing`; returns what comes out."""
+    """Feeds these pieces of a stream, and its end, to a fresh copy of `framing`. Returns the result."""
     framing = framing.copy()
     requests: list[bytes] = []
     try:
@@ -184,7 +184,7 @@ def test_any_bytes_mean_the_same_however_they_are_cut(
 def test_what_one_side_encodes_the_other_feeds(framing: Framing[bytes], mark: bytes, data: st.DataObject) -> None:
     awkward = st.lists(st.sampled_from(b"ab\r\n\0"), max_size=12).map(bytes)
     drawn = data.draw(st.lists(st.binary(max_size=12) | awkward, max_size=5))
-    # A line cannot hold its end, nor begin it.
+    # A line can neither contain its terminator nor begin it.
     requests = [request for request in drawn if (request + mark).find(mark) == len(request) or not mark]
     if mark == b"\n":
         requests = [request.rstrip(b"\r") for request in requests]
@@ -388,7 +388,7 @@ def test_a_small_piece_costs_no_more_memory_than_its_bytes() -> None:
     ids=repr,
 )
 def test_sixteen_megabytes_in_small_pieces_are_one_request(framing: Framing[bytes]) -> None:
-    # With work that grows as the square of the length, this would take seconds.
+    # If the work grew with the square of the length, this would take seconds.
     request = b"x" * BLOCK_LIMIT
     requests, end = outcome(framing, in_pieces(framing.encode(request), 16384))
     assert end == END

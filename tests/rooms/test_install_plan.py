@@ -1,4 +1,4 @@
-"""What an installation does about each file, given what should be there, what is there and what was put there."""
+"""What an installation does with each file, given what should be there, what is there, and what was installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def done(steps: list[InstallStep]) -> dict[str, tuple[What, str | None]]:
 @pytest.mark.parametrize(
     ("piece", "there", "record", "expected"),
     [
-        pytest.param(NEW, {}, {}, {"/unit": (What.PUT, NEW.digest)}, id="nothing there"),
+        pytest.param(NEW, {}, {}, {"/unit": (What.PUT, NEW.digest)}, id="nothing is there"),
         pytest.param(NEW, {}, {"/unit": OLD.digest}, {"/unit": (What.PUT, NEW.digest)}, id="a unit was removed"),
         pytest.param(
             SETTINGS,
@@ -30,9 +30,7 @@ def done(steps: list[InstallStep]) -> dict[str, tuple[What, str | None]]:
         pytest.param(
             NEW, {"/unit": NEW.digest}, {"/unit": NEW.digest}, {"/unit": (What.NOTHING, NEW.digest)}, id="in place"
         ),
-        pytest.param(
-            NEW, {"/unit": NEW.digest}, {}, {"/unit": (What.NOTHING, None)}, id="the same, but somebody else's"
-        ),
+        pytest.param(NEW, {"/unit": NEW.digest}, {}, {"/unit": (What.NOTHING, None)}, id="identical, but not ours"),
         pytest.param(
             NEW, {"/unit": OLD.digest}, {"/unit": OLD.digest}, {"/unit": (What.REPLACE, NEW.digest)}, id="an update"
         ),
@@ -41,38 +39,38 @@ def done(steps: list[InstallStep]) -> dict[str, tuple[What, str | None]]:
             {"/unit": CHANGED.digest},
             {"/unit": OLD.digest},
             {"/unit": (What.LEAVE, NEW.digest), "/unit.new": (What.PUT, NEW.digest)},
-            id="an update of what was changed",
+            id="an update of a changed file",
         ),
         pytest.param(
             NEW,
             {"/unit": CHANGED.digest},
             {"/unit": NEW.digest},
             {"/unit": (What.NOTHING, NEW.digest)},
-            id="changed, and nothing new",
+            id="changed, without an update",
         ),
         pytest.param(
             NEW,
             {"/unit": CHANGED.digest, "/unit.new": NEW.digest},
             {"/unit": NEW.digest, "/unit.new": NEW.digest},
             {"/unit": (What.NOTHING, NEW.digest), "/unit.new": (What.NOTHING, NEW.digest)},
-            id="changed, and the new one stands beside it already",
+            id="changed, and the new one is already beside it",
         ),
         pytest.param(
             NEW,
             {"/unit": CHANGED.digest},
             {},
             {"/unit": (What.LEAVE, NEW.digest), "/unit.new": (What.PUT, NEW.digest)},
-            id="somebody else's",
+            id="not ours",
         ),
         pytest.param(
             NEW,
             {"/unit": CHANGED.digest, "/unit.new": CHANGED.digest},
             {},
             {"/unit": (What.LEAVE, NEW.digest)},
-            id="somebody else's, and so is the one beside it",
+            id="not ours, nor is the one beside it",
         ),
         pytest.param(
-            PAGE, {"/page": CHANGED.digest}, {}, {"/page": (What.LEAVE, PAGE.digest)}, id="nothing stands beside a page"
+            PAGE, {"/page": CHANGED.digest}, {}, {"/page": (What.LEAVE, PAGE.digest)}, id="nothing is put beside a page"
         ),
     ],
 )

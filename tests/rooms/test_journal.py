@@ -1,4 +1,4 @@
-"""The native protocol of systemd's journal, as bytes, and read back as journald reads it."""
+"""The native protocol of systemd's journal: as bytes, and parsed the way journald does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of the kinds of worker."""
+"""The table of worker kinds."""
 
 from __future__ import annotations
 

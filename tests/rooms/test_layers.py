@@ -1,4 +1,4 @@
-"""The layout of a graph in layers, for the pictures of the documentation."""
+"""The layered graph layout that the pictures in the documentation use."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The lifecycle as scripts: when, what happened, and the actions that must come of it, no others.
+"""The lifecycle as scripts. Each step is a time, an event, and exactly the actions that must follow.
 
-Scripts leave out that listeners are mended after each death in disorder: `play` expects it by itself.
-After every step the same time comes again and must change nothing, and `due` must lie ahead. A step
-of TIME that asks for actions must stand at the very time that was named as due.
+Scripts omit the mending of listeners after each abnormal death; `play` adds it. After every step, the same time is
+passed again and must change nothing, and `due` must lie in the future. A TIME step that expects actions must come at
+exactly the time that was due.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DEAF = "it did not end by itself"
 
 
 class Steady(random.Random):
-    """Chance that always takes the middle."""
+    """A random source that always returns the middle of the range."""
 
     def uniform(self, a: float, b: float) -> float:
         return (a + b) / 2
@@ -78,14 +78,14 @@ def play(plans: Iterable[Plan], script: Iterable[Step], stop_timeout: float = 30
 
 
 def mends(life: Lifecycle, event: Event) -> list[Action]:
-    """What comes first after a known worker's death in disorder."""
+    """Returns the actions that come first after the abnormal death of a known worker."""
     if not isinstance(event, WorkerGone) or event.departure is Departure.LEFT or event.service not in life.pools:
         return []
     known = life.pools[event.service].worker(event.generation, event.slot) is not None
     return [Mend(event.service)] if known else []
 
 
-# Events and actions, in short.
+# Short forms of events and actions.
 
 
 def ready(generation: int, service: str = "echo") -> Event:
@@ -153,12 +153,12 @@ def kill(generation: int, slot: int, reason: str) -> Action:
 
 
 def nothing(now: float, *events: Event) -> list[Step]:
-    """Steps from which nothing follows."""
+    """Returns steps that must cause no action."""
     return [(now, event, []) for event in events]
 
 
 def again(times: Iterable[float], actions: list[Action]) -> list[Step]:
-    """The same actions, each time it is due."""
+    """Returns a step for each of these times, all with the same actions."""
     return [(now, TIME, actions) for now in times]
 
 
@@ -187,7 +187,7 @@ BOOT_OVER = "not ready within its boot_timeout of 30 s"
 STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
     "all services are announced together": ([ONE, CLOCK], BOTH_UP),
     "nothing to serve": ([], [(0, Started(), [Announce()]), (1, StopAsked(), [BeginStop(), Ended(0)])]),
-    "a crash after it served is no failure to start": (
+    "a crash after serving is not a failed start": (
         [TWO],
         [*TWO_UP[:3], (1, crashed(1, 0), [fork(1, 0, 1)]), *nothing(2, up(1, 1)), (2, up(1, 0), [Announce()])],
     ),
@@ -195,7 +195,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
         [ONE],
         [(0, Started(), [start(1)]), (1, died(1, "no module", 78), [BeginStop(), Ended(78, "no module")])],
     ),
-    "a fork server fails, another service has to go": (
+    "a fork server fails, so the other service ends, too": (
         [ONE, CLOCK],
         [
             *BOTH_UP[:3],
@@ -214,7 +214,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, died(1, "not this one", 70, "time"), [Ended(78, "no module")]),
         ],
     ),
-    "a fork server hangs, and is killed until it is gone": (
+    "a fork server hangs and is killed repeatedly until it is gone": (
         [ONE],
         [
             (0, Started(), [start(1)]),
@@ -225,7 +225,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (35, died(1, "signal 9"), [Ended(1, FORK_SERVER_LATE)]),
         ],
     ),
-    "a fork server dies after it was ready": (
+    "a fork server dies after it became ready": (
         [TWO],
         [
             *TWO_UP[:3],
@@ -245,11 +245,11 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (4, died(1), [Ended(1, "no database")]),
         ],
     ),
-    "a worker leaves while it boots": (
+    "a worker leaves during its boot": (
         [ONE],
         [*ONE_UP[:2], (1, left(1, 0), [BeginStop(), let_go(1)]), (1, died(1), [Ended(1, "")])],
     ),
-    "a worker hangs while it boots": (
+    "a worker hangs during its boot": (
         [TWO],
         [
             *TWO_UP[:3],
@@ -262,7 +262,7 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (37, died(1), [Ended(1, "service echo: worker 1: " + BOOT_OVER)]),
         ],
     ),
-    "a stop while starting": (
+    "a stop during the start": (
         [ONE, CLOCK],
         [
             *BOTH_UP[:2],
@@ -272,11 +272,11 @@ STARTS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1, died(1), [Ended(0)]),
         ],
     ),
-    "a reload while starting": ([ONE], [ONE_UP[0], (1, ReloadAsked((ONE,)), [Abandoned("forkd is starting")])]),
+    "a reload during the start": ([ONE], [ONE_UP[0], (1, ReloadAsked((ONE,)), [Abandoned("forkd is starting")])]),
 }
 
 RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
-    "new ones first, then the old ones leave": (
+    "new workers serve before the old ones leave": (
         [TWO],
         [
             *TWO_UP,
@@ -290,7 +290,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (5, crashed(2, 0), [fork(2, 0, 1)]),
         ],
     ),
-    "who does not leave is told each second, told to finish, killed": (
+    "a worker that does not leave is reminded each second, told to finish, then killed": (
         [Plan("echo", 1, 1, drain_timeout=2.5)],
         [
             *ONE_UP,
@@ -306,7 +306,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(20, died(1)),
         ],
     ),
-    "without a drain_timeout they may stay": (
+    "without a drain_timeout old workers may stay": (
         [Plan("echo", 1, 1, drain_timeout=0)],
         [
             *ONE_UP,
@@ -316,7 +316,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             *again(range(3, 400), drain(1, 0)),
         ],
     ),
-    "a fork server of the new one fails": (
+    "a fork server of the new generation fails": (
         [TWO],
         [
             *TWO_UP,
@@ -326,7 +326,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (4, ReloadAsked((TWO,)), [start(3)]),
         ],
     ),
-    "a worker of the new one can't boot, another has accepted": (
+    "a worker of the new generation can't boot, another has accepted": (
         [TWO],
         [
             *TWO_UP,
@@ -339,7 +339,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(6, died(2)),
         ],
     ),
-    "a fork server of the new one hangs": (
+    "a fork server of the new generation hangs": (
         [ONE],
         [
             *ONE_UP,
@@ -348,7 +348,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(31, ready(2), died(2)),
         ],
     ),
-    "a worker of the new one hangs": (
+    "a worker of the new generation hangs": (
         [ONE],
         [
             *ONE_UP,
@@ -359,7 +359,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (34, crashed(2, 0), [let_go(2)]),
         ],
     ),
-    "a worker of the new one crashes after it served: another one": (
+    "a worker of the new generation crashes after serving and is replaced": (
         [TWO],
         [
             *TWO_UP,
@@ -371,7 +371,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (4, up(2, 0), [Committed(), *drain(1, 0, 1)]),
         ],
     ),
-    "a handler of the new one hangs: another one": (
+    "a handler of the new generation hangs and its worker is replaced": (
         [TWO],
         [
             *TWO_UP,
@@ -404,7 +404,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, up(3, 0, "time"), [Committed(), *drain(1, 0), *drain(1, 0, service="time")]),
         ],
     ),
-    "a service more, a service fewer": (
+    "one service is added, one removed": (
         [ONE],
         [
             *ONE_UP,
@@ -418,7 +418,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(3, ready(1), died(1), up(1, 0), left(1, 0), seen([(1, 0)])),
         ],
     ),
-    "a service more that fails is forgotten": (
+    "an added service that fails is forgotten": (
         [ONE],
         [
             *ONE_UP,
@@ -427,7 +427,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, died(1, service="time"), [Forgotten("time")]),
         ],
     ),
-    "a service that fails by itself is forgotten at once": (
+    "an added service that fails on its own is forgotten at once": (
         [ONE],
         [
             *ONE_UP,
@@ -451,7 +451,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, crashed(2, 0, "time"), [fork(2, 0, 2, "time")]),
         ],
     ),
-    "nothing is wanted any more": (
+    "no service is left in the settings": (
         [ONE],
         [
             *ONE_UP,
@@ -461,7 +461,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1, StopAsked(), [BeginStop(), Ended(0)]),
         ],
     ),
-    "another reload ends the one before": (
+    "another reload ends the previous one": (
         [ONE],
         [
             *ONE_UP,
@@ -485,7 +485,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(3, ReloadAsked((ONE,)), StopAsked(), died(1), TIME),
         ],
     ),
-    "of many leaving generations the oldest are hurried": (
+    "the oldest of many leaving generations are hurried": (
         [ONE],
         [
             *ONE_UP,
@@ -512,7 +512,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1, up(2, 1), [Committed(), *drain(1, 0)]),
         ],
     ),
-    "a size asked for meanwhile holds for the new one, too": (
+    "a size requested during a reload also applies to the new generation": (
         [ONE],
         [
             *ONE_UP,
@@ -526,7 +526,7 @@ RELOADS: dict[str, tuple[list[Plan], list[Step]]] = {
 }
 
 FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
-    "its workers go on until the next one is prepared": (
+    "its workers serve until the next fork server is ready": (
         [TWO],
         [
             *TWO_UP,
@@ -539,7 +539,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(4 - 0.5, left(1, 1)),
         ],
     ),
-    "it backs off when it keeps failing": (
+    "it backs off if it keeps failing": (
         [ONE],
         [
             *ONE_UP,
@@ -575,7 +575,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(3, up(4, 0)),
         ],
     ),
-    "a worker that retires goes when another serves in its place": (
+    "a retiring worker leaves once its successor serves": (
         [ONE],
         [
             *ONE_UP,
@@ -585,7 +585,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(3, left(1, 0)),
         ],
     ),
-    "one that retires stays while its successor cannot boot": (
+    "a retiring worker stays while its successor cannot boot": (
         [ONE],
         [
             *ONE_UP,
@@ -596,7 +596,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (3, up(1, 1), drain(1, 0)),
         ],
     ),
-    "those that retire together go one by one": (
+    "workers that retire together leave one by one": (
         [TWO],
         [
             *TWO_UP,
@@ -606,7 +606,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (3, up(1, 3), drain(1, 1)),
         ],
     ),
-    "a pool that shrinks while one retires keeps the one that serves": (
+    "a pool that shrinks while a worker retires keeps the one that serves": (
         [ONE],
         [
             *ONE_UP,
@@ -616,7 +616,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1.5, up(1, 1), drain(1, 0)),
         ],
     ),
-    "drained, and brought back by a reload": (
+    "a drained service is brought back by a reload": (
         [ONE],
         [
             *ONE_UP,
@@ -631,7 +631,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (7, up(3, 0), [Committed()]),
         ],
     ),
-    "drained amid a reload, then stopped": (
+    "drained during a reload, then stopped": (
         [ONE],
         [
             *ONE_UP,
@@ -643,7 +643,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, died(1), [Ended(0)]),
         ],
     ),
-    "a replacement's workers that can't boot back off, each by itself": (
+    "workers of a replacement that can't boot back off individually": (
         [ONE],
         [
             *ONE_UP,
@@ -655,7 +655,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (5, up(2, 0), drain(1, 0)),
         ],
     ),
-    "a reload takes the place of a replacement": (
+    "a reload supersedes a replacement": (
         [ONE],
         [
             *ONE_UP,
@@ -667,7 +667,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (4, up(3, 1), [Committed(), *drain(1, 0)]),
         ],
     ),
-    "a service that is to go has lost it": (
+    "the fork server of a leaving service": (
         [ONE, CLOCK],
         [
             *BOTH_UP,
@@ -682,7 +682,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1.5, up(2, 0), [Committed(), *drain(1, 0), end(3, "time"), *drain(2, 0, service="time")]),
         ],
     ),
-    "one that does not fork any more is replaced": (
+    "one that no longer forks is replaced": (
         [ONE],
         [
             *ONE_UP,
@@ -697,7 +697,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(38, up(2, 0)),
         ],
     ),
-    "one that does not fork any more can't hold up a stop": (
+    "one that no longer forks can't hold up a stop": (
         [ONE],
         [
             *ONE_UP[:2],
@@ -710,7 +710,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (8, left(1, 0), [Ended(0)]),
         ],
     ),
-    "a replacement has the size that was asked for": (
+    "a replacement has the requested size": (
         [Plan("echo", 1, 3, spare=1)],
         [
             *ONE_UP,
@@ -722,7 +722,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1, up(2, 3), [*drain(2, 2), *drain(1, 0, 1, 2)]),
         ],
     ),
-    "one that was let go dies without a replacement": (
+    "one that was released dies without being replaced": (
         [ONE],
         [
             *ONE_UP,
@@ -735,7 +735,7 @@ FORK_SERVERS: dict[str, tuple[list[Plan], list[Step]]] = {
 }
 
 WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
-    "one that leaves is replaced at once, always": (
+    "one that leaves is always replaced at once": (
         [ONE],
         [
             *ONE_UP,
@@ -746,7 +746,7 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             ],
         ],
     ),
-    "what cannot boot is tried less and less often, each slot by itself": (
+    "slots whose worker cannot boot are tried less and less often, individually": (
         [TWO],
         [
             *TWO_UP,
@@ -774,7 +774,7 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (153, boot_failed(1, 0), [fork(1, 0, 1)]),
         ],
     ),
-    "what served and crashed is replaced at once, up to a burst, and then at a rate": (
+    "crashes after serving are replaced at once up to a burst, then at a limited rate": (
         [ONE],
         [
             *ONE_UP,
@@ -787,7 +787,7 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1 + 3 / 32, crashed(1, 0), [fork(1, 0, 1)]),
         ],
     ),
-    "a long life is remembered, however it ends": (
+    "a long life counts, however it ends": (
         [ONE],
         [
             *ONE_UP,
@@ -798,7 +798,7 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (62, boot_failed(1, 0), [fork(1, 0, 1)]),
         ],
     ),
-    "a new generation starts without a past": (
+    "a new generation starts with a clean record": (
         [ONE],
         [
             *ONE_UP,
@@ -813,7 +813,7 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1.4, boot_failed(2, 0), [fork(2, 0, 1)]),
         ],
     ),
-    "a handler over its time: abort, kill, and a new one meanwhile": (
+    "a handler over its time limit: abort, kill, and a replacement": (
         [ONE],
         [
             *ONE_UP,
@@ -827,7 +827,7 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (36, crashed(1, 1), [fork(1, 0, 1)]),
         ],
     ),
-    "a handler over its time in one that leaves": (
+    "a handler over its time limit in a leaving worker": (
         [ONE],
         [
             *ONE_UP,
@@ -838,11 +838,11 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             (3, crashed(1, 0), [let_go(1)]),
         ],
     ),
-    "a handler without a limit": (
+    "a handler without a time limit": (
         [Plan("echo", 1, 1, request_timeout=0)],
         [*ONE_UP, *nothing(1e6, seen([(1, 0)], {(1, 0): 1}))],
     ),
-    "one that hangs while it boots is replaced": (
+    "one that hangs during its boot is replaced": (
         [TWO],
         [
             *TWO_UP,
@@ -851,7 +851,7 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
             *nothing(31, up(1, 0), crashed(1, 0), up(1, 2)),
         ],
     ),
-    "what is late or unknown is ignored": (
+    "late and unknown events are ignored": (
         [ONE],
         [
             *ONE_UP,
@@ -863,11 +863,11 @@ WORKERS: dict[str, tuple[list[Plan], list[Step]]] = {
 }
 
 SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
-    "a fixed pool keeps its number": (
+    "a fixed pool keeps its size": (
         [TWO],
         [*TWO_UP, *nothing(1, seen([(1, 0), (1, 1)])), *nothing(2, seen()), *nothing(99, TIME)],
     ),
-    "an elastic pool keeps spare ones": (
+    "an elastic pool keeps spare workers": (
         [Plan("echo", 1, 4, spare=2)],
         [
             *ONE_UP[:2],
@@ -893,7 +893,7 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
             (9, seen([(1, slot) for slot in range(17)]), [fork(1, slot, slot + 1) for slot in range(17, 19)]),
         ],
     ),
-    "it shrinks by half of what is too many, idle ones only": (
+    "it shrinks by half of its surplus, idle workers only": (
         [ELASTIC],
         [
             *ONE_UP,
@@ -922,7 +922,7 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
             (22, TIME, drain(1, 1)),
         ],
     ),
-    "those that boot go first": (
+    "booting workers go first": (
         [ELASTIC],
         [
             *ONE_UP,
@@ -933,7 +933,7 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
             (3, ScaleAsked("echo", by=-1), drain(1, 2)),
         ],
     ),
-    "one that is sent away and stays is hurried and killed, too": (
+    "a dismissed worker that stays is hurried and killed, too": (
         [Plan("echo", 2, 2, drain_timeout=0.5)],
         [
             *TWO_UP,
@@ -944,7 +944,7 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
             (12, ScaleAsked("echo", 2), [fork(1, 1, 2)]),
         ],
     ),
-    "scale: more, fewer when they are idle, one at least": (
+    "scale: more, fewer once idle, at least one": (
         [ONE, CLOCK],
         [
             *BOTH_UP,
@@ -955,7 +955,7 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
             (2, left(1, 0), []),
         ],
     ),
-    "scale: an elastic pool's least": (
+    "scale: an elastic pool's minimum": (
         [Plan("echo", 1, 3, spare=1)],
         [
             *ONE_UP,
@@ -994,7 +994,7 @@ SIZES: dict[str, tuple[list[Plan], list[Step]]] = {
 }
 
 STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
-    "TERM: who has finished goes, the rest is told each second and killed in the end": (
+    "TERM: workers that have finished leave, the others are reminded each second and killed in the end": (
         [TWO],
         [
             *TWO_UP,
@@ -1007,7 +1007,7 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (34, died(1), [Ended(0)]),
         ],
     ),
-    "a second TERM is quick": (
+    "a second TERM is a quick stop": (
         [TWO],
         [
             *TWO_UP,
@@ -1022,7 +1022,7 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (3.5, died(1), [Ended(0)]),
         ],
     ),
-    "quick at once": (
+    "a quick stop from the start": (
         [ONE],
         [
             *ONE_UP,
@@ -1031,7 +1031,7 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (3, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
         ],
     ),
-    "a quick one does not make a stop longer": (
+    "a quick stop does not lengthen a stop": (
         [ONE],
         [
             *ONE_UP,
@@ -1041,7 +1041,7 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (31, TIME, [*finish(1, 0), kill(1, 0, LATE)]),
         ],
     ),
-    "a handler over its time, and what hangs already, is killed all the same": (
+    "a handler over its time limit and a hanging worker are killed all the same": (
         [TWO],
         [
             *TWO_UP,
@@ -1054,7 +1054,7 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (31.6, TIME, [kill(1, 1, LATE)]),
         ],
     ),
-    "those that leave already are told to finish": (
+    "workers that already leave are told to finish": (
         [ONE],
         [
             *ONE_UP,
@@ -1077,7 +1077,10 @@ STOPS: dict[str, tuple[list[Plan], list[Step]]] = {
             (1.2, left(1, 0), [Ended(0)]),
         ],
     ),
-    "before anything began": ([ONE], [(0, StopAsked(), [BeginStop(), Ended(0)]), *nothing(1, Started(), died(1))]),
+    "before anything has started": (
+        [ONE],
+        [(0, StopAsked(), [BeginStop(), Ended(0)]), *nothing(1, Started(), died(1))],
+    ),
 }
 
 SCRIPTS = {
@@ -1105,7 +1108,7 @@ def test_serving_is_told_of_what_is_wanted_only() -> None:
     life = play([ONE, CLOCK], BOTH_UP)
     assert life.serving()
     life.handle(ReloadAsked((ONE, Plan("more", 1, 1))), 1)
-    assert life.serving(), "what is not there yet does not count"
+    assert life.serving(), "a service that has not started yet does not count"
     life.handle(ForkServerGone("more", 1), 1)
     life.handle(crashed(1, 0, "time"), 1)
     assert not life.serving()
@@ -1115,7 +1118,7 @@ def test_serving_is_told_of_what_is_wanted_only() -> None:
         life.handle(event, 2)
     assert life.phase is Phase.SERVING
     assert life.pools["time"].serving is None
-    assert life.serving(), "what leaves does not count"
+    assert life.serving(), "a service that is leaving does not count"
     life.handle(StopAsked(), 3)
     assert not life.serving()
 
@@ -1158,7 +1161,7 @@ def test_phases_of_a_stop() -> None:
     life = play([ONE], ONE_UP, stop_timeout=5)
     life.handle(StopAsked(), 1)
     life.handle(TIME, 6)
-    assert life.phase is Phase.QUITTING, "it is, too, when the time is over"
+    assert life.phase is Phase.QUITTING, "the timeout leads there, too"
 
 
 def test_nothing_is_due_when_all_is_well_or_over() -> None:
@@ -1180,11 +1183,11 @@ def test_an_illegal_move_is_told() -> None:
 def test_the_picture_of_the_states_is_that_of_the_tables() -> None:
     page = states.PAGE.read_text()
     assert states.BEGIN in page
-    assert page == states.drawn(page), "write it anew: make reference"
+    assert page == states.drawn(page), "out of date; run: make reference"
 
 
 TestStories = Machine.TestCase
-# The same stories each time; for others see `lifecycle_machine`.
+# Always the same stories; `lifecycle_machine` runs random ones.
 TestStories.settings = settings(
     derandomize=True,
     database=None,
@@ -1204,7 +1207,7 @@ def test_one_that_is_resumed_goes_on_where_the_other_stood() -> None:
 
 @pytest.mark.parametrize("event", [crashed(1, 1), boot_failed(1, 1), crashed(1, 1, "time")])
 def test_listeners_are_mended_before_a_worker_that_died_in_disorder_is_replaced(event: WorkerGone) -> None:
-    """It may have shut them down, which ends them for every process that shares them."""
+    """The worker may have shut the listeners down, which affects every process that shares them."""
     life = play([TWO, CLOCK], [])
     for each in (Started(), ready(1), ready(1, "time"), up(1, 0), up(1, 0, "time"), up(1, 1)):
         life.handle(each, 0.0)
@@ -1219,11 +1222,11 @@ def test_listeners_are_not_mended_after_a_worker_that_left_or_that_nobody_knows(
         assert not any(isinstance(each, Mend) for each in life.handle(event, 1.0))
 
 
-# What the service manager's watchdog hears.
+# What the service manager's watchdog learns.
 
 
 def unserved(life: Lifecycle, *times: float) -> list[float]:
-    """At which of the times somebody is served no more."""
+    """Returns those of the times at which a service is without a worker."""
     return [now for now in times if life.unserved(now)]
 
 
@@ -1238,15 +1241,15 @@ def test_a_pool_whose_workers_cannot_be_replaced_is_given_up_after_its_boot_time
     assert life.unserved(41) == ["echo"]
     for now in (12, 13, 20):
         life.handle(boot_failed(1, 0), now)
-    assert unserved(life, 40.9, 41) == [41], "trying does not count"
+    assert unserved(life, 40.9, 41) == [41], "an attempt does not count"
     life.handle(up(1, 1), 42)
-    assert unserved(life, 42, 1000) == [], "it is well again"
+    assert unserved(life, 42, 1000) == [], "it has recovered"
 
 
 def test_a_fork_server_that_has_to_come_first_has_its_time_too() -> None:
     life = play([ONE], ONE_UP)
     life.handle(died(1), 1)
-    assert unserved(life, 1000) == [], "its worker goes on"
+    assert unserved(life, 1000) == [], "its worker still serves"
     life.handle(crashed(1, 0), 10)
     assert unserved(life, 69.9, 70) == [70]
     life.handle(ready(2), 30)
@@ -1257,10 +1260,10 @@ def test_a_fork_server_that_has_to_come_first_has_its_time_too() -> None:
 def test_a_busy_pool_is_well_and_one_that_is_over_its_time_is_not() -> None:
     life = play([Plan("echo", 1, 1, request_timeout=0)], ONE_UP)
     life.handle(seen([(1, 0)], {(1, 0): 0}), 5000)
-    assert unserved(life, 5000) == [], "where it may take for ever, it may"
+    assert unserved(life, 5000) == [], "without a limit, a request may take for ever"
     life = play([ONE], ONE_UP)
     life.handle(seen([(1, 0)], {(1, 0): 0}), 30)
-    assert unserved(life, 59.9, 60) == [60], "the worker is ended, and nobody else serves"
+    assert unserved(life, 59.9, 60) == [60], "the worker was ended, and no other one serves"
 
 
 def test_who_rests_starts_or_stops_is_well() -> None:
@@ -1289,14 +1292,14 @@ def test_a_service_that_comes_or_goes_is_not_missed() -> None:
     assert unserved(life, 5000) == []
 
 
-# How long what is under way may take.
+# How long the work in progress may take.
 
 
 def test_a_start_may_take_what_its_slowest_service_may() -> None:
     life = Lifecycle([ONE, Plan("time", 1, 1, boot_timeout=100)], stop_timeout=30, jitter=Steady())
     assert life.left(0) == 0
     life.handle(Started(), 0)
-    assert life.left(10) == 190, "a fork server, then a worker"
+    assert life.left(10) == 190, "time for a fork server, then for a worker"
     life.handle(ready(1, "time"), 20)
     assert life.left(20) == 100
     life.handle(ready(1), 30)
@@ -1311,7 +1314,7 @@ def test_a_start_may_take_what_its_slowest_service_may() -> None:
 def test_a_reload_may_take_what_it_takes_and_then_nothing_does() -> None:
     life = play([ONE], ONE_UP)
     life.handle(crashed(1, 0), 1)
-    assert life.left(1) == 0, "nobody waits for a replacement"
+    assert life.left(1) == 0, "a replacement is not waited for"
     life.handle(up(1, 0), 1)
     life.handle(ReloadAsked((ONE,)), 10)
     assert life.left(10) == 60
@@ -1328,4 +1331,4 @@ def test_a_stop_may_take_its_time_and_no_more() -> None:
     life.handle(StopAsked(), 11)
     assert life.left(11) == 2
     life.handle(TIME, 13)
-    assert life.left(13) == 0, "whoever is killed and still does not go is not waited for with anybody's patience"
+    assert life.left(13) == 0, "a killed process that does not go earns no extra time"

@@ -1,4 +1,4 @@
-"""What a load test should do: options turned into values, and a plan divided into shares."""
+"""What a load test is to do: options become values, and a plan is split into shares."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_a_random_schedule_keeps_its_rate_and_its_variance() -> None:
     times = [schedule.time(number) for number in range(20_000)]
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert statistics.mean(gaps) == pytest.approx(1000, rel=0.03)
-    assert statistics.stdev(gaps) == pytest.approx(1000, rel=0.05), "that of an exponential distribution"
+    assert statistics.stdev(gaps) == pytest.approx(1000, rel=0.05), "the deviation of an exponential distribution"
 
 
 def test_requests_of_a_file() -> None:

@@ -1,4 +1,4 @@
-"""Replies are counted and judged, however the stream is cut."""
+"""Replies are counted and checked, however the stream is split."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from forkd.serving.delimited import Delimited
 
 
 def told(plan: LoadPlan, pieces: list[bytes], first: int = 0) -> tuple[int, int]:
-    """Returns how many replies a stream in these pieces has, and how many of them are wrong."""
+    """Returns how many replies a stream in these pieces contains, and how many of them are wrong."""
     judge = Judge(plan)
     count = judge.counter(first)
     return sum(count(piece) for piece in pieces), judge.wrong
 
 
 def cuts(stream: bytes) -> list[list[bytes]]:
-    """Returns a stream whole, in single bytes, and in random pieces."""
+    """Returns a stream in one piece, in single bytes, and in random pieces."""
     pieces = [[stream], [stream[at : at + 1] for at in range(len(stream))]]
     for seed in range(20):
         source, rest, found = random.Random(seed), stream, []
@@ -45,7 +45,7 @@ ANY: list[tuple[dict[str, Any], bytes, int]] = [
 ]
 JUDGED: list[tuple[dict[str, Any], bytes, int, int]] = [
     ({"expect": "echo"}, b"hello\n" * 3, 3, 0),
-    ({"expect": "echo"}, b"hello\r\n" * 3, 3, 0),  # Lines accepts telnet's line ends, too
+    ({"expect": "echo"}, b"hello\r\n" * 3, 3, 0),  # Lines also accepts telnet line endings
     ({"expect": "echo"}, b"hello\nhullo\nhello\n\n", 4, 2),
     ({"expect": "yes"}, b"yes\nno\n", 2, 1),
     ({"expect": ""}, b"\n\nx\n", 3, 1),

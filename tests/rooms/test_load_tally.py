@@ -1,4 +1,4 @@
-"""Durations are counted in HdrHistogram's layout, and rows added up."""
+"""Durations are counted in HdrHistogram's layout, and rows are added up."""
 
 from __future__ import annotations
 

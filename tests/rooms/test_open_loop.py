@@ -18,7 +18,7 @@ def links(count: int, turns: Turns) -> list[Link]:
 
 
 def dealt(turns: Turns, now: int, among: list[Link], most: int = UNLIMITED) -> list[tuple[int, list[int]]]:
-    """Returns which link, by number, got which requests; each link takes them."""
+    """Takes the requests that are due, and returns which link, by number, got which of them."""
     found = []
     for link, due in turns.deal(now, most):
         link.starts.extend(due)

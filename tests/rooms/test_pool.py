@@ -1,4 +1,4 @@
-"""A pool's parts, one by one: back-off, size, slots, states. What they make together is in `test_lifecycle`."""
+"""The parts of a pool, one by one: back-off, size, slots, states. `test_lifecycle` has them in combination."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_backoff_forgets_after_a_minute(lived: float, waits: bool) -> None:
     assert (backoff.until > lived) is waits
 
 
-# How many are busy, when; what is wanted then.
+# Each case: a plan, its first size, and steps of (time, busy workers, size expected then).
 SIZES = [
     (FIXED, 2, [(0, 0, 2), (1, 2, 2), (50, 0, 2)]),
     (ELASTIC, 1, [(0, 0, 2)]),
@@ -108,7 +108,7 @@ def test_size_is_due_by_the_same_sum_as_it_shrinks(since: float) -> None:
     assert size.target < 9
 
 
-# A plan; what a person asks for; minimum and maximum.
+# Each case: a plan, what a person asked for, and the resulting minimum and maximum.
 @pytest.mark.parametrize(
     ("plan", "asked", "bounds"),
     [

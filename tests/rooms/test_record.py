@@ -1,4 +1,4 @@
-"""What a record looks like, and that nothing a peer sends can look like anything else."""
+"""What a log record looks like, and that a peer can send nothing that changes this."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def text(record: logging.LogRecord) -> str:
 
 
 def raised(error: BaseException) -> BaseException:
-    """The error with a traceback."""
+    """Returns the error with a traceback."""
     try:
         raise error
     except BaseException as found:
@@ -131,14 +131,14 @@ def test_what_is_unsafe_is_written_out() -> None:
     assert {each for each in map(chr, range(sys.maxunicode + 1)) if escape(each) != each} == unsafe
 
 
-# A peer may have its say in any part of a record.
+# A peer's text may appear in any part of a record.
 
 BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 MARKS = {"\u061c", "\u200e", "\u200f"}
 
 
 def is_unsafe(character: str) -> bool:
-    """By Unicode's own tables: controls, line separators, what turns the direction of a text."""
+    """True for controls, line separators and characters that change the direction of text, by Unicode's own tables."""
     return (
         unicodedata.category(character) in ("Cc", "Zl", "Zp")
         or unicodedata.bidirectional(character) in BIDI_CONTROLS
@@ -161,7 +161,7 @@ PEERS = st.lists(HOSTILE | st.text(st.characters(), max_size=8), max_size=6).map
 
 
 class Custom(Exception):
-    """An exception that shows what it is given as it is."""
+    """An exception that shows its argument unchanged."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -171,7 +171,7 @@ class Custom(Exception):
 
 @st.composite
 def errors(draw: st.DrawFn) -> BaseException:
-    """Exceptions that carry a peer's text in any place that a traceback shows."""
+    """Returns exceptions that carry a peer's text in every place that a traceback shows."""
     error: BaseException = draw(st.sampled_from([ValueError, KeyError, SyntaxError, Custom, OSError]))(draw(PEERS))
     if draw(st.booleans()):
         error.add_note(draw(PEERS))
@@ -198,7 +198,7 @@ def records(draw: st.DrawFn) -> logging.LogRecord:
 
 
 def lines_of(written: str) -> list[str]:
-    """The lines as a file or a terminal gets them, none of which may hold anything unsafe."""
+    """Yields the lines as a file or a terminal receives them. None of them may contain anything unsafe."""
     lines = written.encode(errors="backslashreplace").decode().split("\n")
     assert not [each for line in lines for each in line if is_unsafe(each)]
     return lines

@@ -1,4 +1,4 @@
-"""What the service manager is to hear, and when: scripts of ticks."""
+"""What the service manager must be sent, and when: scripts of ticks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tick(
 
 
 def pings(said: Reports, times: list[float], **facts: float) -> list[float]:
-    """At which of these times the watchdog is told."""
+    """Returns those of the times at which the watchdog is notified."""
     return [now for now in times if "WATCHDOG=1" in tick(said, now, **facts)]  # type: ignore[arg-type]
 
 
@@ -112,12 +112,12 @@ def test_the_watchdog_is_told_at_less_than_half_its_time_with_the_ticks() -> Non
     said = Reports(30, 1)
     said.serving(FIGURES, 0)
     assert pings(said, seconds(60)) == [15, 30, 45]
-    assert said.due == 59 + 15, "no tick is needed but the master's own"
+    assert said.due == 59 + 15, "the master's own ticks are enough"
 
 
 @pytest.mark.parametrize("watchdog", [2.0, 2.5, 4, 10, 30, 3600])
 def test_a_ping_is_never_later_than_half_and_a_tick(watchdog: float) -> None:
-    """Ticks come late on a machine with much to do, but not later than `due`."""
+    """On a busy machine ticks come late, but no later than `due`."""
     said = Reports(watchdog, 1)
     said.serving(FIGURES, 0)
     now, told = 0.0, [0.0]
@@ -145,7 +145,7 @@ def test_nobody_is_told_that_all_is_well_when_it_is_not() -> None:
     ill = tick(said, 12, unserved=["echo", "daytime"])
     assert ill == [f"STATUS={FIGURES}; echo has no worker; daytime has no worker"]
     assert said.due > 12
-    assert tick(said, 13) == ["WATCHDOG=1", f"STATUS={FIGURES}"], "and when it is well again, so it is told"
+    assert tick(said, 13) == ["WATCHDOG=1", f"STATUS={FIGURES}"], "and its recovery is reported"
 
 
 def test_without_a_watchdog_there_is_nothing_to_tell() -> None:
@@ -177,7 +177,7 @@ def test_time_is_asked_for_up_to_the_limit_and_a_little() -> None:
     ]
 
 
-# What stands in a line.
+# The contents of a line.
 
 
 def test_a_reason_stays_within_its_line() -> None:

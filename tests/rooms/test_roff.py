@@ -1,4 +1,4 @@
-"""Plain text turned into the language of manual pages."""
+"""Plain text converted to the language of manual pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The port mapper's protocol: calls to the byte, replies however they are split, and what is said when."""
+"""The port mapper's protocol: calls to the byte, replies however they are split, and the order of calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fragment(data: bytes, *, last: bool = True) -> bytes:
 
 
 def reply(result: int, number: int = 7) -> bytes:
-    """An accepted call's result, as RFC 5531, 9 has it: reply, accepted, no verifier, success."""
+    """Returns an accepted call's result as in RFC 5531, 9: reply, accepted, no verifier, success."""
     return words(number, 1, 0, 0, 0, 0, result)
 
 
@@ -48,7 +48,7 @@ def test_a_call_is_as_the_rfcs_have_it() -> None:
 
 @pytest.mark.parametrize("pieces", [[28], [4, 24], [0, 1, 27], [4] * 7])
 def test_a_record_is_the_same_however_the_stream_is_split(pieces: list[int]) -> None:
-    """Its fragments are the sender's choice, and where the stream is cut is the network's."""
+    """The sender chooses the fragments, and the network decides where the stream is split."""
     whole, at, stream = reply(111), 0, b""
     for size in pieces:
         at += size
@@ -66,7 +66,7 @@ def test_a_record_is_the_same_however_the_stream_is_split(pieces: list[int]) -> 
     [
         (words(LAST | 0x7FFFFFFF), "longer than"),
         (words(LIMIT + 1), "longer than"),
-        (bytes(LIMIT + 4), "longer than"),  # fragments of no length, without end
+        (bytes(LIMIT + 4), "longer than"),  # an endless run of empty fragments
         (fragment(bytes(LIMIT // 2), last=False) * 3, "longer than"),
         (fragment(reply(1)) + b"!", "more than one reply"),
     ],
@@ -99,7 +99,7 @@ def test_an_answer_is_read() -> None:
         (b"HTTP/1.1 400 Bad Request", "not a reply"),
         (reply(1)[:-1], "not a reply"),
         (reply(1, number=8), "not a reply"),
-        (words(7, 0, 0, 0, 0, 0, 1), "not a reply"),  # a call, not a reply
+        (words(7, 0, 0, 0, 0, 0, 1), "not a reply"),  # a call instead of a reply
         (words(7, 1, 1, 0, 2, 2), "another version of RPC"),
         (words(7, 1, 1, 1, 5), "other credentials"),
         (words(7, 1, 1, 9), "rejects"),
@@ -124,7 +124,7 @@ def test_yes_and_no_are_one_and_zero() -> None:
 
 
 def play(script: Script, *answers: int) -> tuple[list[tuple[str, int]], str]:
-    """What the script asks, by name and port, when it is answered so; and what it says went wrong."""
+    """Returns the calls that the script makes given these answers, by name and port, and the failure it reports."""
     asked, left = [], list(answers)
     try:
         procedure, mapping = next(script)
@@ -152,7 +152,7 @@ def test_what_is_registered_already_is_ours() -> None:
 def test_a_dead_predecessors_registration_is_replaced() -> None:
     stale = {39999: True}.__getitem__
     assert play(register(OURS, stale), 0, 39999, 1, 1) == ([SET, GETPORT, UNSET, SET], "")
-    assert play(register(OURS, NEVER), 0, 0, 1) == ([SET, GETPORT, SET], "")  # rpcbind has found it dead itself
+    assert play(register(OURS, NEVER), 0, 0, 1) == ([SET, GETPORT, SET], "")  # rpcbind knew that it was dead
 
 
 def test_a_living_strangers_registration_stays() -> None:

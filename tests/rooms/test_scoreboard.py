@@ -1,4 +1,4 @@
-"""Shared rows of numbers: the histogram's buckets, and what two processes see of each other."""
+"""Shared rows of numbers: the histogram's buckets, and what two processes see of each other's writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ durations = st.integers(0, LONGEST)
 def board() -> Iterator[Board]:
     made = Board.create("test")
     yield made
-    with suppress(BufferError):  # a test's own rows may still be there
+    with suppress(BufferError):  # a test may still hold rows
         made.close()
 
 

@@ -1,4 +1,4 @@
-"""Services: what a user writes, and the error messages when one is not found."""
+"""Services: what a user writes, and the error messages if a service is not found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def modules(tmp_path: Path) -> Iterator[Modules]:
-    """Writes modules, each under a name of its own: `modules(source)` returns the name."""
+    """Writes modules, each under its own name: `modules(source)` returns the name."""
     before, known = sys.path[:], set(sys.modules)
     sys.path.insert(0, str(tmp_path))
 
@@ -63,7 +63,7 @@ def failure(app: str) -> str:
     return str(raised.value)
 
 
-# Finding it.
+# Finding a service.
 
 
 def test_a_service_is_found(modules: Modules) -> None:
@@ -163,7 +163,7 @@ def test_a_keyboard_interrupt_is_the_users_own(modules: Modules) -> None:
         load(f"{name}:echo")
 
 
-# Making it.
+# Making a service.
 
 
 def with_both(request: bytes, connection: Connection) -> bytes:

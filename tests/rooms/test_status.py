@@ -1,4 +1,4 @@
-"""The status document from rows of numbers: totals, states and percentiles."""
+"""The status document, computed from rows of numbers: totals, states and percentiles."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from forkd.lifecycle.pool import Pool
 from forkd.master import status
 from forkd.master.handles import WorkerHandle
 
-NOBODY = 2**22 + 1  # no process has this number, see proc(5), pid_max
+NOBODY = 2**22 + 1  # no process has this PID; see pid_max in proc(5)
 
 
 class Service:
-    """A board and the workers on it, as the master would have them."""
+    """A board and its workers, as the master holds them."""
 
     def __init__(self) -> None:
         self.board = Board.create("test")
@@ -164,7 +164,7 @@ def test_a_request_has_an_age(service: Service) -> None:
     handle, meter = service.worker(0)
     meter.row[BUSY_SINCE] = 90 * 10**9
     assert status.worker(handle, "serving", 92.5)["request_age"] == 2.5
-    assert status.worker(handle, "serving", 89.9)["request_age"] == 0.0  # our own clock was read a moment earlier
+    assert status.worker(handle, "serving", 89.9)["request_age"] == 0.0  # our own clock was read slightly earlier
     assert status.worker(handle, "serving", 92.5)["memory"] == 0
 
 

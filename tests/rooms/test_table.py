@@ -96,7 +96,7 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     found["workers"].append({**found["workers"][0], "service": "a-very-long-name-" * 4})
     table.show(found)
     out = capsys.readouterr().out
-    assert out.count("a-very-long-name-" * 4) == 4  # its addresses, both tables, and how its workers ended
+    assert out.count("a-very-long-name-" * 4) == 4  # in its addresses, in both tables, and in how its workers ended
     assert "\x1b" not in out
 
 

@@ -1,4 +1,4 @@
-"""When a worker leaves for a fresh one."""
+"""When a worker leaves so that a fresh one can take its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forkd.workers.tenure import Tenure
 
 
 def never() -> int:
-    raise AssertionError("the memory was asked for")
+    raise AssertionError("memory use must not be read here")
 
 
 def tenure(limits: Retirement, requests: int = 0) -> Tenure:

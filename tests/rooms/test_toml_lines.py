@@ -1,4 +1,4 @@
-"""Lines of TOML keys: by example, and by documents built so that each key's line is known."""
+"""The lines of TOML keys, checked with examples and with generated documents whose key lines are known."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def documents(draw: st.DrawFn) -> Document:
 def test_keys_of_a_built_document_are_found_on_their_lines(document: Document) -> None:
     assert set(flat(tomllib.loads(document.text))) == set(
         document.lines
-    )  # check that it is TOML and means what was intended
+    )  # check that the document is TOML and means what was intended
     assert places(document.text) == document.lines
 
 
@@ -223,6 +223,6 @@ LINES = st.one_of(
 def test_every_text_that_tomllib_accepts_has_the_same_keys(text: str) -> None:
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:  # about half have a duplicate key, or a table inside a number
+    except tomllib.TOMLDecodeError:  # about half of them have a duplicate key, or a table inside a number
         return
     assert set(places(text)) == set(flat(table))

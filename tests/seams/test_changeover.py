@@ -1,4 +1,4 @@
-"""A reload or an upgrade, as far as it can be followed without a master: what comes of each request."""
+"""A reload or an upgrade, as far as it can be followed without a master: the result of each request."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_all_who_ask_while_a_reload_is_under_way_share_the_next(changeover: Chan
 
 
 def test_a_reload_that_no_one_waits_for_still_follows(changeover: Changeover) -> None:
-    """As one that was asked for by a signal."""
+    """A reload requested by a signal is of this kind."""
     changeover.read([])
     changeover.wait([])
     changeover.abandon("no database")

@@ -1,4 +1,4 @@
-"""Connecting and the client, against real sockets: what is sent and printed, and the messages of failures."""
+"""Connecting and the client, against real sockets: what is sent and printed, and the messages for failures."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from forkd.errors import (
 from forkd.kernel.address import Address, from_sockaddr, parse
 from forkd.sockets import dial, explain
 
-# Limits, in seconds, that tests exceed on purpose; nothing else here takes noticeable time.
+# Limits, in seconds, that tests exceed on purpose. Nothing else here takes noticeable time.
 SOON = 0.05
 LATER = 0.15
 
 Behaviour = Callable[[socket.socket], object]
 
 
-# Servers, each for one connection.
+# Servers, each for a single connection.
 
 
 def echo(connection: socket.socket) -> None:
@@ -67,7 +67,7 @@ def only_listen(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def serving(behaviour: Behaviour, listener: socket.socket | None = None) -> Iterator[Address]:
-    """A server in a thread that accepts one connection, plays its part and closes it."""
+    """Runs a server in a thread that accepts one connection, plays its part and closes it."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -86,7 +86,7 @@ def serving(behaviour: Behaviour, listener: socket.socket | None = None) -> Iter
 
 @contextlib.contextmanager
 def silence() -> Iterator[Address]:
-    """A server that never sends or reads anything: the kernel completes the connection, but no process accepts it."""
+    """Yields a server that reads and sends nothing: the kernel completes the connection, but no process accepts it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield from_sockaddr(listener.family, listener.getsockname())
 
@@ -108,7 +108,7 @@ def talk(
     end: bytes = b"\n",
     printed: bytearray | None = None,
 ) -> bytes:
-    """Calls `address` with `requests`, or with `said` on a pipe. Returns what was printed; `printed` has it, too."""
+    """Calls `address` with `requests`, or with `said` on a pipe. Returns the output, and adds it to `printed`."""
     reading = piped(said)
     with dial.connect(address) as sock, tempfile.TemporaryFile() as output:
         try:
@@ -298,7 +298,7 @@ def test_an_interrupt_passes_through() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-# Breaks and silence.
+# Broken connections and silence.
 
 
 def test_a_reset_is_a_break() -> None:
@@ -316,7 +316,7 @@ def test_bytes_before_a_break_are_printed() -> None:
         connection.sendall(connection.recv(5))
         connection.recv(1)
         connection.sendall(b" last words")
-        connection.close()  # with unread bytes, which makes the kernel send a reset: RFC 2525, 2.17
+        connection.close()  # unread bytes make the kernel send a reset: RFC 2525, 2.17
 
     printed = bytearray()
     with serving(answer_once) as address, pytest.raises(BrokenOffError):
@@ -353,7 +353,7 @@ def test_a_server_that_leaves_before_all_was_sent_broke_off(tmp_path: Path) -> N
 
 def test_a_server_that_says_goodbye_while_a_request_is_readable_broke_off() -> None:
     with serving(lambda connection: connection.shutdown(socket.SHUT_WR)) as address, dial.connect(address) as sock:
-        assert sock.recv(1, socket.MSG_PEEK) == b""  # the end has arrived before the call begins
+        assert sock.recv(1, socket.MSG_PEEK) == b""  # the end arrives before the call begins
         reading = piped(b"hello\n")
         with pytest.raises(BrokenOffError, match="before all requests were sent"):
             client.call(sock, None, reading, None)
@@ -389,7 +389,7 @@ def test_a_server_that_does_not_read_counts_as_silent(tmp_path: Path) -> None:
 
 
 def test_the_limit_does_not_apply_to_the_user() -> None:
-    # Leaves room for an echo that is late because the machine is busy.
+    # Leaves room for an echo that is late on a busy machine.
     with typing(echo, timeout=10 * SOON) as (typed, shown, _):
         os.write(typed, b"one\n")
         assert os.read(shown, 100) == b"one\n"
@@ -426,11 +426,11 @@ def typing(behaviour: Behaviour, timeout: float | None = 10) -> Iterator[tuple[i
     assert failures == []
 
 
-# Connections that fail.
+# Failed connections.
 
 
 def refusing() -> tuple[socket.socket, Address]:
-    """Yields an address that is bound but not listened on, so no other process can take it."""
+    """Returns a socket that is bound but does not listen, so no other process can take its address, and the address."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     return sock, from_sockaddr(sock.family, sock.getsockname())
@@ -533,7 +533,7 @@ def check_unix(path: Path, words: str) -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid"])
 def test_a_name_that_is_not_found(host: str) -> None:
-    # Without a network, there may be no name server to say so (by RFC 6761, 6.4, .invalid never resolves).
+    # Without a network, no name server may be there to say so (by RFC 6761, 6.4, .invalid never resolves).
     with pytest.raises(UnreachableError, match=rf"cannot connect to {host}:7: no such host.* \(EAI_\w+\); check"):
         dial.connect(Address(host, 7))
 

@@ -30,7 +30,7 @@ _PATIENT = Deadlines(5, 5, 5)
 def connected(
     *, limits: Deadlines = _PATIENT, kind: int = socket.SOCK_STREAM
 ) -> Iterator[tuple[socket.socket, Connection]]:
-    """A client's socket and our connection; with SOCK_SEQPACKET each recv returns the bytes of one send."""
+    """Yields a client's socket and our connection. With SOCK_SEQPACKET, each recv returns the bytes of one send."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     with ours, theirs:
         ours.settimeout(PATIENCE)
@@ -112,7 +112,7 @@ def test_read_until_has_a_limit_however_the_bytes_come(pieces: list[bytes]) -> N
         assert connection.read_until(b"\n", 4) == b"123\n"
         with pytest.raises(forkd.OverLimit, match="within 5 bytes"):
             connection.read_until(b"\n", 5)
-        assert connection.read_exactly(5) == b"45678", "what was too long is still there"
+        assert connection.read_exactly(5) == b"45678", "the bytes that were too long must still be there"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_silence_is_a_timeout_error_and_the_bytes_stay(
             read(connection)
         assert monotonic() - begun >= 0.02
         ours.sendall(b"more")
-        assert connection.read_exactly(len(sent) + 4) == sent + b"more", "a handler may go on after a timeout"
+        assert connection.read_exactly(len(sent) + 4) == sent + b"more", "a handler may continue after a timeout"
 
 
 def test_an_exact_read_has_one_deadline_for_all_its_bytes() -> None:
@@ -216,7 +216,7 @@ def test_an_exact_read_has_one_deadline_for_all_its_bytes() -> None:
         while not reading.done():
             ours.sendall(b"x")
             with pytest.raises(TimeoutError):
-                ours.recv(1)  # the pause between two drops: nothing comes
+                ours.recv(1)  # nothing arrives: the pause between two bytes of the drip
         with pytest.raises(TimeoutError, match="read_timeout"):
             reading.result()
         assert 0.05 <= monotonic() - begun < PATIENCE
@@ -265,7 +265,7 @@ def test_a_slow_reader_is_a_timeout_error() -> None:
         with pytest.raises(TimeoutError, match=r"write_timeout of 0\.02 s is over"):
             connection.send(b"x" * 5_000_000)
         with pytest.raises(TimeoutError, match=r"write_timeout of 0\.02 s is over"):
-            connection.send(b"x")  # not one byte has room
+            connection.send(b"x")  # there is no room for a single byte
         assert len(read_exactly(ours, connection.sent)) == connection.sent
         connection.send(b"again")
         assert ours.recv(10) == b"again"
@@ -298,7 +298,7 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-# Addresses. Each listener is open until its connection has been looked at.
+# Addresses. Each listener stays open until its connection has been examined.
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The control socket, both ends, over the master's own kind of wait."""
+"""Both ends of the control socket, over the master's own kind of wait."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT = 10.0
 
 
 class Room:
-    """A control server whose commands are noted, and answered by `obey`."""
+    """A control server that records its commands. `obey` answers them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class Room:
         return self.callers.submit(ask, self.path, command, LIMIT)
 
     def turn(self, *asked: Future[Any]) -> None:
-        """Waits, as the master does, until all of these have their answers."""
+        """Waits, as the master does, until all of these have been answered."""
         while not all(each.done() for each in asked):
             self.wait.once(0.01)
 
@@ -200,14 +200,14 @@ def test_the_socket_is_for_its_user_alone(room: Room) -> None:
 
 def test_a_stranger_is_not_heard_even_where_the_rights_let_him(room: Room) -> None:
     if os.geteuid() != 0:
-        pytest.skip("becoming a stranger needs root")
+        pytest.skip("only root can become another user")
     room.path.chmod(0o666)
     room.path.parent.chmod(0o711)
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            os.chdir(room.path.parent)  # the folders above it are not for everybody
+            os.chdir(room.path.parent)  # not every user may enter the folders above it
             os.setresuid(65534, 65534, 65534)
             status = 2 if heard(room.path.name) else 0
         finally:
@@ -222,7 +222,7 @@ def test_a_stranger_is_not_heard_even_where_the_rights_let_him(room: Room) -> No
 
 
 def heard(path: str) -> bytes:
-    """What is answered to a command, if anything."""
+    """Returns the answer to a command, if any."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)
         try:
@@ -254,7 +254,7 @@ def test_an_answer_that_was_given_before_the_close_arrives(room: Room) -> None:
 
 def test_a_socket_made_anew_keeps_its_callers_and_lets_in_who_had_called(room: Room) -> None:
     with room.connect() as earlier, room.connect() as waiting:
-        room.wait.once(1)  # which lets in the first alone
+        room.wait.once(1)  # which accepts only the first
         before = room.server.socket
         room.path.unlink()
         assert room.server.reopen() == OwnedFile.at(str(room.path))
@@ -286,7 +286,7 @@ def test_a_socket_that_cannot_be_made_anew_stays_as_it_was(room: Room) -> None:
     room.turn(asked)
 
 
-# The asking end.
+# The client's end.
 
 
 def test_nobody_is_there(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The request loop over real sockets: what a client sends, what it gets, how it ends.
+"""The request loop over real sockets: what a client sends, what it receives, and how it ends.
 
-The cases of `tests.cases` are run as a `sync` worker does it; `test_event` has the others.
+The cases of `tests.cases` run here as in a `sync` worker; `test_event` runs them for the other kinds.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ def test_the_names_of_the_cases_are_different() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-# How replies travel. How many are held depends on the time that handlers take, so these tests set the clock.
+# How replies travel. How many replies are held back depends on the handlers' time, so these tests set the clock.
 
 Handlers = Callable[[int], type[Meter]]
 
 
 @pytest.fixture(params=["quick", "general"])
 def handlers_take(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Handlers:
-    """Every handler takes this many nanoseconds, by the clock of a `QuickConversation` or by a meter of its own."""
+    """Sets how many nanoseconds each handler takes, by the clock of a `QuickConversation` or by a separate meter."""
 
     class Paced(Meter):
         def began(self, request: bytes = b"") -> int:
@@ -157,7 +157,7 @@ def test_a_reply_does_not_wait_for_slow_handlers_behind_it(handlers_take: Handle
 
 
 def test_how_long_each_request_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that come alone, those that come together, and those whose handlers fail."""
+    """Requests that arrive alone, requests that arrive together, and requests whose handlers fail."""
     monkeypatch.setattr(exchange, "monotonic_ns", count(0, 5_000).__next__)
 
     def handler(request: bytes) -> bytes:
@@ -263,10 +263,10 @@ def test_the_bytes_are_counted_once() -> None:
         connections: list[Connection] = []
         _, row = serve(theirs, service(upper), started=connections.append)
     assert (row[BYTES_IN], row[BYTES_OUT]) == (20, 20)
-    assert (connections[0].received, connections[0].sent) == (0, 0), "a worker adds what is left here to its row"
+    assert (connections[0].received, connections[0].sent) == (0, 0), "what is left here is added to a worker's row"
 
 
-# Peers that are gone, or slow.
+# Peers that are gone or slow.
 
 
 def reset(sock: socket.socket) -> None:
@@ -324,7 +324,7 @@ def test_silence(sent: bytes, limits: Deadlines, end: End, replies: bytes) -> No
 
 
 def drip(sock: socket.socket, data: bytes, seconds: float, served: Future[Any]) -> None:
-    """Sends `data` again and again, with a pause, until the service has ended."""
+    """Sends `data` repeatedly, with pauses, until the service has ended."""
     pause = threading.Event()
     served.add_done_callback(lambda _: pause.set())
     while not pause.wait(seconds):
@@ -340,7 +340,7 @@ def test_a_dripping_client_does_not_restart_the_deadline(data: bytes, seconds: f
 
 
 def test_a_busy_pipelining_client_is_no_dripping_one() -> None:
-    # Each piece ends one request and begins the next: there is always one pending, and none takes long.
+    # Each piece ends one request and begins the next, so a request is always pending, but none takes long.
     with pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
         served = pool.submit(serve, theirs, service(upper), Deadlines(5, 0.1, 5))
         begun = monotonic()
@@ -393,22 +393,22 @@ def test_a_dripping_reader_does_not_restart_the_deadline() -> None:
 
 @pytest.fixture
 def leave() -> Iterator[Callable[[Connection], None]]:
-    """Makes SIGUSR1 the order to leave, as SIGTERM is in a worker; returns the function that sets the connection."""
+    """Makes SIGUSR1 the order to leave, as SIGTERM is in a worker. Yields the function that sets the connection."""
     connections: list[Connection] = []
     before = signal.signal(signal.SIGUSR1, lambda *_: connections[-1].hurry())
-    # With SA_RESTART the kernel would restart a recv(2) that has no timeout (signal(7)): the worse case.
+    # The worse case: with SA_RESTART, the kernel would restart a recv(2) that has no timeout (signal(7)).
     signal.siginterrupt(signal.SIGUSR1, False)
     yield connections.append
     signal.signal(signal.SIGUSR1, before)
 
 
 def order_to_leave() -> None:
-    """As the master does it: the signal, while the main thread serves."""
+    """Sends the signal while the main thread serves, as the master does."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
 def blocked_in_recv(theirs: socket.socket) -> None:
-    """Returns when the main thread waits in a system call on our socket (proc(5), /proc/PID/task/TID/syscall)."""
+    """Returns once the main thread waits in a system call on our socket (proc(5), /proc/PID/task/TID/syscall)."""
     call = Path(f"/proc/self/task/{os.getpid()}/syscall")
     limit = monotonic() + PATIENCE
     while call.read_text().split()[1:2] != [hex(theirs.fileno())]:
@@ -498,7 +498,7 @@ def test_a_signal_amid_a_long_reply_loses_nothing(leave: Callable[[Connection], 
     def client() -> int:
         ours.sendall(b"a\n")
         first = len(ours.recv(1000))
-        blocked_in_recv(theirs)  # in send(2) rather: the buffers are full
+        blocked_in_recv(theirs)  # in send(2), because the buffers are full
         order_to_leave()
         return first + len(read_all(ours))
 

@@ -37,7 +37,7 @@ ACCOUNTED: dict[str, Serve] = {
 
 
 def can_serve(kind: str, case: Case) -> bool:
-    """Streams wait for their client, and an `async def` waits with other words."""
+    """Streams wait for their client, and an `async def` uses other words to wait."""
     stream = case.service.framing is None
     return kind == "threads" or (not stream and (kind == "event" or not case.service.takes_connection))
 
@@ -118,7 +118,7 @@ def test_a_hook_is_no_request_in_hand() -> None:
             visit.ready(IN)
         assert len(in_handlers) == 3
         assert all(in_handlers)
-        assert in_hooks == [0] * 4, "three have begun and one has ended"
+        assert in_hooks == [0] * 4, "four hooks: three connections have begun and one has ended"
         last.close()
         hall.loop.turn(PATIENCE)
         assert hall.row[REQUESTS] == sum(hall.row[HISTOGRAM : HISTOGRAM + BUCKETS]) == 3
@@ -163,7 +163,7 @@ def test_the_black_box_has_the_client_whose_replies_go_on() -> None:
             sock.close()
         slow.sendall(b"many\n")
         hall.loop.turn(PATIENCE)
-        assert 0 < len(told) < 100, "the rest of the replies waits until the client reads"
+        assert 0 < len(told) < 100, "the other replies must wait until the client reads"
         other.sendall(b"one\n")
         hall.loop.turn(PATIENCE)
         assert other.recv(100) == b"one\n"
@@ -241,7 +241,7 @@ def test_a_worker_of_coroutines_serves_whom_it_lets_in_as_it_leaves() -> None:
         hall.loop = turner.loop
         over = asyncio.ensure_future(turner.run())
         await asyncio.sleep(0)
-        hall.loop.open = False  # as it is when the queues of the listeners are emptied
+        hall.loop.open = False  # as while the accept queues are emptied
         hall.welcome(theirs)
         theirs.close()
         await over

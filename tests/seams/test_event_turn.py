@@ -57,7 +57,8 @@ class Room:
         self.hall.loop.turn(0)
 
     def told(self, *clients: socket.socket) -> None:
-        """A turn whose wait reports, in this order, that these clients have sent something, whatever happened since."""
+        """Runs a turn whose wait reports, in this order, that these clients have sent something, even if that is
+        outdated."""
         loop = self.hall.loop
         assert loop.answering is not None
         events = [(self.visits[client], select.EPOLLIN) for client in clients]
@@ -101,7 +102,7 @@ Speaking = tuple[Room, list[socket.socket], list[Connection]]
 
 @pytest.fixture
 def speaking(rooms: Rooms) -> Speaking:
-    """Two clients of a handler that sends SPEECH to the second one on request, and the connections it has answered."""
+    """Returns two clients of a handler that sends SPEECH to the second on request, and the connections it answered."""
     answered: list[Connection] = []
 
     @forkd.service(forkd.Lines())
@@ -122,7 +123,7 @@ def test_each_gets_its_own_reply(rooms: Rooms) -> None:
         for number, client in enumerate(clients):
             client.sendall(b"from %d, %d\n" % (number, asked))
         room.turn()
-        room.turn()  # for they are more than one turn takes
+        room.turn()  # they are more than one turn takes
         for number, client in enumerate(clients):
             assert client.recv(100) == b"FROM %d, %d\n" % (number, asked)
     assert room.hall.row[REQUESTS] == 100
@@ -179,7 +180,7 @@ def test_one_to_whom_another_ones_handler_speaks_reads_that_first(speaking: Spea
     else:
         room.told(clients[0])
     assert clients[0].recv(10) == b"tell\n"
-    assert len(answered) == 3  # the other one is not asked before it has read
+    assert len(answered) == 3  # the other client's request is not read before the client has read
     received = bytearray()
     expected = SPEECH + (b"and you\n" if asks else b"")
     while len(received) < len(expected):
@@ -189,7 +190,7 @@ def test_one_to_whom_another_ones_handler_speaks_reads_that_first(speaking: Spea
 
 
 class Fails(forkd.Lines):
-    """Has a bug, which shows with one of its requests."""
+    """Has a bug that one of its requests reveals."""
 
     def feed(self, data: bytes) -> list[bytes]:
         if data == b"bug\n":
@@ -198,14 +199,14 @@ class Fails(forkd.Lines):
 
 
 class GivesText(forkd.Lines):
-    """Has another: that request is no bytes, though it says that all are."""
+    """Has another bug: it returns that request as str although it declares bytes."""
 
     def feed(self, data: bytes) -> list[Any]:
         return ["bug"] if data == b"bug\n" else list(super().feed(data))
 
 
 class SendsText(forkd.Lines):
-    """Has another: that reply is no bytes any more."""
+    """Has another bug: it encodes that reply as str."""
 
     def encode(self, reply: bytes) -> Any:
         return "bug\n" if reply == b"bug" else super().encode(reply)
@@ -246,7 +247,7 @@ def test_what_one_has_asked_is_answered_though_another_ones_handler_has_waited_f
 
     reader = Thread(target=read)
     reader.start()
-    for _ in range(2):  # with the second one, too much is parked: its handler waits
+    for _ in range(2):  # after the second speech too much is parked, so the handler waits
         clients[0].sendall(b"tell\n")
         room.told(clients[0])
     until = monotonic() + PATIENCE
@@ -344,7 +345,7 @@ def test_one_that_does_not_read_is_not_asked_again_until_it_does(rooms: Rooms) -
     room = rooms(answer)
     client, other = room.enter(), room.enter()
     number = 0
-    while len(asked) == number:  # until a reply does not fit any more
+    while len(asked) == number:  # until a reply no longer fits
         client.sendall(b"%09d\n" % number)
         number += 1
         room.turn()
@@ -375,7 +376,7 @@ def several(request: bytes) -> bytes | list[bytes] | None:
 
 
 def said(requests: list[bytes], *, excused: bool) -> bytes:
-    """Returns what a client must read after it has sent all that."""
+    """Returns what a client must read after it has sent all of these requests."""
     replies: list[bytes] = []
     for request in requests:
         try:
@@ -395,7 +396,7 @@ KINDS_OF_REQUEST = [b"xyz", b"none", b"several", b"big", b"error", b"close"]
 
 
 def drawn(random: Random) -> list[list[bytes]]:
-    """Returns what a client sends, turn by turn: usually one ordinary request, now and then something else."""
+    """Returns what a client sends, turn by turn: usually one ordinary request, sometimes something else."""
     kinds = random.choice([KINDS_OF_REQUEST, KINDS_OF_REQUEST[:4]])
     return [
         [b"xyz"] if random.random() < 0.6 else random.choices(kinds, k=random.randrange(4))
@@ -426,7 +427,7 @@ def test_whatever_clients_ask_in_the_same_turns_each_reads_its_own_replies(
             cut = len(data) if random.random() < 0.8 else random.randint(0, len(data))
             rests[place] = data[cut:]
             if data[:cut]:
-                with suppress(BrokenPipeError):  # it is over for this one
+                with suppress(BrokenPipeError):  # this client's connection has ended
                     client.sendall(data[:cut])
         room.turn()
     for client, rest in zip(clients, rests, strict=True):

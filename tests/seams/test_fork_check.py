@@ -1,4 +1,4 @@
-"""Threads and sockets that an import leaves behind are found, and named."""
+"""Threads and sockets that an import leaves behind are found and named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forkd.workers.fork_check import left_behind
 
 def open_now() -> set[int]:
     found = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
-    return {fd for fd in found if os.path.lexists(f"/proc/self/fd/{fd}")}  # not the descriptor that listed them
+    return {fd for fd in found if os.path.lexists(f"/proc/self/fd/{fd}")}  # without the descriptor that listed them
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def test_a_thread_that_python_did_not_start_is_found() -> None:
     libc = ctypes.CDLL(None)
     libc.sem_init(sem, 0, 0)
     handle = ctypes.c_ulong()
-    # A C thread that waits in sem_wait(3): Python knows nothing of it.
+    # A C thread that waits in sem_wait(3), and that Python does not know about.
     assert libc.pthread_create(ctypes.byref(handle), None, libc.sem_wait, sem) == 0
     found = [each for each in left_behind(open_now()) if each.startswith("a native thread")]
     libc.sem_post(sem)

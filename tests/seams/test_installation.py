@@ -1,4 +1,4 @@
-"""`forkd install` on a folder that represents a machine: files installed, kept and removed on disk."""
+"""`forkd install` on a folder that stands for a machine: files installed, kept and removed on disk."""
 
 from __future__ import annotations
 

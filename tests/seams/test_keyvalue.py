@@ -1,4 +1,4 @@
-"""The key-value example: its framing by itself, its commands in conversation, its stores across processes."""
+"""The key-value example: its framing alone, its commands in a conversation, its stores across processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def packed(*words: bytes) -> bytes:
 
 
 def cut(pieces: list[bytes], limit: int = 200) -> tuple[list[object], str]:
-    """The requests in a stream that came in these pieces, and how it ended."""
+    """Returns the requests in a stream that arrives in these pieces, and how it ended."""
     framing = Resp(limit)
     requests: list[object] = []
     try:
@@ -145,7 +145,7 @@ def test_words_of_a_line(line: bytes, words: list[bytes] | None) -> None:
 
 
 def test_a_long_request_in_small_pieces_costs_no_more_than_its_length() -> None:
-    # Quadratic work would take minutes here, and the suite's timeout would tell.
+    # Quadratic work would take minutes here and exceed the suite's timeout.
     framing = Resp()
     stream = packed(b"SET", b"a", b"x" * 2_000_000)
     requests = [request for at in range(0, len(stream), 50) for request in framing.feed(stream[at : at + 50])]
@@ -156,7 +156,7 @@ def test_a_long_request_in_small_pieces_costs_no_more_than_its_length() -> None:
 
 
 class Clock:
-    """A clock that stands still until it is told."""
+    """A clock that stands still until the test sets it."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -181,11 +181,11 @@ def open_store(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> 
 def client(open_store: Callable[[], Store]) -> Iterator[Client]:
     with connect(keyvalue(open_store)) as client:
         yield client
-        assert client.read_all() == b"", "more was said than was asked for"
+        assert client.read_all() == b"", "there were more replies than expected"
 
 
 def check(client: Client, *script: tuple[str, str]) -> None:
-    """Sends each line and reads just the reply expected to it; `~` stands for the line ends inside one."""
+    """Sends each line and reads exactly its expected reply, in which `~` stands for an inner line end."""
     for line, reply in script:
         expected = reply.replace("~", "\r\n").encode() + b"\r\n"
         client.send(line.encode() + b"\r\n")
@@ -467,7 +467,7 @@ def rows(store: object) -> int:
 
 
 def in_processes(count: int, work: Callable[[], int]) -> list[int]:
-    """What `work` gives (up to 65535) in so many processes that begin together."""
+    """Returns the results of `work` (up to 65535) in this many processes that start together."""
     start, started = os.pipe()
     results, result = os.pipe()
     pids = []
@@ -475,7 +475,7 @@ def in_processes(count: int, work: Callable[[], int]) -> list[int]:
         pid = os.fork()
         if pid == 0:
             os.close(started)
-            os.read(start, 1)  # until every process is there and the other end is closed
+            os.read(start, 1)  # until every process exists and the other end is closed
             try:
                 os.write(result, work().to_bytes(2, "big"))
             finally:

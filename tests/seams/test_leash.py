@@ -1,4 +1,4 @@
-"""Orders over a real leash: heard by SIGIO, at once, also while a worker is blocked in recv(2)."""
+"""Orders over a real leash: SIGIO announces them at once, even while a worker is blocked in recv(2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.server import until
 
 
 class Worker:
-    """The worker's side in a process of its own, the master's side with it for the test to play."""
+    """The worker's side, in its own process, and the master's side, which the test plays."""
 
     def __init__(self, *, before: bytes | None = None, log: int = 2) -> None:
         self.master, self.leash = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -36,7 +36,7 @@ class Worker:
 
 
 def apart(work: Callable[..., None]) -> Callable[..., None]:
-    """A test in a process of its own, which has signal handlers of its own."""
+    """Runs a test in its own process, with its own signal handlers."""
 
     def test(tmp_path: Path) -> None:
         os.chdir(tmp_path)
@@ -110,7 +110,7 @@ def test_a_drained_worker_lets_go_of_the_listeners_amid_a_connection_only() -> N
     with ours, theirs:
         worker.orders.attend(Connection(ours))
         worker.master.send(b"finish")
-        assert worker.abandoned == 0, "a stop has it empty the accept queue"
+        assert worker.abandoned == 0, "during a stop, the worker must empty the accept queue"
         worker.master.send(b"drain")
         assert worker.abandoned == 1
 
@@ -128,7 +128,7 @@ def test_a_blocked_recv_is_woken_and_waits_no_longer_than_the_grace_however_ofte
         while True:
             worker.master.send(b"finish")
             time.sleep(FIRST_GRACE / 5)
-    worker.master.close()  # the other process has it, and ends with it
+    worker.master.close()  # the child has a copy, which closes when it ends
     began = time.monotonic()
     with pytest.raises(WorkerLeaves):
         connection.receive(100)

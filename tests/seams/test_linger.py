@@ -1,4 +1,4 @@
-"""Sockets whose end we announced: the client reads everything, and nothing waits for ever."""
+"""Sockets whose end we have announced: the client can read everything, and no wait lasts for ever."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ REPLY_BYTES = 100_000
 
 @contextmanager
 def ended(reply: bytes = b"") -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client over TCP, and our socket that has replied and ended its side.
+    """Yields a TCP client, and our socket, which has replied and shut down its side.
 
-    The client has little room, so that a long reply is still on its way: in our send buffer.
+    The client has a small buffer, so a long reply is still on its way, in our send buffer.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -64,7 +64,7 @@ def test_unread_input_does_not_reset_the_client() -> None:
 
 
 def test_closing_with_unread_input_does_lose_the_reply() -> None:
-    """Why this room exists (RFC 9112, section 9.6)."""
+    """The reason for this room (RFC 9112, section 9.6)."""
     with ended(b"x" * REPLY_BYTES) as (client, ours):
         client.sendall(b"never read")
         arrived(ours.fileno())

@@ -1,4 +1,4 @@
-"""Listening sockets in this process: what is set on them, what happens around a unix socket's file, what fails."""
+"""Listening sockets in this process: their options, what happens to a unix socket's file, and failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Open = Callable[..., list[Listener]]
 
 @pytest.fixture
 def listening(request: pytest.FixtureRequest) -> Open:
-    """`open_listeners` of an address, all closed with the test; `stored` is what comes back from the store."""
+    """`open_listeners` of an address. All are closed after the test. `stored` is what comes back from the store."""
 
     def opened(
         text: str, *, backlog: int = 5, stored: tuple[socket.socket, ...] = (), **rights: str | int
@@ -79,7 +79,7 @@ def test_an_accepted_socket_inherits_its_limits(
         with accepted:
             for name, seconds in zip((socket.SO_RCVTIMEO, socket.SO_SNDTIMEO), expected, strict=True):
                 whole, micro = struct.unpack("ll", accepted.getsockopt(socket.SOL_SOCKET, name, 16))
-                # The kernel counts in jiffies, and rounds to them.
+                # The kernel counts in jiffies and rounds to them.
                 assert whole + micro / 1e6 == pytest.approx(seconds, abs=0.02)
             assert option(accepted, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
             assert option(accepted, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -116,14 +116,14 @@ def test_a_port_is_free_again_when_its_listener_has_closed(listening: Open) -> N
     [listener] = listening("127.0.0.1:0")
     with socket.create_connection(listener.socket.getsockname()):
         accepted, _ = listener.socket.accept()
-        accepted.close()  # first, so that this port is in TIME_WAIT
+        accepted.close()  # closes first, so that this port is in TIME_WAIT
     listener.close()
     assert listening(str(listener.bound))[0].bound == listener.bound
 
 
 def test_the_backlog_is_what_was_asked_for(listening: Open) -> None:
     [listener] = listening("127.0.0.1:0", backlog=7)
-    # tcp(7): of a listener, tcpi_sacked in struct tcp_info is the backlog.
+    # tcp(7): tcpi_sacked in struct tcp_info is the backlog of a listener.
     assert struct.unpack_from("I", listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0] == 7
 
 
@@ -168,7 +168,7 @@ def test_without_a_mode_it_is_the_umasks(tmp_path: Path, umask: int, mode: int) 
     try:
         with bind_unix(str(tmp_path / "socket"), None):
             assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == mode
-        assert os.umask(umask) == umask  # binding has left it alone
+        assert os.umask(umask) == umask  # binding has not changed it
     finally:
         os.umask(before)
 
@@ -185,7 +185,7 @@ def test_a_file_that_fails_to_get_its_owner_is_gone(tmp_path: Path) -> None:
 
 
 def test_rights_are_given_to_the_socket_alone(tmp_path: Path) -> None:
-    """Whoever may write in its folder could have a link to another file stand there meanwhile."""
+    """A user who may write in its folder could replace it with a link to another file."""
     victim = tmp_path / "victim"
     victim.touch(0o600)
 
@@ -209,7 +209,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> Non
     path = str(tmp_path / "socket")
     with bind_unix(path, None), pytest.raises(OSError, match="another server listens there"):
         bind_unix(path, None)
-    with bind_unix(path, None), socket.socket(socket.AF_UNIX) as client:  # now it was stale
+    with bind_unix(path, None), socket.socket(socket.AF_UNIX) as client:  # the file is stale now
         client.connect(path)
 
 
@@ -256,7 +256,7 @@ def test_an_abstract_name_is_taken_once(listening: Open) -> None:
         listening(name)
 
 
-# Files that are removed only while they are ours.
+# Files are removed only while they are ours.
 
 
 def test_a_file_of_ours_is_removed_and_a_successors_is_not(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_file_of_ours_is_removed_and_a_successors_is_not(tmp_path: Path) -> No
     assert path.exists()
     OwnedFile.at(str(path)).remove()
     assert not path.exists()
-    ours.remove()  # what is gone is gone
+    ours.remove()  # removing it again has no effect
 
 
 def test_a_listener_leaves_its_successors_socket_alone(listening: Open, tmp_path: Path) -> None:
@@ -283,11 +283,11 @@ def test_a_listener_leaves_its_successors_socket_alone(listening: Open, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-# What was stored is taken up again.
+# Stored sockets are reused.
 
 
 def let_in(listener: socket.socket) -> socket.socket:
-    """The next connection; a TCP client knows of it before we do."""
+    """Accepts the next connection. A TCP client may be connected before it can be accepted here."""
     listener.settimeout(5)
     return listener.accept()[0]
 
@@ -366,7 +366,7 @@ def test_a_stored_unix_socket_is_found_by_its_file(listening: Open, tmp_path: Pa
         client.connect(str(path))
         [second] = listening(f"unix:{path}", stored=(first.socket,), mode=0o660)
         assert same(first.socket, second.socket)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o660, "its rights are those of the settings now"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660, "the file must have the rights in the settings"
         second.socket.accept()[0].close()
     second.close()
     assert not path.exists()
@@ -400,7 +400,7 @@ def test_a_unix_socket_makes_way_for_another_at_its_place(listening: Open, tmp_p
             successor.accept()[0].close()
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
         first.close_tap()
-        assert path.exists(), "it is not ours any more"
+        assert path.exists(), "the file now belongs to another listener"
         assert [each.name for each in tmp_path.iterdir()] == ["socket"]
     path.unlink()
 
@@ -426,7 +426,7 @@ def test_a_connection_that_came_to_be_with_the_tap_closed_is_told_from_others(li
         for closed in (True, False):
             (tap.close if closed else tap.reopen)(listener.socket)
             with socket.socket(listener.socket.family) as client:
-                client.setsockopt(level, hops, 255)  # near enough for a tap that is closed
+                client.setsockopt(level, hops, 255)  # close enough to a closed tap
                 client.connect(listener.socket.getsockname())
                 with let_in(listener.socket) as accepted:
                     assert tap.is_closed(accepted) == closed

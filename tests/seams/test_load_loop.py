@@ -109,7 +109,7 @@ def failed(tally: Tally) -> dict[str, int]:
     return {name: count for name, count in tally.failures.items() if count}
 
 
-# Behaviours, each for one connection.
+# Behaviours, each for a single connection.
 
 
 def echo(connection: socket.socket, number: int) -> None:
@@ -376,8 +376,8 @@ def over(tally: Tally, nanoseconds: int) -> int:
 
 def test_requests_that_a_stall_held_up_have_waited_since_they_were_due(serving: Serving) -> None:
     tally = Tally()
-    # One every 5 ms, and from the third, due at 10 ms, no reply until 200 ms have passed. Those due in between
-    # waited for the rest of that time, not only the one in flight.
+    # A request is due every 5 ms. From the third, due at 10 ms, replies stop until 200 ms have passed. Every request
+    # due in between waited for the rest of that time, not only the one in flight.
     loaded(serving(Stalling(tally, 0.2)).target, tally, requests=40, rate=200.0)
     assert tally["answered"] == 40
     assert over(tally, 100 * MS) >= 18
@@ -414,7 +414,7 @@ def test_requests_at_random_moments_leave_one_by_one(serving: Serving) -> None:
     came: list[float] = []
     tally = loaded(serving(noting(came)).target, requests=40, rate=500.0, poisson=True, connections=40)
     assert (tally["answered"], tally["unsent"], failed(tally)) == (40, 0, {})
-    assert max(came) - min(came) > 0.01, "39 times 2 ms on the average, and once in a trillion tries less than this"
+    assert max(came) - min(came) > 0.01, "39 times 2 ms on average; less than this once in a trillion runs"
 
 
 def test_a_time_holds_as_many_requests_as_are_due_in_it(serving: Serving) -> None:

@@ -1,4 +1,4 @@
-"""The log over real pipes, sockets and disks that take nothing more: nobody waits, and what was lost is told."""
+"""The log over real pipes, sockets and disks that are full: no process waits, and losses are reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ToJournal = tuple[int, int, Journal]
 
 @pytest.fixture
 def log_to() -> Iterator[LogTo]:
-    """Sets up this process's log, as text; afterwards logging is pytest's again."""
+    """Sets up this process's log, as text. Afterwards logging belongs to pytest again."""
     root = logging.getLogger()
     before, level, raising = list(root.handlers), root.level, logging.raiseExceptions
     yield lambda fd, form="text", to=None: log.set_up("info", form, fd, to=to)
@@ -44,7 +44,7 @@ def log_to() -> Iterator[LogTo]:
 
 @pytest.fixture
 def opened(request: pytest.FixtureRequest) -> Callable[[int], int]:
-    """Has a descriptor closed with the test."""
+    """Closes a descriptor after the test."""
 
     def keep(fd: int) -> int:
         request.addfinalizer(lambda: os.close(fd))
@@ -70,7 +70,7 @@ def others_pipe(opened: Callable[[int], int]) -> Way:
 
 
 def spliced_pipe(opened: Callable[[int], int]) -> Way:
-    """Linux refuses RWF_NOWAIT from then on, as it always did before 6.5."""
+    """A splice makes Linux refuse RWF_NOWAIT on a pipe, as it always did before 6.5."""
     reading, writing = map(opened, os.pipe())
     source, into = map(opened, os.pipe())
     os.write(into, b"x")
@@ -82,7 +82,7 @@ def spliced_pipe(opened: Callable[[int], int]) -> Way:
 
 
 def stream(opened: Callable[[int], int]) -> Way:
-    """As systemd connects standard error to the journal."""
+    """Standard error as systemd connects it to the journal."""
     ours, theirs = socket.socketpair()
     reading, writing = opened(ours.detach()), opened(theirs.detach())
     return reading, writing, writing
@@ -92,7 +92,7 @@ WAYS = [own_pipe, others_pipe, spliced_pipe, stream]
 
 
 def fill(fd: int) -> None:
-    """Writes lines until not one byte more goes."""
+    """Writes lines until there is no room for another byte."""
     for size in (1000, 1):
         try:
             while True:
@@ -102,7 +102,7 @@ def fill(fd: int) -> None:
 
 
 def drain(fd: int) -> str:
-    """All that is to be read now."""
+    """Returns everything that can be read now."""
     os.set_blocking(fd, False)
     found = b""
     try:
@@ -114,7 +114,7 @@ def drain(fd: int) -> str:
 
 
 def records(text: str) -> list[str]:
-    """The records in it, each without its time and our process number."""
+    """Returns the records in the text, without their times and with our PID as OURS."""
     lines = [line for line in text.splitlines() if re.match(STAMP, line)]
     return [re.sub(STAMP, "", line).replace(f" pid={os.getpid()}", " pid=OURS") for line in lines]
 
@@ -127,7 +127,7 @@ def test_a_log_that_takes_nothing_holds_nobody_up(
     log_to(writing)
     log.say("info", "before")
     assert records(drain(reading)) == ["info before"]
-    socket.setdefaulttimeout(10)  # as an application may, and a socket object would heed
+    socket.setdefaulttimeout(10)  # as an application may; a socket object would obey it
     try:
         fill(writing)
         for each in range(3):
@@ -137,7 +137,7 @@ def test_a_log_that_takes_nothing_holds_nobody_up(
     finally:
         socket.setdefaulttimeout(None)
     assert records(drain(reading)) == [f"warning 3 records were lost: {SLOW} pid=OURS", "info after"]
-    assert os.get_blocking(others), "which would be felt by everybody who shares it"
+    assert os.get_blocking(others), "a change would affect every process that shares it"
 
 
 def test_a_record_cut_short_does_not_tear_the_next(opened: Callable[[int], int], log_to: LogTo) -> None:
@@ -214,7 +214,7 @@ def test_what_was_lost_before_a_fork_is_told_by_the_parent_alone(opened: Callabl
     ]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be had to write what others may not")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can write what other users may not")
 def test_a_log_file_with_a_second_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("")
     (tmp_path / "log").hardlink_to(tmp_path / "victim")
@@ -232,7 +232,7 @@ def test_a_full_disk_is_told_once_on_standard_error(
     with disk.small_disk(tmp_path) as small:
         path = small / "log"
         log_to(opened(log.open_file(str(path))))
-        log.say("info", "x" * 5000)  # into its second page, so that there is room for a piece of another
+        log.say("info", "x" * 5000)  # into its second page, so that part of another record fits
         cannot = f"error records are lost: the log file {path.resolve()} cannot be written"
         for _ in range(2):
             so_far = len(path.read_text())
@@ -304,7 +304,7 @@ def test_an_entry_too_long_for_a_datagram_is_handed_over_in_memory(
     entry = journald.entry()
     assert entry["MESSAGE"] == "long\n    " + "x" * 3_000_000
     assert journald.sealed
-    assert set(Path("/proc/self/fd").iterdir()) <= before  # what other tests have dropped may go meanwhile
+    assert set(Path("/proc/self/fd").iterdir()) <= before  # other tests' descriptors may close now
 
 
 def test_the_stream_takes_what_the_journal_does_not(journald: Journald, to_journal: ToJournal, log_to: LogTo) -> None:
@@ -321,7 +321,7 @@ def test_the_stream_takes_what_the_journal_does_not(journald: Journald, to_journ
 def test_a_slow_journal_holds_nobody_up_and_what_was_lost_is_told(
     journald: Journald, to_journal: ToJournal, log_to: LogTo
 ) -> None:
-    """Its queue is full first, and then the stream that goes there too."""
+    """First its queue fills up, then the stream that also goes to it."""
     reading, writing, to = to_journal
     log_to(writing, to=to)
     sent = 0
@@ -394,7 +394,7 @@ def test_the_journal_is_the_one_whose_stream_systemd_names(
 
 
 def in_child(act: Callable[[], None]) -> int:
-    """Has a child of this process do something, to its end; gives its pid."""
+    """Runs a function to its end in a child process. Returns the child's PID."""
     pid = os.fork()
     if pid == 0:
         status = 1

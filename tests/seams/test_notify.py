@@ -1,4 +1,4 @@
-"""The way to the service manager: messages, descriptors and the barrier, with a manager that does not always listen."""
+"""Messages, descriptors and barriers for the service manager, which does not always listen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _environment() -> Iterator[None]:
 
 @pytest.fixture(params=["path", "abstract"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """NOTIFY_SOCKET, set."""
+    """Sets NOTIFY_SOCKET."""
     name = str(tmp_path / "notify") if request.param == "path" else f"@forkd-test-notify-{os.getpid()}"
     os.environ["NOTIFY_SOCKET"] = name
     return name
@@ -39,7 +39,7 @@ def manager(address: str) -> Iterator[Manager]:
 
 @pytest.fixture
 def deaf(tmp_path: Path) -> Iterator[socket.socket]:
-    """A manager that reads nothing of itself."""
+    """A manager that does not read by itself."""
     os.environ["NOTIFY_SOCKET"] = str(tmp_path / "deaf")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "deaf"))
@@ -48,11 +48,11 @@ def deaf(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def fill(notifier: Notifier) -> int:
-    """Says what can be lost until nothing can be said; how often."""
+    """Sends messages that may be lost until none can be sent. Returns how many were sent."""
     for count in range(100_000):
         if not notifier.tell(["STATUS=full"], passing=True):
             return count
-    raise AssertionError("a queue without an end")
+    raise AssertionError("the queue never fills up")
 
 
 def test_lines_are_told_in_one_message(manager: Manager) -> None:
@@ -98,7 +98,7 @@ def test_nobody_has_to_listen(tmp_path: Path) -> None:
     began = monotonic()
     assert not notifier.barrier(0.05)
     assert monotonic() - began < 5
-    found = Manager(str(tmp_path / "nobody"))  # one that has come back is told, over the same socket
+    found = Manager(str(tmp_path / "nobody"))  # a manager that has come back receives messages over the same socket
     notifier.tell(["STATUS=well"])
     found.said("STATUS=well")
     notifier.close()
@@ -121,7 +121,7 @@ def test_a_manager_that_does_not_read_does_not_hold_us_up(deaf: socket.socket) -
     assert [deaf.recv(100) for _ in range(2)] == [b"READY=1", b"STOPPING=1"]
     _, [fd], _, _ = socket.recv_fds(deaf, 100, 1)
     with socket.socket(fileno=fd) as kept:
-        assert kept.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN), "the copy has outlived what it was made of"
+        assert kept.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN), "the copy must outlive its original"
     with pytest.raises(BlockingIOError):
         deaf.recv(100)
     notifier.close(0.05)
@@ -155,7 +155,7 @@ def test_a_barrier_says_first_what_waits(tmp_path: Path) -> None:
     manager = Manager(str(tmp_path / "notify"))
     assert notifier.barrier(5)
     assert manager.messages == [["READY=1"]]
-    assert notifier.tell(["STATUS=x"], passing=True), "afterwards nobody is waited for again"
+    assert notifier.tell(["STATUS=x"], passing=True), "after that, no message may wait again"
     notifier.close()
     manager.close()
 

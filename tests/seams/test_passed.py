@@ -1,4 +1,4 @@
-"""What systemd passes in: in a forked child where the environment names the process, else right here."""
+"""Sockets that systemd passes in. Tests run in a forked child where the environment names the process, else here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forkd.systemd.passed import Passed
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """The environment is that of before, after each test."""
+    """Restores the environment after each test."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -23,7 +23,7 @@ def environment() -> Iterator[None]:
 
 
 def in_a_child(sockets: list[socket.socket], names: str | None, check: Callable[[Passed], object]) -> None:
-    """Runs `check` in a child that has `sockets` as descriptors 3, 4 .. as systemd passes them."""
+    """Runs `check` in a child that has `sockets` as descriptors 3, 4, ..., as systemd passes them."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -124,7 +124,7 @@ def test_what_was_passed_to_another_process_is_not_ours() -> None:
         Passed().take("web")
 
 
-# What was stored comes back.
+# Stored sockets come back.
 
 
 def test_what_was_stored_has_neither_a_name_nor_a_place(two: list[socket.socket]) -> None:

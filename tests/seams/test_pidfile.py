@@ -1,4 +1,4 @@
-"""The pid file and its lock: of many who want it one has it, and no number in a file is believed."""
+"""The PID file and its lock: one of many contenders gets it, and no number in a file is trusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from forkd.kernel.pidfile import Pidfile, claim, holder
 
 
 class Other:
-    """Another process, which does one thing, says how that went, and waits until it is let go or killed."""
+    """Another process, which does one thing, reports the result, and waits until it is released or killed."""
 
     def __init__(self, does: Callable[[], object]) -> None:
         said, say = os.pipe()
@@ -44,7 +44,7 @@ class Other:
         self._said = said
 
     def said(self) -> str:
-        """What it has to say, when it has said it."""
+        """Waits for the report and returns it."""
         text = os.read(self._said, 4096).decode()
         os.close(self._said)
         return text
@@ -63,7 +63,7 @@ class Other:
 
 @contextmanager
 def other(does: Callable[[], object]) -> Iterator[Other]:
-    """Another process for the length of a block, in which it has done what it does."""
+    """Runs another process for the length of a block."""
     found = Other(does)
     try:
         yield found
@@ -78,7 +78,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def claiming(path: Path) -> Callable[[], str]:
-    """Takes the pid file, and keeps it while it lives."""
+    """Returns a function that claims the PID file and keeps it while its process lives."""
     kept: list[Pidfile] = []
 
     def does() -> str:
@@ -94,10 +94,10 @@ def test_a_living_process_has_it(path: Path) -> None:
         with other(claiming(path)) as first:
             assert first.said() == "claimed"
             assert path.read_text() == f"{first.pid}\n"
-            assert path.stat().st_mode & 0o777 == 0o644  # others read it, whoever started us
+            assert path.stat().st_mode & 0o777 == 0o644  # other users can read it, whoever started us
             assert [each.name for each in path.parent.iterdir()] == [path.name]
             assert holder(path) == first.pid
-            for _ in range(2):  # and looking takes nothing away from it
+            for _ in range(2):  # looking does not change the holder
                 with pytest.raises(
                     RunsAlreadyError, match=f"^already running as process {first.pid}: .*{path}"
                 ) as refused:
@@ -225,7 +225,7 @@ def test_of_twenty_at_once_one_has_it(path: Path, text: str | None) -> None:
         assert holder(path) == winners[0]
         assert [each.name for each in path.parent.iterdir()] == [path.name]
         for each in others:
-            each.let_go()  # later ones have the earlier ones' pipes, too
+            each.let_go()  # later ones also hold the earlier ones' pipes
         for each in others:
             os.waitpid(each.pid, 0)
         path.unlink()

@@ -1,4 +1,4 @@
-"""The greylisting example: its decisions with the time passed in, and its dialogue with Postfix byte for byte."""
+"""The greylisting example: its decisions at given times, and its dialogue with Postfix byte for byte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from forkd.testing import Client, connect
 NOW = 1_000_000_000.0
 TRIPLET = Triplet("192.0.2.0/24", "alice@example.org", "bob@example.com")
 
-# The request of SMTPD_POLICY_README, with all that Postfix 3.2 and later say.
+# The request in SMTPD_POLICY_README, with everything that Postfix 3.2 and later send.
 REQUEST = b"""request=smtpd_access_policy
 protocol_state=RCPT
 protocol_name=SMTP
@@ -100,7 +100,7 @@ def test_a_network_is_trusted_when_enough_came_back(greylist: Greylist) -> None:
         assert greylist.wait(triplet, NOW) == 300
     for triplet in triplets[1:]:
         assert greylist.wait(triplet, NOW + 300) == 0
-        assert greylist.wait(triplet, NOW + 300) == 0, "mails of one triplet count once"
+        assert greylist.wait(triplet, NOW + 300) == 0, "a triplet must count once for all its mails"
     assert greylist.wait(TRIPLET, NOW + 300) == 300
     assert greylist.wait(triplets[0], NOW + 300) == 0
     assert greylist.wait(TRIPLET, NOW + 300) == 0
@@ -113,14 +113,14 @@ def test_no_delay_lets_everything_pass(tmp_path: Path) -> None:
 
 
 def test_processes_share_what_they_saw(tmp_path: Path) -> None:
-    """Sixteen workers open a new file together, and each sees a triplet of its own; none is lost."""
+    """Sixteen workers open a new file at the same time, and each sees a different triplet. None is lost."""
     start, started = os.pipe()
     pids = []
     for number in range(16):
         pid = os.fork()
         if pid == 0:
             os.close(started)
-            os.read(start, 1)  # until every process is there and the other end is closed
+            os.read(start, 1)  # until every process exists and the other end is closed
             status = 1
             try:
                 greylist = Greylist(tmp_path / "greylist", delay=300)
@@ -183,7 +183,7 @@ def test_what_is_no_question(request_: bytes, told: str) -> None:
 
 @contextmanager
 def postfix(greylist: Greylist) -> Iterator[Client]:
-    """The service with a list of the test's own, which its lifespan would have opened."""
+    """Runs the service with the test's own list instead of the one that its lifespan would open."""
     assert policy.policy.framing is not None
     service: forkd.Service[..., Any] = forkd.service(policy.policy.framing)(policy.policy.handler)
 

@@ -1,4 +1,4 @@
-"""What becomes of a process's powers: a master's few, an application's none; the kernel is asked, in children."""
+"""What becomes of a process's powers: the master keeps a few, an application none. Children ask the kernel."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ WHO = Identity(NOBODY.pw_uid, NOBODY.pw_gid, (NOBODY.pw_gid,))
 MASTERS = sum(1 << number for number in KEPT.values())
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that others may enter, unlike pytest's own."""
+    """Yields a folder that others may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         yield Path(made)
@@ -125,7 +125,7 @@ def test_a_master_keeps_what_it_needs_and_so_does_all_that_it_starts() -> None:
             assert failures == []
         after = powers(os.getpid())
         assert {name: after[name] for name in SETS} == kept
-        assert after["NoNewPrivs"] == before["NoNewPrivs"], "or its fork servers could not have theirs back"
+        assert after["NoNewPrivs"] == before["NoNewPrivs"], "otherwise its fork servers could not regain theirs"
         started = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
         assert f"CapPrm:\t{kept['CapBnd']:016x}\n" in started
 
@@ -166,7 +166,7 @@ def test_an_application_has_no_power_left() -> None:
 
 @root_only
 def test_a_capability_that_a_user_was_given_is_lost_as_well() -> None:
-    """As a unit's AmbientCapabilities= gives it: the master keeps it, its fork servers do not."""
+    """A unit's AmbientCapabilities= grants it. The master keeps it, its fork servers do not."""
     bind = KEPT["net_bind_service"]
 
     def child() -> None:
@@ -197,7 +197,7 @@ become(Identity(65534, 65534, ()))
 """
     command = [*POWERLESS, sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
-    assert done.stdout == "[]\n", "nothing is left that it would have to drop"
+    assert done.stdout == "[]\n", "there must be nothing left to drop"
     assert "cannot become uid 65534, gid 65534: Operation not permitted; root needs CAP_SETUID" in done.stderr
 
 
@@ -219,15 +219,15 @@ def test_a_setuid_program_gives_nothing(folder: Path) -> None:
         assert who() == str(NOBODY.pw_uid)
 
     if in_child(control) != 0:
-        pytest.skip("setuid programs give nothing here anyway (nosuid, no_new_privs)")
+        pytest.skip("setuid programs have no effect here (nosuid, no_new_privs)")
     assert in_child(child) == 0
 
 
-# Whom it can signal.
+# Which processes it can signal.
 
 
 def test_signals_stay_inside(folder: Path) -> None:
-    """Not even another process of the same user is reached, but a service's own are; files are nobody's affair here."""
+    """It can reach its own service's processes but no others, even of the same user. Files are not restricted here."""
 
     def confined(outside: int) -> None:
         os.kill(outside, 0)
@@ -263,15 +263,15 @@ def test_signals_stay_inside(folder: Path) -> None:
 
 @pytest.mark.parametrize(("action", "why"), [(0x80000000, "would kill this process"), (0x50001, "not permitted")])
 def test_a_system_call_filter_that_does_not_know_of_landlock(action: int, why: str) -> None:
-    """It may kill whoever asks for that (seccomp(2)), or refuse it; both is survived, and told."""
+    """The filter may kill the caller (seccomp(2)) or refuse the call. Both are survived and reported."""
     if os.uname().machine not in ("x86_64", "aarch64"):
-        pytest.skip("system calls have other numbers here")
+        pytest.skip("system calls have different numbers here")
 
     def child() -> None:
         if os.geteuid() == 0:
             os.setresuid(*(NOBODY.pw_uid,) * 3)
         privileges._prctl(38, 1)
-        # Load the call's number; if it is landlock_create_ruleset do what is asked, else allow it.
+        # Load the call's number. If it is landlock_create_ruleset, take the action; otherwise allow the call.
         program = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (6, 0, 0, action), (6, 0, 0, 0x7FFF0000)]
         code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
         filter_ = struct.pack("@HP", len(program), ctypes.addressof(code))

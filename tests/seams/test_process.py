@@ -1,4 +1,4 @@
-"""Processes as the kernel has them: what a started one inherits, and what a status means."""
+"""Processes as the kernel sees them: what a child inherits, and what a wait status means."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.server import ROOT
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Runs `work` in a forked process; gives its wait status: 0 when `work` returned."""
+    """Runs `work` in a forked process. Returns its wait status, which is 0 if `work` returned."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -51,7 +51,7 @@ def test_an_exit_status_in_words(code: int) -> None:
 def test_a_deadly_signal_in_words(number: signal.Signals) -> None:
     def die() -> None:
         if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)  # nohup(1), for one, has us ignore one
+            signal.signal(number, signal.SIG_DFL)  # nohup(1), for example, makes us ignore one
         os.kill(os.getpid(), number)
 
     assert status_of(die) == f"signal {int(number)} ({number.name})"
@@ -73,7 +73,7 @@ def test_every_ended_child_is_reaped_once() -> None:
     assert in_child(child) == 0
 
 
-# What a started process has.
+# What a child process has.
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_every_ended_child_is_reaped_once() -> None:
     [
         ({"version": "0.0.1", "nothing": "else"}, "forkd 0.0.1"),
         ({"version": "0.0.1", "format": FORMAT}, "forkd 0.0.1"),
-        ({"version": forkd.__version__}, f"forkd {forkd.__version__} of another build"),  # of format 1
+        ({"version": forkd.__version__}, f"forkd {forkd.__version__} of another build"),  # no format: format 1
     ],
 )
 def test_a_spawned_process_runs_a_main_with_its_descriptor(
     tmp_path: Path, brief: dict[str, object], master: str
 ) -> None:
-    """The fork server, for one: it says what is wrong with a brief of another version, or format."""
+    """The fork server is an example. It reports a brief of another version or format."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, (tmp_path / "kept").open("w") as kept, (tmp_path / "other").open("w") as other:
         pid = process.spawn("forkserver", theirs.fileno(), [kept.fileno()])
@@ -98,7 +98,7 @@ def test_a_spawned_process_runs_a_main_with_its_descriptor(
             assert (fds / "0").readlink() == Path(os.devnull)
             assert not (fds / str(other.fileno())).exists()
             assert not (fds / str(ours.fileno())).exists()
-            # Blocked, until it has an inbox of its own.
+            # Signals are blocked until it has its own inbox.
             blocked = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigBlk" in line)
             assert int(blocked.split()[1], 16) & 1 << (signal.SIGTERM - 1)
             theirs.close()
@@ -183,12 +183,12 @@ def test_a_pidfd_is_known_for_whose_child_it_is_of() -> None:
     try:
         assert procfs.is_child_of(ours, pid, {os.getpid()})
         assert not procfs.is_child_of(ours, pid, {1})
-        assert not procfs.is_child_of(stranger, pid, {os.getpid()}), "another process than it says"
+        assert not procfs.is_child_of(stranger, pid, {os.getpid()}), "the descriptor is another process's"
         assert not procfs.is_child_of(stranger, 1, {os.getpid()})
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    assert procfs.is_child_of(ours, pid, {os.getpid()}), "one that has ended"
+    assert procfs.is_child_of(ours, pid, {os.getpid()}), "a child that has ended still counts"
     os.close(ours)
     os.close(stranger)
 
@@ -202,7 +202,7 @@ def test_a_pidfd_is_known_for_whose_child_it_is_of() -> None:
         (0x80 | 11, "signal 11 (SIGSEGV)"),
         (50, "signal 50 (unnamed)"),
         (None, "unknown"),
-        (0x137F, "unknown"),  # stopped, which is no end
+        (0x137F, "unknown"),  # stopped, not ended
         (-1, "unknown"),
         (10**30, "unknown"),
     ],
@@ -224,9 +224,9 @@ def test_who_descends_from_us() -> None:
     finally:
         os.kill(grandchild, signal.SIGKILL)
         shell.communicate()
-    assert procfs.may_descend(grandchild), "it has ended, and may have been"
+    assert procfs.may_descend(grandchild), "it has ended, so it may have descended from us"
 
 
 def test_the_package_folder_is_the_whole_package() -> None:
-    """Root refuses to run forkd if others could change any of its files, in every wing."""
+    """Root refuses to run forkd if others could change any of its files, in any wing."""
     assert Path(process.package_folder()) == ROOT / "forkd"

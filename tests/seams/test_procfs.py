@@ -1,4 +1,4 @@
-"""The OOM killer's count: what is new within two looks."""
+"""The OOM killer's count: increases within the last two looks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def test_a_kill_is_told_for_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.killed()
     watch.look(0.5)  # too early: the last look is still fresh
     watch.look(1.0)
-    assert watch.killed(), "told between a kill and the death that it explains"
+    assert watch.killed(), "a look between a kill and the death it explains must not lose the kill"
     watch.look(1.9)
     assert watch.killed()
     watch.look(2.0)
-    assert not watch.killed(), "a machine that ran out of memory an hour ago explains nothing"
+    assert not watch.killed(), "an earlier kill explains no later death"
 
 
 def test_the_kernel_tells_its_count() -> None:

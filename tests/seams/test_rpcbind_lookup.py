@@ -1,4 +1,4 @@
-"""A program's number to its address, by a port mapper that answers, breaks off, hangs and lies."""
+"""From a program's number to its address, with a port mapper that answers, breaks off, hangs and lies."""
 
 from __future__ import annotations
 

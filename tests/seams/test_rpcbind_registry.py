@@ -1,4 +1,4 @@
-"""The master's side of a port mapper, with one that obeys, refuses, hangs, breaks off, comes back and lies."""
+"""The master's side of a port mapper, which obeys, refuses, hangs, breaks off, comes back and lies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Obey = Callable[..., int | bytes | None]
 
 
 class Room:
-    """A registry in a wait of its own, as the master has it, and a port mapper; `said` is its log."""
+    """A registry in its own wait, as in the master, and a port mapper. `said` returns its log."""
 
     def __init__(self, folder: Path, stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
         self._stack = stack
@@ -36,7 +36,7 @@ class Room:
         self.registry = Registry(self.wait, [self.mapper.way])
 
     def to(self, *ways: Way) -> Registry:
-        """Another registry, that knows these ways."""
+        """Makes another registry, which knows these ways."""
         self.registry = Registry(self.wait, ways)
         return self.registry
 
@@ -44,23 +44,23 @@ class Room:
         return self._caplog.text
 
     def turn(self, until: Callable[[], object]) -> None:
-        """Waits as the master does, until something is so; what is due comes at once."""
+        """Waits as the master does until a condition holds. Due work runs at once."""
         end = monotonic() + LIMIT
         while not until():
             assert monotonic() < end, (self.said(), self.mapper.asked)
             self.wait.once(0.005)
 
     def settle(self) -> None:
-        """Until nothing is under way."""
+        """Waits until nothing is in progress."""
         self.turn(lambda: self.registry.talk is None)
 
     def look(self) -> None:
-        """The next look, now."""
+        """Makes the registry's next look happen now."""
         self.registry.look(self.registry.due)
         self.settle()
 
     def port(self) -> int:
-        """A port where somebody listens, as long as the test is."""
+        """Returns a port with a listener that lasts as long as the test."""
         listener = self._stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         return int(listener.getsockname()[1])
 
@@ -72,7 +72,7 @@ def room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Room]:
 
 
 def dead_port() -> int:
-    """A port where nobody listens any more."""
+    """Returns a port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -284,7 +284,7 @@ def test_the_end_does_not_wait_for_one_that_hangs(room: Room, monkeypatch: pytes
     began = monotonic()
     room.registry.close()
     assert 0.05 <= monotonic() - began < LIMIT / 2
-    room.wait.once(0)  # nothing of it is left in the wait
+    room.wait.once(0)  # the wait holds nothing of it any more
     assert "0x20049001 version 1 could not be withdrawn" in room.said()
 
 

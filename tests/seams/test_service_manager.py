@@ -1,4 +1,4 @@
-"""What the store of a service manager is given, by the master's side of it, and what is taken back."""
+"""The master's side of a service manager's store: which sockets it hands over, and which it takes back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def listeners(site: Site) -> list[Listener]:
 
 
 def serve(manager: Manager, wanted: Settings) -> tuple[ServiceManager, Site]:
-    """A site that serves, and is stored."""
+    """Returns a site that serves and whose listeners are stored."""
     supervision, site = begin(wanted)
     supervision.serving(site, figures)
     manager.stored(*(each.stored for each in listeners(site)))
@@ -63,7 +63,7 @@ def serve(manager: Manager, wanted: Settings) -> tuple[ServiceManager, Site]:
 
 
 def back(manager: Manager) -> Passed:
-    """What the manager would pass to the next master."""
+    """Returns what the manager would pass to the next master."""
     passed = Passed()
     passed.stored = Stored([(name, socket.socket(fileno=os.dup(fd))) for name, fd in manager.store])
     return passed
@@ -187,7 +187,7 @@ def test_at_a_stop_a_unix_socket_has_a_successor_in_the_store(manager: Manager, 
 def test_the_file_of_a_socket_that_is_kept_is_not_left_by_a_master_that_dies(
     manager: Manager, tmp_path: Path, room: int
 ) -> None:
-    """Its fork servers would remove it; but the next master takes the socket up, with whoever has called."""
+    """Its fork servers would remove it. But the next master reuses the socket, with the connections in its queue."""
     manager.room = room
     path = tmp_path / "echo.sock"
     supervision, site = begin(settings(tmp_path, f"unix:{path}"))
@@ -196,13 +196,13 @@ def test_the_file_of_a_socket_that_is_kept_is_not_left_by_a_master_that_dies(
     supervision.stopping(site)
     supervision.close()
     asked = sum("FDSTORE=1" in message for message in manager.messages)
-    assert asked == (4 if room else 1), "what is refused once is asked for no more: the manager logs it each time"
+    assert asked == (4 if room else 1), "forkd must not ask again after a refusal: the manager logs each one"
     site.close_but(None)
 
 
 @pytest.mark.parametrize("room", [0, 1])
 def test_at_a_stop_a_unix_socket_that_is_not_stored_is_removed(manager: Manager, tmp_path: Path, room: int) -> None:
-    """FileDescriptorStoreMax= is 0 unless a unit says otherwise, and nobody is told."""
+    """FileDescriptorStoreMax= is 0 unless a unit sets it, and forkd does not learn its value."""
     manager.room = room
     path = tmp_path / "echo.sock"
     supervision, site = begin(settings(tmp_path, f"unix:{path}"))
@@ -245,7 +245,7 @@ def test_sockets_of_systemd_are_not_stored_again(manager: Manager, tmp_path: Pat
 def test_what_another_program_of_ours_has_stored_already_is_known(manager: Manager, tmp_path: Path) -> None:
     supervision, site = begin(settings(tmp_path, "127.0.0.1:0", "[::1]:0"))
     supervision.serving(site, figures)
-    listeners(site)[1].stored = ""  # by a version that stored nothing
+    listeners(site)[1].stored = ""  # as if by a version that stored nothing
     supervision.close()
     manager.forget()
     after = ServiceManager(1)
@@ -253,7 +253,7 @@ def test_what_another_program_of_ours_has_stored_already_is_known(manager: Manag
     after.resume(site)
     after.close()
     assert ["FDSTORE=1", "FDNAME=forkd=[%3A%3A1]%3A0=echo", "FDPOLL=0"] in manager.messages
-    assert len([each for each in manager.messages if "FDSTORE=1" in each]) == 2, "and a trial"
+    assert len([each for each in manager.messages if "FDSTORE=1" in each]) == 2, "one socket and the probe"
     site.close_but(None)
 
 

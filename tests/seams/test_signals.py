@@ -1,4 +1,4 @@
-"""The inbox: signals become bytes in a pipe, and nothing else happens to them."""
+"""The inbox: signals become bytes in a pipe and have no other effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.seams.test_process import in_child
 
 
 def apart(work: Callable[[], None]) -> Callable[[], None]:
-    """A test that runs in a process of its own: signals and their handlers belong to the whole process."""
+    """Runs a test in its own process, because signals and their handlers belong to the whole process."""
 
     def test() -> None:
         assert in_child(work) == 0
@@ -52,7 +52,7 @@ def test_the_inbox_can_be_waited_on() -> None:
 
 @apart
 def test_a_full_inbox_loses_no_kind_of_signal_that_was_there() -> None:
-    """A pipe holds 65536 signals; more are dropped without a word, and nobody blocks."""
+    """A pipe holds 65536 signals. More are dropped silently, and nothing blocks."""
     inbox = Inbox([signal.SIGTERM, signal.SIGHUP])
     raised(signal.SIGHUP)
     for _ in range(70_000):
@@ -79,7 +79,7 @@ def test_a_signal_of_a_child_does_not_land_in_the_parents_inbox() -> None:
             signals.forget_inbox()
             os.kill(os.getpid(), signal.SIGTERM)
             process.unblock_signals()
-            os._exit(7)  # it has Python's handler still, which does nothing
+            os._exit(7)  # it still has Python's handler, which does nothing
     os.waitpid(pid, 0)
     assert inbox.take() == []
 

@@ -1,4 +1,4 @@
-"""What one reading of the settings serves: what the port mapper and a fork server get to know of it."""
+"""What one reading of the settings serves, and what the port mapper and a fork server learn of it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_socket_that_was_passed_in_and_is_not_for_ipv4_cannot_be_told_of(
 
 @pytest.mark.parametrize(("only", "told"), [(0, True), (1, False)])
 def test_a_passed_socket_for_both_families_is_told_of(tmp_path: Path, only: int, told: bool) -> None:
-    """systemd.socket(5) makes such a one of a plain port."""
+    """systemd.socket(5) creates such a socket for a plain port."""
     with socket.socket(socket.AF_INET6) as passed:
         passed.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         passed.bind(("::", 0))

@@ -1,4 +1,4 @@
-"""What is printed, in a process of its own, whose standard streams are replaced by records."""
+"""Output in a separate process whose standard streams are replaced by log records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.seams.test_log import in_child, records
 
 
 def printing(act: Callable[[], None], *, alike: bool = False) -> list[str]:
-    """What is in the log when a child has done something, without its process number."""
+    """Runs a function in a child. Returns the records it leaves in the log, without its PID."""
     kept = os.memfd_create("log")
 
     def child_acts() -> None:

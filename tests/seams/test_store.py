@@ -1,4 +1,4 @@
-"""The names of stored sockets, and which of what comes back is taken."""
+"""The names of stored sockets, and which of the returned sockets are accepted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_files_label_is_that_file_alone(tmp_path: Path) -> None:
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=100), st.booleans()
 )
 def test_a_label_has_what_a_name_may_have(path: str, abstract: bool) -> None:
-    """FDNAME= of sd_notify(3)."""
+    """FDNAME= of sd_notify(3) allows no others."""
     label = store.label(Address(f"@{path}" if abstract else f"/dev/{path}", 0, "unix"), "echo")
     assert label == "" or (re.fullmatch(r"[!-9;-~]{1,255}", label) and store.is_label(label))
 

@@ -1,4 +1,4 @@
-"""What a master does not take for a stray: everything, unless systemd has started it."""
+"""A master regards no process as a stray unless systemd has started the master."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.server import ROOT, alive
 def test_who_is_not_started_by_systemd_kills_nobody() -> None:
     bystander = subprocess.Popen(["sleep", "60"])
     try:
-        for told in (None, "1", str(os.getpid())):  # a number that was inherited, if any
+        for told in (None, "1", str(os.getpid())):  # a PID that was inherited, if any
             environment = {name: value for name, value in os.environ.items() if name != "SYSTEMD_EXEC_PID"}
             environment |= {"PYTHONPATH": str(ROOT)} | ({"SYSTEMD_EXEC_PID": told} if told else {})
             code = "from forkd.systemd import strays; strays.end()"

@@ -1,4 +1,4 @@
-"""forkd.testing, as the author of a service meets it."""
+"""forkd.testing, as the author of a service uses it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_an_end_that_does_not_come() -> None:
 def test_a_handlers_exception_is_what_the_test_sees(request_: bytes, error: type[BaseException]) -> None:
     with pytest.raises(error) as raised, connect(shout) as client:
         client.call(request_)
-    assert isinstance(raised.value.__context__, EOFError), "what the client saw of it"
+    assert isinstance(raised.value.__context__, EOFError), "the client must have seen it end"
     assert client.outcome.error is raised.value
 
 

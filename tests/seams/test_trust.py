@@ -1,4 +1,4 @@
-"""Who could change a file, what is passed on the way to it, and what a user cannot read: with real files and rights."""
+"""Who could change a file, the way to it, and what a user cannot read, with real files and rights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fil
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that others may enter, unlike pytest's own."""
+    """Yields a folder that others may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         yield Path(made).resolve()
@@ -45,7 +45,7 @@ def make(path: Path, mode: int = 0o644) -> Path:
 
 
 def weakness(path: str, trusted: set[int], *, whole: bool = False) -> Weakness | None:
-    """The first of them."""
+    """Returns the first weakness, if any."""
     return next(weaknesses(path, trusted, whole=whole), None)
 
 
@@ -110,29 +110,29 @@ def test_a_file_that_everybody_may_write(folder: Path, mode: int) -> None:
 
 @root_only
 def test_a_file_of_a_group(folder: Path) -> None:
-    """Root's own group, and one of whose members each is trusted, are nobody else."""
+    """Root's own group, and a group whose members are all trusted, include no other user."""
     file = make(folder / "file", 0o664)
     assert weakness(str(file), {0}) is None
-    os.chown(file, 0, grp.getgrnam("daemon").gr_gid)  # whose primary member is the user daemon
+    os.chown(file, 0, grp.getgrnam("daemon").gr_gid)  # its primary member is the user daemon
     found = weakness(str(file), {0})
     assert found is not None
     assert found.what.endswith(f"other users can write to the file {file} (mode 0664): chmod g-w {file}")
     assert weakness(str(file), {0, pwd.getpwnam("daemon").pw_uid}) is None
-    os.chown(file, 0, 54321)  # which no group has, but some process might
+    os.chown(file, 0, 54321)  # no group has this number, but a process might
     assert weakness(str(file), {0}) is not None
 
 
 @root_only
 def test_an_access_control_list_counts(folder: Path) -> None:
     file = make(folder / "file", 0o644)
-    # acl(5): the owner reads and writes, and so does nobody; the rest reads. As the kernel keeps it (xattr(7)).
+    # acl(5), as the kernel stores it (xattr(7)): the owner and the user nobody may read and write, all others read.
     anyone = 0xFFFFFFFF
     entries = [(1, 6, anyone), (2, 6, NOBODY.pw_uid), (4, 4, anyone), (0x10, 6, anyone), (0x20, 4, anyone)]
     acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
     try:
         os.setxattr(file, "system.posix_acl_access", acl)
     except OSError as error:
-        pytest.skip(f"no access control lists here: {error.strerror}")
+        pytest.skip(f"access control lists are not supported here: {error.strerror}")
     found = weakness(str(file), {0})
     assert found is not None
     assert found.what.endswith(f"(mode 0664): chmod g-w {file}")
@@ -166,9 +166,9 @@ def test_a_folder_on_the_way(folder: Path) -> None:
     assert found is not None
     assert found.path == str(folder / "open")
     assert found.what.startswith(f"other users can write to the folder {folder}/open (mode 0777): chmod ")
-    (folder / "open").chmod(0o1777)  # as /tmp is: nobody can put another file in the place of this one
+    (folder / "open").chmod(0o1777)  # like /tmp: other users cannot replace this file
     assert weakness(str(file), OURS) is None
-    assert weakness(str(folder / "open"), OURS, whole=True) is not None, "but others can put files beside it"
+    assert weakness(str(folder / "open"), OURS, whole=True) is not None, "but others could create files beside it"
 
 
 def test_what_is_not_there_is_nobodys(folder: Path) -> None:
@@ -189,7 +189,7 @@ def settings_of(folder: Path, extra: str = "", mode: int = 0o644) -> Source:
 
 
 def examined(source: Source) -> list[str]:
-    """The refusal's lines, then the warnings."""
+    """Returns the lines of the refusal, or else the warnings."""
     warnings: list[str] = []
     try:
         trust.examine(source, source.read(), warnings.append)
@@ -235,7 +235,7 @@ def test_an_application_may_be_its_services_user_s_but_no_other_s(folder: Path) 
 
 @root_only
 def test_settings_that_belong_to_a_services_user_are_refused(folder: Path) -> None:
-    """An application could make itself root with them, at the next reload."""
+    """With them, an application could make itself root at the next reload."""
     source = settings_of(folder, '[master]\nuser = "nobody"')
     os.chown(folder / "forkd.toml", NOBODY.pw_uid, NOBODY.pw_gid)
     assert "belongs to the user nobody: chown root" in examined(source)[0]
