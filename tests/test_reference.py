@@ -23,8 +23,7 @@ from forkd.kernel import address
 from forkd.lifecycle.pool import Pool
 from forkd.lifecycle.server import Phase
 from forkd.lifecycle.states import WorkerState
-from forkd.master import status
-from forkd.master.master import Master
+from forkd.master import commands, status
 from forkd.sockets.rpcbind.protocol import Mapping as Registration
 from forkd.sockets.rpcbind.registry import Registry
 from forkd.workers.account import Account
@@ -146,13 +145,11 @@ def board() -> Iterator[Board]:
 
 
 def test_keys_of_the_status(board: Board) -> None:
-    silent: Any = SimpleNamespace(
-        settings=SimpleNamespace(file="", services={}),
-        lifecycle=SimpleNamespace(phase=Phase.SERVING),
-        started=0.0,
-        premises=SimpleNamespace(detached=False),
-    )
-    assert firsts(page("status"), "key of the master", "meaning") == list(Master.snapshot(silent)["master"])
+    site: Any = SimpleNamespace(settings=SimpleNamespace(file="", services={}))
+    life: Any = SimpleNamespace(phase=Phase.SERVING)
+    none: Any = None
+    document = status.snapshot(site, life, none, none, started=0.0, detached=False)
+    assert firsts(page("status"), "key of the master", "meaning") == list(document["master"])
     plan: Any = None
     service = status.service("a:b", [], Pool(plan, random.Random(0)), board, [])
     assert firsts(page("status"), "key of a service", "meaning") == [*keys(service), "rpcbind"]
@@ -175,6 +172,6 @@ def test_words_of_the_status() -> None:
 
 
 def test_commands_of_the_control_socket() -> None:
-    obeyed = re.findall(r'case \{"command": "(\w+)"', inspect.getsource(Master.obey_control))
+    obeyed = re.findall(r'case \{"command": "(\w+)"', inspect.getsource(commands.obey_control))
     told = re.findall(r'(?m)^\| `\{"command": "(\w+)"', page("status"))
     assert sorted(told) == sorted(obeyed)

@@ -52,7 +52,7 @@ def test_a_program_that_the_service_could_not_run_is_not_installed(machine: Mach
 def test_a_unit_that_hides_the_installed_one_is_told(machine: Machine) -> None:
     machine.write("/etc/systemd/system/forkd.service", "[Service]\nExecStart=/bin/true\n")
     said = machine.run(FORKD, "install", "--systemd").stderr
-    assert "/etc/systemd/system/forkd.service is what systemd reads" in said
+    assert "systemd reads /etc/systemd/system/forkd.service instead of" in said
 
 
 def _listed(machine: Machine) -> list[str]:
