@@ -21,7 +21,7 @@ from bench.peers.forkd_waits import MEAN
 from bench.rounds import Outcome
 from bench.sweeps import Sweep
 
-OUT: Final = ROOT / "docs" / "scaling"
+OUT: Final = ROOT / "docs" / "explanation" / "scaling"
 PART: Final = BUILD / "scaling"
 _HEAD: Final = Path(__file__).parent / "scaling.md"
 _CHANCES: Final = (0.2, 0.05, 0.01)
