@@ -109,7 +109,9 @@ def _connections(seconds: float) -> Sweep:
             workers = count if contender is SYNC else 1
             if workers <= max(WORKERS):
                 points.add(name, count, partial(cost, contender, workers, Asked(count), seconds), contender.missing)
-    return points.sweep("connections", "busy connections, with 1 worker, or one worker for each connection (sync)", "connections")
+    return points.sweep(
+        "connections", "busy connections, with 1 worker, or one worker for each connection (sync)", "connections"
+    )
 
 
 def _sizes(seconds: float) -> Sweep:
