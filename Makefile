@@ -36,7 +36,7 @@ machine: $(VENV)/tested
 # Every promise of reliability under load, with every kind of worker, and the page of the results: two hours. Needs root.
 # CHAOS='--kind sync' takes half an hour; CHAOS='--rows FILE' resumes an interrupted run.
 chaos: $(VENV)/tested
-	$(BIN)/python -m tests.chaos --page docs/reliability.md $(CHAOS)
+	$(BIN)/python -m tests.chaos --page docs/explanation/reliability.md $(CHAOS)
 
 # forkd beside C, Perl and other Python servers, and the benchmarks page: half an hour. BENCH='--only sync-64' does a part.
 # It needs libnet-server-perl, redis-tools and ucspi-tcp on Debian, and reports which are missing.

@@ -14,7 +14,7 @@ from bench import contenders, figures, page, plots, record, session, trials
 from bench.asking import BUILD
 from bench.contenders import ROOT
 
-OUT = ROOT / "docs" / "benchmarks"
+OUT = ROOT / "docs" / "explanation" / "benchmarks"
 PART = BUILD / "part"
 
 
@@ -34,7 +34,7 @@ def main() -> int:
     run, outcomes = record.read(options.out)
     findings = list(figures.find(outcomes))
     plotted = plots.draw(options.out, outcomes)
-    (options.out / "README.md").write_text(page.page(run, outcomes, findings, plotted))
+    (options.out / "index.md").write_text(page.page(run, outcomes, findings, plotted))
     print(page.figures_table(findings))
     return 0
 

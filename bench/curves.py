@@ -31,7 +31,7 @@ def draw(path: Path, sweep: Sweep, outcome: Outcome) -> None:
             workers = int(line.split()[0])
             places = [percent for percent, _ in points]
             waits = [erlang.mean_wait(workers, workers * each / 100, MEAN) * 1000 for each in places]
-            axes.plot(places, waits, "--", color=colour, label=f"{line}, Erlang's")
+            axes.plot(places, waits, "--", color=colour, label=f"{line}, Erlang's formula")
     if not waiting and sweep.axis != "per cent":
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted({place for _, place in sweep.places.values()}))

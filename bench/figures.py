@@ -100,7 +100,7 @@ FIGURES = [
     _cpu("idle-beside", "event, 64 busy connections beside 10,000 idle", 1.1, "idle-connections", _MANY, _NONE),
     _cpu(
         "pool",
-        "sync, 4 busy connections of 64 workers",
+        "sync, 4 busy connections to 64 workers",
         1.15,
         "pool",
         "forkd sync, 64 workers",
@@ -126,7 +126,7 @@ FIGURES = [
     ),
     Figure(
         "worker-start",
-        "a worker of an application of 50 MB: from the order to ready",
+        "a worker of an application of 50 MB: from the order until it is ready",
         10,
         "worker-start",
         "ms",

@@ -21,7 +21,7 @@ from bench.peers.forkd_waits import MEAN
 from bench.rounds import Outcome
 from bench.sweeps import Sweep
 
-OUT: Final = ROOT / "docs" / "scaling"
+OUT: Final = ROOT / "docs" / "explanation" / "scaling"
 PART: Final = BUILD / "scaling"
 _HEAD: Final = Path(__file__).parent / "scaling.md"
 _CHANCES: Final = (0.2, 0.05, 0.01)
@@ -69,7 +69,7 @@ def _costs(sweep: Sweep, outcome: Outcome) -> list[list[str]]:
 
 def _waiting(sweep: Sweep, outcome: Outcome) -> list[list[str]]:
     """The mean wait, measured and by Erlang's formula."""
-    rows = [["pool", "busy", "mean wait, ms", "Erlang's", "who waits, Erlang's"]]
+    rows = [["pool", "busy", "mean wait, ms", "by Erlang's formula, ms", "share that waits, by the formula"]]
     for name, (line, percent) in sweep.places.items():
         workers = int(line.split()[0])
         load = workers * percent / 100

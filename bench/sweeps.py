@@ -99,7 +99,7 @@ def _workers(seconds: float) -> Sweep:
     for count in WORKERS:
         for name, contender, connections in (("sync", SYNC, min(4, count)), ("event", EVENT, 64)):
             points.add(name, count, partial(cost, contender, count, Asked(connections), seconds), contender.missing)
-    return points.sweep("workers", "workers in the pool; 4 busy connections (sync) or 64 (event)", "workers")
+    return points.sweep("workers", "workers in the pool, with 4 busy connections (sync) or 64 (event)", "workers")
 
 
 def _connections(seconds: float) -> Sweep:
@@ -109,7 +109,9 @@ def _connections(seconds: float) -> Sweep:
             workers = count if contender is SYNC else 1
             if workers <= max(WORKERS):
                 points.add(name, count, partial(cost, contender, workers, Asked(count), seconds), contender.missing)
-    return points.sweep("connections", "busy connections; 1 worker, and as many as connections (sync)", "connections")
+    return points.sweep(
+        "connections", "busy connections, with 1 worker, or one worker for each connection (sync)", "connections"
+    )
 
 
 def _sizes(seconds: float) -> Sweep:
@@ -119,7 +121,7 @@ def _sizes(seconds: float) -> Sweep:
             asked = Asked(4, size, "length:4")
             workers = 4 if name == "sync" else 1
             points.add(name, size, partial(cost, contender, workers, asked, seconds), contender.missing)
-    return points.sweep("size", "bytes in a request and in its reply; 4 connections", "bytes")
+    return points.sweep("size", "bytes in a request and in its reply, on 4 connections", "bytes")
 
 
 def _rates(seconds: float) -> Sweep:
@@ -129,7 +131,7 @@ def _rates(seconds: float) -> Sweep:
         full = _Full(contender, workers, asked, seconds)
         for share in SHARES:
             points.add(name, 100 * share, partial(full.at, share), contender.missing)
-    return points.sweep("rate", "requests at random moments, in per cent of what it can do at most", "per cent")
+    return points.sweep("rate", "requests at random moments, as a percentage of the highest rate", "per cent")
 
 
 def _per_connection(seconds: float) -> Sweep:
@@ -139,7 +141,7 @@ def _per_connection(seconds: float) -> Sweep:
             asked = Asked(4, more=("--per-connection", str(count)))
             workers = 4 if contender is SYNC else 1
             points.add(name, count, partial(cost, contender, workers, asked, seconds), contender.missing)
-    return points.sweep("per-connection", "requests on a connection before the next one; 4 clients", "requests")
+    return points.sweep("per-connection", "requests on each connection, from 4 clients", "requests")
 
 
 def _waiting(seconds: float) -> Sweep:
@@ -148,7 +150,7 @@ def _waiting(seconds: float) -> Sweep:
         for load in LOADS:
             run = partial(waiting, workers, load, seconds)
             points.add(f"{workers} workers", 100 * load, run, _WAITS.missing)
-    title = "a connection a request at random moments, a handler that takes 10 ms on the average"
+    title = "a connection a request at random moments, and a handler that takes 10 ms on average"
     return points.sweep("waiting", title, "per cent of the time that a worker is busy")
 
 

@@ -75,7 +75,7 @@ def _under_load(seconds: float) -> list[Trial]:
         ),
         Trial(
             "pool",
-            "64 bytes, 4 connections, 64 sync workers and 4",
+            "64 bytes, 4 connections, 4 or 64 sync workers",
             [
                 Entrant(f"forkd sync, {count} workers", partial(load, sync, count, four, seconds), sync.missing)
                 for count in (4, 64)
@@ -119,7 +119,7 @@ def _standing(seconds: float) -> list[Trial]:
         ),
         Trial(
             "idle-workers",
-            "16 workers that nobody calls",
+            "16 idle workers",
             [
                 entrant(partial(standing.idleness, each, 10 * seconds), each)
                 for each in [sync, event, contenders.NET_SERVER]
@@ -134,7 +134,7 @@ def _standing(seconds: float) -> list[Trial]:
         ),
         Trial(
             "worker-start",
-            "from the order to the worker that is ready, an application of 50 MB",
+            "from the order for a worker until it is ready, with an application of 50 MB",
             [entrant(partial(standing.worker_start, contenders.FORKD_BIG), contenders.FORKD_BIG)],
         ),
     ]

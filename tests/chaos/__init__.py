@@ -3,5 +3,5 @@
 `harness` is what a scenario has to work with, `ledger` holds what was served against what the clients
 know, `probe` reads the kernel's own books. The scenarios are in `changes` (what an operator does),
 `deaths` (what dies), `kernel` (what the kernel refuses) and `accounts` (what must be the same
-afterwards); `page` makes docs/reliability.md of a run, and `__main__` runs them.
+afterwards); `page` makes docs/explanation/reliability.md of a run, and `__main__` runs them.
 """

@@ -74,7 +74,7 @@ def million(scene: Scene) -> None:
 
 
 def raving(scene: Scene) -> None:
-    """Workers write over all memory, counters and sockets they share: the master goes on, and signals only its own.
+    """Workers write over all memory, counters and sockets they share: the master continues, and signals only its own.
 
     The workers may suffer: what they say of themselves is believed.
     """
@@ -144,7 +144,7 @@ SCENARIOS = [
     Scenario(
         "raving",
         "workers write random bytes over all they share",
-        "the master goes on, and signals only its own",
+        "the master continues, and signals only its own",
         raving,
         ("single",),
     ),

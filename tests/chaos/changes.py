@@ -251,7 +251,7 @@ SCENARIOS = [
         "listeners", "listeners added, dropped and changed over 50 reloads", "none lost where they stay", listeners
     ),
     Scenario("scale", "a pool scaled from 1 worker to 16 and back, 50 times", "none lost", scale),
-    Scenario("recycle", "every worker replaced each 50 requests, 100,000 requests", "none lost", recycle),
+    Scenario("recycle", "every worker replaced after 50 requests, 100,000 requests", "none lost", recycle),
     Scenario("stop", "50 stops under 64 clients", "none reset, all that were let in answered", stop),
     Scenario("upgrade", "50 upgrades of the program in a row", "none lost", upgrade),
 ]

@@ -190,22 +190,22 @@ def stopped_master(scene: Scene) -> None:
 
 
 SCENARIOS = [
-    Scenario("kill-workers", "a worker killed every 50 ms, 300 times", "one request lost a kill at most", kill_workers),
+    Scenario("kill-workers", "a worker killed every 50 ms, 300 times", "at most one request lost a kill", kill_workers),
     Scenario("kill-fork-servers", "the fork server killed 50 times", "none lost", kill_fork_servers),
     Scenario(
         "kill-masters",
         "the master killed 50 times",
-        "address free and idle workers gone within 100 ms, begun requests answered",
+        "address free and idle workers gone within 100 ms, requests in hand answered",
         kill_masters,
     ),
     Scenario(
         "signals",
         "1,000 signals of all kinds at random moments",
-        "the end is what the last ones ask for; status 0, nobody left",
+        "the end is what the last ones ask for; status 0, no process left",
         signals,
         ("single",),
     ),
     Scenario(
-        "stopped-master", "a master stopped for a minute", "nobody killed for it", stopped_master, ("persistent",)
+        "stopped-master", "a master stopped for a minute", "no worker killed for it", stopped_master, ("persistent",)
     ),
 ]

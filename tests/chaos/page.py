@@ -1,4 +1,4 @@
-"""The table of a run, and the page that is made of it: docs/reliability.md."""
+"""The table of a run, and the page that is made of it: docs/explanation/reliability.md."""
 
 from __future__ import annotations
 

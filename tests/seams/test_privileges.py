@@ -133,7 +133,7 @@ def test_a_master_keeps_what_it_needs_and_so_does_all_that_it_starts() -> None:
 
 
 def test_the_page_tells_what_is_kept() -> None:
-    page = (ROOT / "docs" / "security.md").read_text()
+    page = (ROOT / "docs" / "explanation" / "security.md").read_text()
     table = page.partition("| capability | for |")[2].partition("\n\n")[0]
     assert {name.lower() for name in re.findall(r"CAP_(\w+)", table)} == KEPT.keys()
 
