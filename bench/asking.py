@@ -1,4 +1,4 @@
-"""Runs the C client against a port, and redis-benchmark likewise; gives what they say."""
+"""Runs the C client or redis-benchmark against a port, and returns what it reports."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Final
 from bench.processes import CLIENTS, on_core
 
 BUILD: Final = Path(__file__).parent / "build"
-"""Where `make bench` puts the C programs."""
+"""The folder where `make bench` puts the C programs."""
 
 _LIMIT: Final = 120.0
 
 
 class Failure(Exception):
-    """A measurement did not come about; says why."""
+    """A measurement failed; the message says why."""
 
 
 def ask(port: int, *options: str | float) -> dict[str, float]:
-    """One run of the C client; its options are told at the head of client.c."""
+    """Runs the C client once; the head of client.c lists its options. Returns its figures."""
     if not (BUILD / "client").exists():
         raise Failure("the C client is not compiled: make bench does that")
     command = [str(BUILD / "client"), *map(str, options), str(port)]
@@ -31,7 +31,7 @@ def ask(port: int, *options: str | float) -> dict[str, float]:
 
 
 def ask_redis(port: int, pipelined: int, requests: int) -> dict[str, float]:
-    """SETs, then GETs, by redis-benchmark; gives requests a second of each."""
+    """Sends SETs, then GETs, with redis-benchmark; returns the requests per second of each."""
     program = shutil.which("redis-benchmark")
     if program is None:
         raise Failure("redis-benchmark is not installed (Debian: redis-tools)")
