@@ -1,6 +1,6 @@
 """`python -m bench [--rounds N] [--seconds S] [--only NAME ...] [--seed N] [--out FOLDER]`.
 
-NAME is a trial, or a figure, which stands for its trial; --list names them all. The outcome is written to FOLDER as
+NAME is a trial, or a figure, which stands for its trial; --list shows them all. The outcome is written to FOLDER as
 JSON, and the page and the plots are made from that; --page makes them again without measuring. With --only the
 outcome goes to a separate folder by default, so that the page of the whole run stays.
 """
@@ -53,7 +53,7 @@ def _wanted(only: list[str], every: list[str]) -> set[str]:
     of_figure = {figure.name: figure.trial for figure in figures.FIGURES}
     unknown = [name for name in only if name not in every and name not in of_figure]
     if unknown:
-        sys.exit(f"no trial or figure is named {', '.join(unknown)}; --list names them")
+        sys.exit(f"no trial or figure is named {', '.join(unknown)}; --list shows them")
     return {name if name in every else of_figure[name] for name in only}
 
 

@@ -24,7 +24,7 @@ class Failure(Exception):
 def ask(port: int, *options: str | float) -> dict[str, float]:
     """Runs the C client once; the head of client.c lists its options. Returns its figures."""
     if not (BUILD / "client").exists():
-        raise Failure("the C client is not compiled: make bench does that")
+        raise Failure("the C client is not compiled: run make bench")
     command = [str(BUILD / "client"), *map(str, options), str(port)]
     told: dict[str, float] = json.loads(_run(command))
     return told
@@ -40,7 +40,7 @@ def ask_redis(port: int, pipelined: int, requests: int) -> dict[str, float]:
     rows = list(csv.DictReader(line for line in said.splitlines() if line.startswith('"')))
     rates = {row["test"].lower(): float(row["rps"]) for row in rows}
     if set(rates) != {"set", "get"}:
-        raise Failure(f"redis-benchmark said {said!r}")
+        raise Failure(f"redis-benchmark printed {said!r}")
     return {"requests": 2.0 * requests, "rps set": rates["set"], "rps get": rates["get"]}
 
 
@@ -50,7 +50,7 @@ def _run(command: list[str]) -> str:
             command, capture_output=True, text=True, timeout=_LIMIT, preexec_fn=on_core(CLIENTS), check=False
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"the client was not done within {_LIMIT:.0f} s") from None
+        raise Failure(f"the client did not finish within {_LIMIT:.0f} s") from None
     if done.returncode:
         raise Failure(done.stderr.strip() or f"the client ended with status {done.returncode}")
     return done.stdout

@@ -65,7 +65,7 @@ def forkd(name: str, app: str, worker: str = "sync", log: str = "info", **more: 
 
 def _reason(said: str) -> str:
     """Returns the first mistake that forkd reports in its settings, or the last line of a traceback."""
-    lines = [line for line in said.splitlines() if not line.startswith("warning: ")] or ["forkd check says nothing"]
+    lines = [line for line in said.splitlines() if not line.startswith("warning: ")] or ["forkd check printed nothing"]
     first = lines[-1] if lines[0].startswith("Traceback") else lines[0]
     return re.sub(r"^.*forkd\.toml:\d+: ", "", first)
 
@@ -94,7 +94,7 @@ def bare(loop: str, step: str, name: str) -> Contender:
 
 def c(name: str, program: str) -> Contender:
     def missing() -> str:
-        return "" if (BUILD / program).exists() else "not compiled (make bench does that, with a C compiler)"
+        return "" if (BUILD / program).exists() else "not compiled (run make bench; it needs a C compiler)"
 
     return Contender(name, lambda port, workers, _: [str(BUILD / program), str(port), str(workers)], missing)
 
@@ -110,7 +110,7 @@ def _net_server_missing() -> str:
 def _tcpserver_missing() -> str:
     if shutil.which("tcpserver") is None:
         return "tcpserver is not installed (Debian: ucspi-tcp)"
-    return "" if (BUILD / "filter").exists() else "its filter is not compiled (make bench does that, with a C compiler)"
+    return "" if (BUILD / "filter").exists() else "its filter is not compiled (run make bench; it needs a C compiler)"
 
 
 def _prefork_pl(port: int, workers: int, _: Path) -> list[str]:

@@ -56,7 +56,7 @@ class Server:
         refusals = 0
         while time.monotonic() - self.began < _LIMIT:
             if self.process.poll() is not None:
-                raise Failure(f"it has ended: {self.last_words()}")
+                raise Failure(f"it ended: {self.last_words()}")
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), _LIMIT) as sock:
                 sock.sendall(request)
                 if sock.recv(100) == reply:
@@ -70,7 +70,7 @@ class Server:
 
     def last_words(self) -> str:
         lines = self.said.read_text(errors="replace").splitlines()
-        return lines[-1].strip() if lines else "it has said nothing"
+        return lines[-1].strip() if lines else "it printed nothing"
 
     def family(self) -> list[int]:
         return processes.family(self.pid)
@@ -84,7 +84,7 @@ class Server:
         before = -2 * _AT_REST_NS
         while (now := self.cpu_ns()) - before > _AT_REST_NS:
             if time.monotonic() > deadline:
-                raise Failure("it does not come to rest")
+                raise Failure("it does not become idle")
             before = now
             time.sleep(_LOOK)
 

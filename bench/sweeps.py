@@ -225,7 +225,7 @@ def ask(server: Server, asked: Asked, *options: str) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(done.stdout)
     failed = {name: count for name, count in said["failures"].items() if count}
     if failed or not said["requests"]:
-        raise Failure(f"of {said['requests']} requests failed: {failed}")
+        raise Failure(f"failures in {said['requests']} requests: {failed}")
     return said
 
 

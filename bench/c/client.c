@@ -174,7 +174,7 @@ static void receive(struct connection *connection, uint64_t time)
         fail("recv");
     errno = 0;
     if (got == 0)
-        fail("the server has closed a connection");
+        fail("the server closed a connection");
     if ((uint64_t)got > connection->to_receive)
         fail("more came back than was sent");
     for (ssize_t at = 0; at < got;) {
@@ -333,7 +333,7 @@ int main(int argc, char **argv)
     double took = (double)(now() - begin) / 1e9;
     if (bytes_sent != bytes_received || (uint64_t)done * (uint64_t)size != bytes_received) {
         errno = 0;
-        fail("not as many bytes came back as were sent");
+        fail("fewer or more bytes came back than were sent");
     }
     qsort(latencies, (size_t)done, sizeof *latencies, compare);
     printf("{\"requests\": %ld, \"connections\": %ld, \"bytes_sent\": %llu, \"bytes_received\": %llu, \"seconds\": %.6f, "

@@ -87,7 +87,7 @@ def raving(scene: Scene) -> None:
         scene.load(server.addresses[0][1], 4, shape="single")
         for number in range(raves):
             _rave(server, scene.chance.randrange(10**9))
-            scene.report.expect(server.status()["master"]["pid"] == server.pid, "another master")
+            scene.report.expect(server.status()["master"]["pid"] == server.pid, "the master was replaced")
             if number % 20 == 10:
                 server.ask(command="reload")
             pace.wait(0.02)  # sets the rate of the fault
@@ -95,10 +95,10 @@ def raving(scene: Scene) -> None:
         scene.unfinished = 10**6
         scene.settle(*LOSSES)
         server.ask(command="reload")
-        until(lambda: _answers(server), "served again")
+        until(lambda: _answers(server), "requests served again")
         scene.close(server)
     strangers = _strangers(trace, server.pid)
-    scene.report.expect(not strangers, f"strangers were signalled: {strangers[:3]}")
+    scene.report.expect(not strangers, f"signals to strangers: {strangers[:3]}")
     scene.report.done = f"{raves} times everything written over"
 
 

@@ -57,7 +57,7 @@ def broken_reloads(scene: Scene) -> None:
             except ControlError:
                 told = True
             generation += not kind
-            scene.report.expect(told == bool(kind), f"reload {number} ({kind or 'good'}) was answered wrongly")
+            scene.report.expect(told == bool(kind), f"reload {number} ({kind or 'good'}) got the wrong answer")
             scene.report.expect(
                 server.status("test")["generation"] >= generation, f"reload {number}: an old generation serves"
             )
@@ -115,7 +115,7 @@ def listeners(scene: Scene) -> None:
                 scene.report.expect(_answers(each), f"{each} does not answer")
             for each in set(others) - set(chosen):
                 until(lambda each=each: _refuses(each), f"{each} closed")
-            scene.report.expect(probe.listener(stays) == inode, "the listener that stays was replaced")
+            scene.report.expect(probe.listener(stays) == inode, "the kept listener was replaced")
         scene.settle()
         scene.close(server)
     scene.report.done = f"{reloads} reloads, each with other listeners"
@@ -203,7 +203,7 @@ def stop(scene: Scene) -> None:
                 scene.load(server.addresses[0][1], 32)
             until(lambda server=server: server.status("test")["requests"] > 200)
             began = time.monotonic()
-            scene.report.expect(server.stop() == 0, "the server did not end well")
+            scene.report.expect(server.stop() == 0, "the server did not exit with status 0")
             took.append(time.monotonic() - began)
             scene.settle("refused", "crossed")
             server.gone()

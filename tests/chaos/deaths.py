@@ -46,7 +46,7 @@ def kill_workers(scene: Scene) -> None:
             os.kill(victim["pid"], signal.SIGKILL)
             dead.add(victim["pid"])
             pace.wait(0.05)  # sets the rate of the fault; it waits for nothing
-        until(lambda: len(_living(server, dead)) == 16, "a whole pool", limit=60)
+        until(lambda: len(_living(server, dead)) == 16, "a full pool", limit=60)
         slots |= {each["pid"]: each["slot"] for each in _living(server, dead)}
         # A worker has one request in hand, or a whole pipeline.
         scene.unfinished = kills * (PIPELINE if scene.report.shape == "pipelined" else 1)
@@ -81,8 +81,8 @@ def kill_fork_servers(scene: Scene) -> None:
                 [pid] = until(lambda server=server: server.titled(FORK_SERVER))
                 os.kill(pid, signal.SIGKILL)
                 done += 1
-                until(lambda server=server, due=number + 2: server.status("test")["generation"] >= due, "another")
-                until(lambda server=server: len(server.titled(FORK_SERVER)) == 1, "only the next one")
+                until(lambda server=server, due=number + 2: server.status("test")["generation"] >= due, "the next one")
+                until(lambda server=server: len(server.titled(FORK_SERVER)) == 1, "only the next fork server")
             scene.close(server, scene.settle())
     scene.report.done = f"{done} fork servers killed"
 
@@ -98,7 +98,7 @@ def kill_masters(scene: Scene) -> None:
     free, idle_gone, all_gone, served = [], [], [], []
     for number in range(kills):
         with scene.begun() as server:
-            until(lambda: not probe.may_bind(address), "the address taken")
+            until(lambda: not probe.may_bind(address), "the address bound")
             bound = time.monotonic()
             scene.report.expect(exchange(connect(address), b"first 1\n").startswith(b"first "), "a wrong first answer")
             served.append(time.monotonic() - bound)

@@ -158,7 +158,7 @@ class Scene:
                 until(lambda: accounts(server) == wanted, limit=5)
             except AssertionError:
                 self.report.expect(False, f"status counts {accounts(server)}, the clients {wanted}")
-        self.report.expect(server.stop() == 0, "the server did not end well")
+        self.report.expect(server.stop() == 0, "the server did not exit with status 0")
         server.gone()
 
     def audit(self) -> None:
@@ -170,7 +170,7 @@ class Scene:
         ):
             self.report.expect(not count, f"{count} requests {what}")
         self.report.expect(
-            found.unfinished <= self.unfinished, f"{found.unfinished} requests begun and not answered, {found.examples}"
+            found.unfinished <= self.unfinished, f"{found.unfinished} requests begun and not answered: {found.examples}"
         )
         if self.unfinished:
             self.report.figures.append(f"{found.unfinished} requests begun and not answered")

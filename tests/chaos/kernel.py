@@ -90,13 +90,13 @@ def no_descriptors(scene: Scene) -> None:
         began, used = time.monotonic(), probe.processor_seconds(server.family())
         threading.Event().wait(seconds)  # the fault itself
         share = (probe.processor_seconds(server.family()) - used) / (time.monotonic() - began)
-        scene.report.expect(server.status("test")["requests"] == requests, "there were descriptors left")
+        scene.report.expect(server.status("test")["requests"] == requests, "the workers still had free descriptors")
         for pid in limits:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard[pid], hard[pid]))
         free = time.monotonic()
-        until(lambda: server.status("test")["requests"] > requests, "served again")
+        until(lambda: server.status("test")["requests"] > requests, "requests served again")
         scene.report.took("serving again after", [time.monotonic() - free], 1.0)
-        scene.report.expect(share < 0.05, f"{share:.1%} of a processor used for nothing")
+        scene.report.expect(share < 0.05, f"{share:.1%} of a processor wasted")
         records = sum("accept failed" in line for line in server.lines)
         scene.report.figures.append(f"{share:.1%} of a processor used and {records} records logged meanwhile")
         scene.report.expect(set(server.workers()) == set(limits), "a worker was replaced")
