@@ -1,8 +1,8 @@
-"""forkd beside what else one would write a TCP service with: `make bench`, or `python -m bench`.
+"""Compares forkd with other ways to write a TCP service: `make bench`, or `python -m bench`.
 
-A *contender* is a server that answers lines (`contenders`), a *trial* what is asked of several of them in
-interleaved rounds (`trials` for load, `standing` for memory, idleness and starting), a *figure* what is promised of
-the outcome (`figures`). `server` starts and ends contenders, `processes` reads what they cost from /proc, `asking`
-runs the C client; `rounds` plays the trials, `arithmetic` has the medians, `page` and `plots` tell.
-The peers themselves are in `peers/` and `c/`.
+A *contender* is a server that answers lines (`contenders`). A *trial* measures several contenders in interleaved
+rounds (`trials`: under load; `standing`: memory, idleness and starting). A *figure* is a promise about the outcome
+(`figures`). `server` starts and ends contenders, `processes` reads their cost from /proc, `asking` runs the C client.
+`rounds` plays the trials, `arithmetic` has the medians, `page` and `plots` show the outcome. The other servers are in
+`peers/` and `c/`.
 """

@@ -1,8 +1,8 @@
 """`python -m bench [--rounds N] [--seconds S] [--only NAME ...] [--seed N] [--out FOLDER]`.
 
-NAME is a trial or a figure (its trial is played then); --list names them all. The outcome goes into FOLDER as
-JSON, and from there onto the page and into the plots; --page makes those again of what is there. A part of the
-trials goes into a folder of its own, unless told, so that the page of the whole stays.
+NAME is a trial, or a figure, which stands for its trial; --list shows them all. The outcome is written to FOLDER as
+JSON, and the page and the plots are made from that; --page makes them again without measuring. With --only the
+outcome goes to a separate folder by default, so that the page of the whole run stays.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = session.options_of("python -m bench", __doc__, rounds=5, seconds=2.0)
-    parser.add_argument("--list", action="store_true", help="name all trials and figures")
+    parser.add_argument("--list", action="store_true", help="list all trials and figures")
     options = parser.parse_args()
     options.out = options.out or (PART if options.only else OUT)
     return options
@@ -53,7 +53,7 @@ def _wanted(only: list[str], every: list[str]) -> set[str]:
     of_figure = {figure.name: figure.trial for figure in figures.FIGURES}
     unknown = [name for name in only if name not in every and name not in of_figure]
     if unknown:
-        sys.exit(f"no trial or figure is named {', '.join(unknown)}; --list names them")
+        sys.exit(f"no trial or figure is named {', '.join(unknown)}; --list shows them")
     return {name if name in every else of_figure[name] for name in only}
 
 

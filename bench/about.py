@@ -1,4 +1,4 @@
-"""What a run was made with: machine, versions, counts."""
+"""The conditions of a run: machine, versions, counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench import processes
 
 
 def begin(options: argparse.Namespace) -> dict[str, Any]:
-    """Takes a second, to see what the machine does without us."""
+    """Returns the conditions at the start. Takes a second, to see how busy the machine is without us."""
     before = processes.machine()
     time.sleep(1)
     quiet = processes.machine().since(before)
@@ -39,7 +39,7 @@ def begin(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def end(run: dict[str, Any]) -> dict[str, Any]:
-    """The same, so far."""
+    """Returns the conditions so far, with the minutes that the run took and the share of time stolen from it."""
     spent = processes.machine().since(run["began machine"])
     told = {key: value for key, value in run.items() if not key.startswith("began")}
     return told | {"minutes": (time.time() - run["began"]) / 60, "stolen": spent.stolen / max(1, spent.total)}

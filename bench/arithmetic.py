@@ -1,4 +1,4 @@
-"""Medians, ranges and ratios of rounds. A value that a round did not give is None."""
+"""Medians, ranges and ratios of rounds. A value missing from a round is None."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Spread:
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Median, least and most of the values that are there; None when none is."""
+    """Returns median, least and most of the values that are not None; None if there are none."""
     there = [value for value in values if value is not None]
     if not there:
         return None
@@ -24,13 +24,13 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def ratios(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float | None]:
-    """Round by round, for two servers in the same minute have the same machine; two of different rounds may not."""
+    """Returns the ratio for each round: two servers see the same machine only if they are measured close together."""
     pairs = zip(ours, theirs, strict=False)
     return [mine / other if mine is not None and other else None for mine, other in pairs]
 
 
 def three_digits(value: float) -> str:
-    """As a person reads it: 0.00123, 1.23, 12.3, 1,230."""
+    """Returns the value with three significant digits: 0.00123, 1.23, 12.3, 1,230."""
     rounded = float(f"{value:.3g}")
     if abs(rounded) >= 1000 or rounded == 0:
         return f"{rounded:,.0f}"

@@ -1,4 +1,4 @@
-"""Runs the C client against a port, and redis-benchmark likewise; gives what they say."""
+"""Runs the C client or redis-benchmark against a port, and returns what it reports."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Final
 from bench.processes import CLIENTS, on_core
 
 BUILD: Final = Path(__file__).parent / "build"
-"""Where `make bench` puts the C programs."""
+"""The folder where `make bench` puts the C programs."""
 
 _LIMIT: Final = 120.0
 
 
 class Failure(Exception):
-    """A measurement did not come about; says why."""
+    """A measurement failed; the message says why."""
 
 
 def ask(port: int, *options: str | float) -> dict[str, float]:
-    """One run of the C client; its options are told at the head of client.c."""
+    """Runs the C client once; the head of client.c lists its options. Returns its figures."""
     if not (BUILD / "client").exists():
-        raise Failure("the C client is not compiled: make bench does that")
+        raise Failure("the C client is not compiled: run make bench")
     command = [str(BUILD / "client"), *map(str, options), str(port)]
     told: dict[str, float] = json.loads(_run(command))
     return told
 
 
 def ask_redis(port: int, pipelined: int, requests: int) -> dict[str, float]:
-    """SETs, then GETs, by redis-benchmark; gives requests a second of each."""
+    """Sends SETs, then GETs, with redis-benchmark; returns the requests per second of each."""
     program = shutil.which("redis-benchmark")
     if program is None:
         raise Failure("redis-benchmark is not installed (Debian: redis-tools)")
@@ -40,7 +40,7 @@ def ask_redis(port: int, pipelined: int, requests: int) -> dict[str, float]:
     rows = list(csv.DictReader(line for line in said.splitlines() if line.startswith('"')))
     rates = {row["test"].lower(): float(row["rps"]) for row in rows}
     if set(rates) != {"set", "get"}:
-        raise Failure(f"redis-benchmark said {said!r}")
+        raise Failure(f"redis-benchmark printed {said!r}")
     return {"requests": 2.0 * requests, "rps set": rates["set"], "rps get": rates["get"]}
 
 
@@ -50,7 +50,7 @@ def _run(command: list[str]) -> str:
             command, capture_output=True, text=True, timeout=_LIMIT, preexec_fn=on_core(CLIENTS), check=False
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"the client was not done within {_LIMIT:.0f} s") from None
+        raise Failure(f"the client did not finish within {_LIMIT:.0f} s") from None
     if done.returncode:
         raise Failure(done.stderr.strip() or f"the client ended with status {done.returncode}")
     return done.stdout

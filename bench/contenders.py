@@ -1,4 +1,4 @@
-"""The servers that are measured: how each is started, and why one cannot be here."""
+"""The servers that are measured: how each is started, and why one may be missing."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PEERS = "bench.peers"
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server; `command` makes its command line of a port, a number of workers and a folder of its own.
+    """A server; `command` makes its command line from a port, a number of workers and a folder of its own.
 
-    `missing` says why it cannot run here, "" when it can.
+    `missing` returns why it cannot run here, "" if it can.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Contender:
 
 
 def environment() -> dict[str, str]:
-    """What every server is started with: this folder's forkd and peers, and no compiling in the course of a trial."""
+    """Returns the environment of every server, with this checkout's forkd and peers on Python's path."""
     return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 def forkd(name: str, app: str, worker: str = "sync", log: str = "info", **more: object) -> Contender:
-    """forkd with a service of one of the peers' applications; absent when this forkd refuses the settings."""
+    """forkd with a service of one of the peers' applications; missing if this forkd refuses the settings."""
 
     def write(port: int, workers: int, folder: Path) -> Path:
         settings = {"app": app, "path": str(ROOT), "listen": f"127.0.0.1:{port}", "worker": worker, "workers": workers}
@@ -64,8 +64,8 @@ def forkd(name: str, app: str, worker: str = "sync", log: str = "info", **more: 
 
 
 def _reason(said: str) -> str:
-    """The first mistake that forkd names in its settings; of an import that failed, how it did."""
-    lines = [line for line in said.splitlines() if not line.startswith("warning: ")] or ["forkd check says nothing"]
+    """Returns the first mistake that forkd reports in its settings, or the last line of a traceback."""
+    lines = [line for line in said.splitlines() if not line.startswith("warning: ")] or ["forkd check printed nothing"]
     first = lines[-1] if lines[0].startswith("Traceback") else lines[0]
     return re.sub(r"^.*forkd\.toml:\d+: ", "", first)
 
@@ -84,7 +84,7 @@ def python(name: str, module: str, *arguments: str, wants: str = "") -> Contende
 
 
 def bare(loop: str, step: str, name: str) -> Contender:
-    """A loop in Python and nothing else, as far as that step."""
+    """A bare loop in Python, with as much of forkd's work as `step` names."""
 
     def command(port: int, workers: int, _: Path) -> list[str]:
         return [sys.executable, "-m", f"{PEERS}.bare", str(port), str(workers), loop, step]
@@ -94,7 +94,7 @@ def bare(loop: str, step: str, name: str) -> Contender:
 
 def c(name: str, program: str) -> Contender:
     def missing() -> str:
-        return "" if (BUILD / program).exists() else "not compiled (make bench does that, with a C compiler)"
+        return "" if (BUILD / program).exists() else "not compiled (run make bench; it needs a C compiler)"
 
     return Contender(name, lambda port, workers, _: [str(BUILD / program), str(port), str(workers)], missing)
 
@@ -110,7 +110,7 @@ def _net_server_missing() -> str:
 def _tcpserver_missing() -> str:
     if shutil.which("tcpserver") is None:
         return "tcpserver is not installed (Debian: ucspi-tcp)"
-    return "" if (BUILD / "filter").exists() else "its filter is not compiled (make bench does that, with a C compiler)"
+    return "" if (BUILD / "filter").exists() else "its filter is not compiled (run make bench; it needs a C compiler)"
 
 
 def _prefork_pl(port: int, workers: int, _: Path) -> list[str]:
@@ -118,7 +118,7 @@ def _prefork_pl(port: int, workers: int, _: Path) -> list[str]:
 
 
 def _tcpserver(port: int, _: int, __: Path) -> list[str]:
-    # Without looking up names and users, and with room for all clients at once.
+    # No lookups of names and users, and room for all clients at once.
     options = ["-q", "-H", "-R", "-l", "localhost", "-c", "1000", "-b", "1024"]
     return ["tcpserver", *options, "127.0.0.1", str(port), str(BUILD / "filter")]
 

@@ -1,4 +1,4 @@
-"""The lines of a sweep, as SVG: CPU a request by place; of the waiting sweep the mean wait beside Erlang's."""
+"""Plots a sweep as SVG: CPU per request by place; for the waiting sweep, the mean wait beside Erlang's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLOURS: Final = ("#1b6ca8", "#d1495b", "#66a182", "#8d6a9f")
 
 
 def draw(path: Path, sweep: Sweep, outcome: Outcome) -> None:
-    """Draws one sweep; nothing without matplotlib."""
+    """Draws one sweep; does nothing without matplotlib."""
     if not matplotlib_svg():
         return
     from matplotlib.figure import Figure

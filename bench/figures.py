@@ -1,7 +1,7 @@
-"""What is promised of the measurements: each figure's bound, and whether it was kept.
+"""The promises about the measurements: each figure's bound, and whether it was kept.
 
-A figure is one measure of one entrant, or its ratio to another's, taken round by round. Its median is held against
-the bound.
+A figure is one measure of one entrant, or its ratio to another's, round by round. Its median must not exceed the
+bound.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A figure's outcome; `reason` says why there is none."""
+    """A figure's outcome; if there is none, `reason` says why."""
 
     figure: Figure
     spread: Spread | None
@@ -138,7 +138,7 @@ FIGURES = [
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """A figure's value if servers that do less stood in forkd's place: medians, None for what was not measured."""
+    """A figure's value with servers that do less in forkd's place: medians; None if not measured."""
 
     finding: Finding
     measured: float | None
@@ -147,7 +147,7 @@ class Reach:
 
 
 def reaches(findings: Iterable[Finding], outcomes: Mapping[str, Outcome]) -> Iterator[Reach]:
-    """Of each figure whose trial such servers take part in."""
+    """Yields the reach of each figure whose trial includes such servers."""
     for finding in findings:
         figure, outcome = finding.figure, outcomes[finding.figure.trial]
         if BARE in outcome.rounds:
@@ -161,7 +161,7 @@ def _median(figure: Figure, outcome: Outcome, who: str) -> float | None:
 
 
 def find(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
-    """Of every figure whose trial was played."""
+    """Yields the finding of every figure whose trial was played."""
     for figure in FIGURES:
         if figure.trial in outcomes:
             yield _find(figure, outcomes[figure.trial])

@@ -1,4 +1,4 @@
-"""Servers under load: a client asks as fast as it is answered, or at a set pace; what does the server pay a request?"""
+"""Measures a server's cost per request, while a client sends as fast as it gets replies or at a set pace."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bench.rounds import Measures
 from bench.server import Server, serving
 
 _WARM_UP = 200
-"""Requests a connection before anything is measured: Python specialises its bytecode, servers fork and allocate."""
+"""Requests per connection before measuring, while Python specialises its bytecode and servers fork and allocate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How the client asks."""
+    """How the client sends requests."""
 
     connections: int = 64
     size: int = 64
@@ -29,7 +29,7 @@ class Load:
 
 
 def load(contender: Contender, workers: int, how: Load, seconds: float) -> Measures:
-    """One run on a fresh server."""
+    """Measures one run on a fresh server."""
     with serving(contender, workers) as server:
         warm_up(server, how)
         return measure(server, how, seconds)
@@ -41,7 +41,7 @@ def warm_up(server: Server, how: Load) -> None:
 
 
 def measure(server: Server, how: Load, seconds: float, *more: str | float) -> Measures:
-    """CPU of all the server's processes a request, and how fast it was."""
+    """Returns the CPU time per request of all the server's processes, the rate and the latencies."""
     before = server.cpu_ns()
     said = asking.ask(server.port, *how.options(), "-t", seconds, *more)
     settle()
@@ -56,12 +56,12 @@ def measure(server: Server, how: Load, seconds: float, *more: str | float) -> Me
 
 
 def settle() -> None:
-    """The server notices the end of the client's connections: that is part of serving them."""
+    """Lets the server notice the end of the client's connections, which is part of serving them."""
     sleep(0.05)
 
 
 class HalfLoad:
-    """The open loop: all at the same pace, half of what the slower of two can do when it is asked without a pause."""
+    """The open loop: every server gets the same pace, half of the full rate of the slower one of `pair`."""
 
     def __init__(self, pair: Iterable[Contender], how: Load, seconds: float) -> None:
         self.pair = list(pair)
@@ -81,7 +81,7 @@ class HalfLoad:
 
 
 def keyvalue(contender: Contender, pipelined: int, seconds: float) -> Measures:
-    """redis-benchmark's SETs and GETs against the store of examples/keyvalue.py."""
+    """Measures redis-benchmark's SETs and GETs against the store of examples/keyvalue.py."""
     with serving(contender, request=b"PING\r\n", reply=b"+PONG\r\n") as server:
         asking.ask_redis(server.port, pipelined, 2000)
         server.rest()

@@ -1,4 +1,4 @@
-"""The page of a run: the figures against their bounds, then what each trial measured of everybody."""
+"""The page of a run: the figures against their bounds, then each trial with all its measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.arithmetic import Spread, spread, three_digits
 from bench.figures import Finding, Reach, reaches
 from bench.rounds import Outcome
 
-# The measures that a trial's table shows, in this order, those that it has; `requests` and the like are in the JSON.
+# The measures that a trial's table shows, in this order, as far as it has them; the others are only in the JSON.
 _COLUMNS: Final = {
     "cpu us": "CPU a request, us",
     "requests/s": "requests a second",
@@ -103,7 +103,7 @@ def _range(found: Spread) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head, the first column is text, the others are numbers."""
+    """Returns a Markdown table; the first row is its head, the first column is text, the others are numbers."""
     head, *body = rows
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""One bar chart a trial, as SVG: the first measure of everybody, median and range, forkd in its own colour."""
+"""One bar chart per trial, as SVG: each entrant's median and range of one measure, forkd in its own colour."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OURS, _THEIRS = "#1b6ca8", "#b8bec5"
 
 
 def draw(folder: Path, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
-    """Gives the name of each trial's plot; none without matplotlib."""
+    """Draws the plots, and returns the file name of each trial's plot; none without matplotlib."""
     if not matplotlib_svg():
         return {}
     drawn = {}
@@ -35,14 +35,14 @@ def draw(folder: Path, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
 
 
 def matplotlib_svg() -> bool:
-    """Has matplotlib draw SVG that is the same for the same outcome; False where it is not installed."""
+    """Sets matplotlib to draw reproducible SVG; returns False if it is not installed."""
     try:
         import matplotlib as mpl
     except ImportError:
         return False
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "forkd"  # what ids are made of, instead of chance
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text: a tenth of the size, and it can be searched
+    mpl.rcParams["svg.hashsalt"] = "forkd"  # makes the ids reproducible, not random
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text: a tenth of the size, and searchable
     return True
 
 

@@ -1,7 +1,7 @@
-"""What processes cost, from the kernel's own books: processor time, memory, how often they woke up.
+"""What processes cost, by the kernel's own records: processor time, memory, how often they woke up.
 
-A server is all its processes: the one that was started and every descendant. Nothing is attached to them and
-nothing is asked of them, so measuring changes nothing.
+A server is all its processes: the one that was started and every descendant. Nothing attaches to them or sends them
+requests, so measuring does not disturb them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Final
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _GONE: Final = (FileNotFoundError, ProcessLookupError)
 
-# Servers have one core, clients and whoever measures the other; on a machine of one core all share it.
+# Servers have one core; the clients and this program have the other. On a machine of one core all share it.
 CORES: Final = sorted(os.sched_getaffinity(0))
 SERVERS: Final = CORES[-1]
 CLIENTS: Final = CORES[0]
 
 
 def on_core(core: int) -> Callable[[], None]:
-    """To be run in a process that is about to become a program."""
+    """Returns a function that pins its process to the core; run it between fork and exec."""
     return lambda: os.sched_setaffinity(0, {core})
 
 
 def family(pid: int) -> list[int]:
-    """The process and all its descendants, zombies among them."""
+    """Returns the PIDs of the process and all its descendants, zombies included."""
     found = [pid]
     for each in found:
-        # Each thread has a list of the children that it forked.
+        # Each thread lists the children that it forked.
         with suppress(*_GONE):
             for task in Path(f"/proc/{each}/task").iterdir():
                 with suppress(*_GONE):
@@ -41,31 +41,31 @@ def family(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Running, and not a zombie, which still answers kill(pid, 0)."""
+    """Whether the process runs. A zombie does not count, although kill(pid, 0) still succeeds for one."""
     with suppress(*_GONE):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
 def cpu_ns(pids: Iterable[int]) -> int:
-    """Processor time of these processes and of their children that have ended and been waited for."""
+    """Returns the processor time, in ns, of these processes and of those of their children that were reaped."""
     return sum(_own_ns(pid) + _reaped_ns(pid) for pid in pids)
 
 
 def _own_ns(pid: int) -> int:
-    """Of all its threads, those that have ended too, to the nanosecond.
+    """Returns the processor time of all its threads, including those that have ended, to the nanosecond.
 
-    clock_getcpuclockid(3) for another process, which Python does not have: the kernel makes the clock's number
-    of the pid's complement and of 2 for CPUCLOCK_SCHED. utime and stime in /proc/PID/stat are in ticks of 10 ms.
+    Python has no clock_getcpuclockid(3) for other processes. The kernel makes the clock's number from the complement
+    of the PID, and 2 for CPUCLOCK_SCHED. utime and stime in /proc/PID/stat would be in ticks of 10 ms.
     """
     try:
         return time.clock_gettime_ns((~pid << 3) | 2)
     except OSError:
-        return 0  # it has ended, and is in its parent's sum by now
+        return 0  # it has ended; its time is now in its parent's sum
 
 
 def _reaped_ns(pid: int) -> int:
-    """cutime and cstime, in ticks; of a server that forks a process a connection, which has very many of them."""
+    """Returns cutime and cstime, which have the precision of a tick; they matter where each connection is a process."""
     with suppress(*_GONE):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[13]) + int(fields[14])) * _TICK_NS
@@ -73,12 +73,12 @@ def _reaped_ns(pid: int) -> int:
 
 
 def busiest(pids: Iterable[int]) -> int:
-    """The one that has used the most processor time."""
+    """Returns the PID of the process that has used the most processor time."""
     return max(pids, key=_own_ns)
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Bytes by the kernel's names, such as Private_Dirty and Pss (proc_pid_smaps(5))."""
+    """Returns bytes by the kernel's names, such as Private_Dirty and Pss (proc_pid_smaps(5))."""
     found = {}
     with suppress(*_GONE):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
@@ -92,7 +92,7 @@ def memory_of_all(pids: Iterable[int], name: str) -> int:
 
 
 def wakeups(pids: Iterable[int]) -> int:
-    """How often their threads have gone to sleep, which is how often they have woken up."""
+    """Returns how often their threads have gone to sleep, and so how often they have woken up."""
     total = 0
     for pid in pids:
         with suppress(*_GONE):
@@ -105,7 +105,7 @@ def wakeups(pids: Iterable[int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How the time of all cores went since the start, in ticks; `stolen` by other machines on the same hardware."""
+    """The time of all cores since boot, in ticks; `stolen` went to other machines on the same hardware."""
 
     idle: int
     stolen: int

@@ -1,4 +1,4 @@
-"""The outcome of a run in a file, so that the page can be made again without measuring again."""
+"""Keeps the outcome of a run in a file, so that the page can be made again without measuring."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Plays trials in interleaved rounds, and keeps what each entrant's rounds gave.
+"""Plays trials in interleaved rounds, and keeps each entrant's results.
 
-In a round every entrant of a trial runs once, in an order that the seed shuffles: what the machine does in one minute
-meets all of them, and none is always the first after another.
+In a round every entrant of a trial runs once, in an order shuffled by the seed. So a disturbance of the machine
+affects all of them, and none always runs after the same other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Measures = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """Who takes part in a trial: `run` does it once and gives what was measured, `missing` why it cannot, or ""."""
+    """A participant of a trial. `run` measures it once; `missing` returns why it cannot run, or ""."""
 
     name: str
     run: Callable[[], Measures]
@@ -28,7 +28,7 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What is asked of several entrants. `share` of the wanted rounds are played, for what is quick or slow."""
+    """A measurement of several entrants. `share` scales the number of rounds, for quick or slow trials."""
 
     name: str
     title: str
@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a trial gave: each entrant's measures, round by round, and why some gave none."""
+    """The outcome of a trial: each entrant's measures, round by round, and why some have none."""
 
     title: str
     rounds: dict[str, list[dict[str, float] | None]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Outcome:
 
 
 def play(trial: Trial, rounds: int, chance: random.Random, say: Callable[[str], None] | None = None) -> Outcome:
-    """All rounds of a trial. A failure is kept in its reason; its entrant has another try in the next round."""
+    """Plays all rounds of a trial. An entrant that fails is tried again in the next round; its reason is kept."""
     outcome = Outcome(trial.title)
     present = []
     for entrant in trial.entrants:

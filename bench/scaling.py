@@ -1,7 +1,8 @@
 """`python -m bench.scaling [--rounds N] [--seconds S] [--only NAME ...] [--seed N] [--out FOLDER] [--page]`.
 
-How forkd's cost grows with workers, connections, size and rate, and how long callers wait for a worker, measured with
-`forkd load`. The outcome goes into FOLDER as JSON; the page beside it and its plots are made of that, again by --page.
+Measures with `forkd load` how forkd's cost grows with workers, connections, size and rate, and how long callers wait
+for a worker. The outcome is written to FOLDER as JSON, and the page beside it and its plots are made from that; --page
+makes them again without measuring.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> int:
 
 
 def page(run: Mapping[str, Any], outcomes: Mapping[str, Outcome], every: Sequence[Sweep], folder: Path) -> str:
-    """The page; draws its plots into the folder beside it."""
+    """Returns the page; draws its plots into `folder`, which is beside it."""
     told: dict[str, str] = {}
     for sweep in every:
         name = sweep.trial.name
@@ -57,7 +58,7 @@ def page(run: Mapping[str, Any], outcomes: Mapping[str, Outcome], every: Sequenc
 
 
 def _costs(sweep: Sweep, outcome: Outcome) -> list[list[str]]:
-    """CPU a request and the p99 of the time that it takes, by place; a column each for every line."""
+    """Returns CPU and p99 latency of a request by place; each line has a column for either."""
     lines = list(dict.fromkeys(line for line, _ in sweep.places.values()))
     columns = [("cpu us", "CPU us"), ("p99 us", "p99 us")]
     rows = [[sweep.axis, *(f"{line}, {label}" for _, label in columns for line in lines)]]
@@ -68,7 +69,7 @@ def _costs(sweep: Sweep, outcome: Outcome) -> list[list[str]]:
 
 
 def _waiting(sweep: Sweep, outcome: Outcome) -> list[list[str]]:
-    """The mean wait, measured and by Erlang's formula."""
+    """Returns the mean wait, measured and by Erlang's formula."""
     rows = [["pool", "busy", "mean wait, ms", "by Erlang's formula, ms", "share that waits, by the formula"]]
     for name, (line, percent) in sweep.places.items():
         workers = int(line.split()[0])

@@ -1,4 +1,4 @@
-"""A contender, started on a core of its own and ended by pid."""
+"""Starts a contender on a core of its own, and ends it by PID."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOOK: Final = 0.05
 
 
 class Server:
-    """One running contender: its first process, its port, its folder, and what it says on standard error."""
+    """One running contender: its first process, its port, its folder and its output."""
 
     def __init__(self, contender: Contender, workers: int, folder: Path) -> None:
         reason = contender.missing()
@@ -52,11 +52,11 @@ class Server:
         self.answered_after = 0.0
 
     def answering(self, request: bytes, reply: bytes) -> None:
-        """Waits until it answers a request."""
+        """Waits until it answers a request correctly."""
         refusals = 0
         while time.monotonic() - self.began < _LIMIT:
             if self.process.poll() is not None:
-                raise Failure(f"it has ended: {self.last_words()}")
+                raise Failure(f"it ended: {self.last_words()}")
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), _LIMIT) as sock:
                 sock.sendall(request)
                 if sock.recv(100) == reply:
@@ -70,7 +70,7 @@ class Server:
 
     def last_words(self) -> str:
         lines = self.said.read_text(errors="replace").splitlines()
-        return lines[-1].strip() if lines else "it has said nothing"
+        return lines[-1].strip() if lines else "it printed nothing"
 
     def family(self) -> list[int]:
         return processes.family(self.pid)
@@ -79,17 +79,17 @@ class Server:
         return processes.cpu_ns(self.family())
 
     def rest(self) -> None:
-        """Waits until it does nothing: a first answer may come while most of its workers are still to be started."""
+        """Waits until it is idle, since it may answer before most of its workers have started."""
         deadline = time.monotonic() + _LIMIT
         before = -2 * _AT_REST_NS
         while (now := self.cpu_ns()) - before > _AT_REST_NS:
             if time.monotonic() > deadline:
-                raise Failure("it does not come to rest")
+                raise Failure("it does not become idle")
             before = now
             time.sleep(_LOOK)
 
     def end(self) -> None:
-        """TERM, then KILL for whoever of its processes is left; returns when all are gone."""
+        """Sends TERM, then KILL to the processes that are left; returns when all are gone."""
         known = self.family()
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
@@ -97,7 +97,7 @@ class Server:
             self.process.wait(_GRACE)
         for pid in known:
             with suppress(ProcessLookupError):
-                # By its session it is known to be still ours: a number may have gone to somebody else.
+                # The session shows that it is still ours: another process may have got its PID.
                 if processes.alive(pid) and os.getsid(pid) == self.pid:
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()
@@ -117,7 +117,7 @@ def free_port() -> int:
 def serving(
     contender: Contender, workers: int = 1, *, request: bytes = b"first\n", reply: bytes = b"first\n"
 ) -> Iterator[Server]:
-    """A contender that answers, ended afterwards whatever happens."""
+    """Runs a contender that answers; ends it after the block whatever happens."""
     with tempfile.TemporaryDirectory(prefix="forkd-bench-") as folder:
         server = Server(contender, workers, Path(folder))
         try:

@@ -1,4 +1,4 @@
-"""What `python -m bench` and `python -m bench.scaling` share: their options, and a run from its begin to its record."""
+"""Shared by `python -m bench` and `python -m bench.scaling`: the options, and a run from its start to its record."""
 
 from __future__ import annotations
 
@@ -17,23 +17,29 @@ _BUSY = 0.05
 
 
 def options_of(program: str, description: str | None, *, rounds: int, seconds: float) -> argparse.ArgumentParser:
-    """The options of both; `rounds` and `seconds` are what they are unless told."""
+    """Returns a parser for the options of both; `rounds` and `seconds` are the defaults."""
     parser = argparse.ArgumentParser(
         prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"how often each is measured ({rounds})")
-    parser.add_argument("--seconds", type=float, default=seconds, help=f"how long a client asks ({seconds:g})")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="what to measure; all, unless told")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the order")
-    parser.add_argument("--out", type=Path, help="where the outcome goes; a part has a folder of its own, unless told")
-    parser.add_argument("--page", action="store_true", help="measure nothing, make page and plots again")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"how often to measure each (default: {rounds})")
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help=f"how long a client sends requests (default: {seconds:g})"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="what to measure (default: all)")
+    parser.add_argument(
+        "--seed", type=int, default=random.SystemRandom().randrange(10**6), help="seed of the order of measurement"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where to write the outcome; with --only the default is a separate folder"
+    )
+    parser.add_argument("--page", action="store_true", help="measure nothing; make the page and plots again")
     return parser
 
 
 def measure(options: argparse.Namespace, trials: Iterable[Trial]) -> None:
-    """Plays the trials, and records what they gave."""
+    """Plays the trials, and records their outcomes."""
     os.sched_setaffinity(0, {processes.CLIENTS})
-    # 10,000 idle connections are as many descriptors here and in the server.
+    # 10,000 idle connections take that many descriptors here, and as many in the server.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     run = about.begin(options)
@@ -44,4 +50,4 @@ def measure(options: argparse.Namespace, trials: Iterable[Trial]) -> None:
     outcomes: dict[str, Outcome] = {}
     for trial in trials:
         outcomes[trial.name] = play(trial, options.rounds, chance)
-        record.write(options.out, about.end(run), outcomes)  # whoever interrupts it has what was measured
+        record.write(options.out, about.end(run), outcomes)  # an interrupted run keeps what was measured

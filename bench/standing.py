@@ -1,4 +1,4 @@
-"""What a server costs beside its requests: memory, idle connections, idle workers, starting."""
+"""What a server costs apart from requests: memory, idle connections, idle workers, starting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STARTS: Final = 10
 
 
 def memory(contender: Contender, connections: int) -> Measures:
-    """What one worker has of its own after 100,000 requests."""
+    """Measures one worker's private memory after 100,000 requests, and the memory of all processes."""
     with serving(contender) as server:
         asking.ask(server.port, "-c", connections, "-n", 100_000)
         of_worker = processes.memory(processes.busiest(server.family()))
@@ -33,7 +33,7 @@ def memory(contender: Contender, connections: int) -> Measures:
 
 
 def beside(contender: Contender, workers: int, idle: int, seconds: float) -> Measures:
-    """64 busy connections beside many idle ones, and what each idle one takes."""
+    """Measures 64 busy connections beside `idle` idle ones, and the memory of each idle one."""
     busy = load.Load()
     with serving(contender, workers) as server:
         load.warm_up(server, busy)
@@ -50,7 +50,7 @@ def beside(contender: Contender, workers: int, idle: int, seconds: float) -> Mea
 
 @contextmanager
 def idle_connections(server: Server, count: int) -> Iterator[None]:
-    """Connections that have asked once, have been answered, and say no more."""
+    """Opens connections that send one request, get its reply, and stay silent."""
     with ExitStack() as stack:
         for _ in range(count):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
@@ -61,7 +61,7 @@ def idle_connections(server: Server, count: int) -> Iterator[None]:
 
 
 def idleness(contender: Contender, seconds: float) -> Measures:
-    """How often all processes of a server that nobody calls wake up."""
+    """Measures how often all processes of a server without clients wake up."""
     with serving(contender, 16) as server:
         server.rest()
         time.sleep(1)
@@ -72,20 +72,20 @@ def idleness(contender: Contender, seconds: float) -> Measures:
 
 
 def first_answer(contender: Contender) -> Measures:
-    """From the start of the program to its first answer."""
+    """Measures the time from the start of the program to its first answer."""
     with serving(contender) as server:
         return {"ms": server.answered_after * 1000}
 
 
 def bare_python(program: str) -> Measures:
-    """A Python that runs one line, on the servers' core."""
+    """Measures a Python that runs one line, on the servers' core."""
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", program], preexec_fn=processes.on_core(processes.SERVERS), check=True)
     return {"ms": (time.monotonic() - began) * 1000}
 
 
 def worker_start(contender: Contender) -> Measures:
-    """From the order to add a worker until the master knows it to be ready, median of several."""
+    """Measures the time from the command to add a worker until the master logs it as ready; median of several."""
     with serving(contender, 1) as server:
         took = sorted(_one_more(server, count) for count in range(2, 2 + _STARTS))
         heaviest = max(processes.memory(pid)["Rss"] for pid in server.family())

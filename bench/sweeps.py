@@ -1,6 +1,7 @@
-"""How the cost grows: one thing varied at a time, with `forkd load` as the client.
+"""How the cost grows: each sweep varies one thing, with `forkd load` as the client.
 
-A sweep is a trial (`rounds`) whose entrants are the points of some lines: who serves, and the place on the x axis.
+A sweep is a trial (`rounds`) whose entrants are the points of a few lines: a line for each kind of server, and a place
+on the x axis.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ POOLS: Final = (2, 8)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How `forkd load` asks: connections, the size of a request in bytes, and more of its options."""
+    """How `forkd load` sends requests: connections, the size of a request in bytes, and other options."""
 
     connections: int
     size: int = 64
@@ -59,7 +60,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A trial, and where its entrants stand: the line, and the place on the x axis."""
+    """A trial, and where its entrants are: on which line, and at which place on the x axis."""
 
     trial: Trial
     axis: str
@@ -68,7 +69,7 @@ class Sweep:
 
 @dataclass(slots=True)
 class _Points:
-    """The entrants of a sweep, as they are added."""
+    """The entrants of a sweep, while they are added."""
 
     entrants: list[Entrant] = field(default_factory=list)
     places: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -83,7 +84,7 @@ class _Points:
 
 
 def all_sweeps(seconds: float) -> list[Sweep]:
-    """`seconds` is how long a client asks in one run."""
+    """Returns all sweeps; `seconds` is how long a client sends requests in one run."""
     return [
         _workers(seconds),
         _connections(seconds),
@@ -155,7 +156,7 @@ def _waiting(seconds: float) -> Sweep:
 
 
 def cost(contender: Contender, workers: int, asked: Asked, seconds: float) -> Measures:
-    """One run on a fresh server: what all its processes cost a request, and how long a request took."""
+    """Measures one run on a fresh server: the CPU time of all its processes per request, and the latency."""
     request = b"\0\0\0\5first" if asked.framing == "length:4" else b"first\n"
     with serving(contender, workers, request=request, reply=request) as server:
         ask(server, asked, "--duration", str(seconds / 2))
@@ -179,7 +180,7 @@ def measured(server: Server, asked: Asked, *options: str) -> dict[str, float]:
 
 
 class _Full:
-    """What a server can do at most, found once, and a share of it asked for."""
+    """Finds a server's full rate once, then measures it at shares of that rate."""
 
     def __init__(self, contender: Contender, workers: int, asked: Asked, seconds: float) -> None:
         self._run = contender, workers, asked, seconds
@@ -195,7 +196,7 @@ class _Full:
 
 
 def waiting(workers: int, load: float, seconds: float) -> Measures:
-    """Independent clients, a connection each, for a pool that is busy for a share `load` of its time."""
+    """Measures independent clients, each with its own connection, on a pool that is busy a share `load` of its time."""
     rate = workers * load / MEAN
     asked = Asked(400, more=("--per-connection", "1", "--poisson", "--rate", f"{rate:f}"))
     with serving(_WAITS, workers) as server:
@@ -203,7 +204,7 @@ def waiting(workers: int, load: float, seconds: float) -> Measures:
 
 
 def ask(server: Server, asked: Asked, *options: str) -> dict[str, Any]:
-    """One run of `forkd load` on the clients' core; a request that fails is a failure of the run."""
+    """Runs `forkd load` once on the clients' core, and returns its report; Failure if any request failed."""
     address = f"127.0.0.1:{server.port}"
     with tempfile.NamedTemporaryFile(dir=server.folder) as requests:
         requests.write((_HELLO * (asked.size // len(_HELLO) + 1))[: asked.size] + b"\n")
@@ -226,12 +227,12 @@ def ask(server: Server, asked: Asked, *options: str) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(done.stdout)
     failed = {name: count for name, count in said["failures"].items() if count}
     if failed or not said["requests"]:
-        raise Failure(f"of {said['requests']} requests failed: {failed}")
+        raise Failure(f"failures in {said['requests']} requests: {failed}")
     return said
 
 
 def _mean(said: dict[str, Any]) -> float:
-    """Nanoseconds that a request took on the average."""
+    """Returns the mean time of a request in nanoseconds."""
     mean: float = HdrHistogram.decode(said["histograms"]["latency"]).get_mean_value()
     return mean
 

@@ -1,4 +1,4 @@
-"""Every trial there is: who takes part, and what is asked of them."""
+"""All trials: which servers take part, and what is measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def entrants(run: Callable[[Contender], Measures], those: Iterable[Contender]) -
 
 
 def all_trials(seconds: float) -> list[Trial]:
-    """`seconds` is how long a client asks in one run."""
+    """Returns all trials; `seconds` is how long a client sends requests in one run."""
     return [*_under_load(seconds), *_standing(seconds)]
 
 

@@ -1,8 +1,8 @@
-"""A key-value store that speaks the Redis protocol: redis-cli, redis-benchmark and client libraries use it.
+"""A key-value store that speaks the Redis protocol, for redis-cli, redis-benchmark and client libraries.
 
-It shows a framing of one's own (`Resp`), a fast handler (`answer`, a table from names to functions) and two
-services of that one handler: `memory`, whose data live in their worker, and `shared`, whose data live in a file
-that all workers share. Protocol and words are those of https://redis.io/docs/latest/develop/reference/protocol-spec/.
+It shows a custom framing (`Resp`), a fast handler (`answer`, with a table from names to functions) and two services
+that use this handler: `memory` keeps its data in the worker, `shared` in a file that all workers share. The protocol
+and its terms are described at https://redis.io/docs/latest/develop/reference/protocol-spec/.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import forkd
 log = logging.getLogger(__name__)
 
 REQUEST_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes of the longest request, unless told otherwise. Redis' own limit for one string is 512 MiB."""
+"""The default for the longest request, in bytes. Redis' own limit for one string is 512 MiB."""
 
 INLINE_LIMIT: Final = 64 * 1024
 STRINGS_LIMIT: Final = 1024 * 1024
@@ -46,13 +46,13 @@ MOST_INTEGER: Final = 2**63 - 1
 _LENGTH_LINE: Final = 22
 _DOLLAR, _STAR = b"$*"
 
-# Nearly every length is one of these; the table is three times faster than parsing.
+# Nearly every length is one of these, and a look-up is three times faster than parsing.
 _SMALL: Final = {b"%d" % number: number for number in range(1024)}
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """In the place of a request that breaks the protocol: what its sender is told before the connection ends."""
+    """Takes the place of a request that breaks the protocol; `reply` goes to the client before the connection ends."""
 
     reply: bytes
 
@@ -61,26 +61,26 @@ Request = list[bytes] | Malformed
 
 
 class Resp:
-    """A request is an array of binary strings, or a line of words as a person types it into telnet.
+    """The framing: a request is an array of binary strings, or a line of words such as a person types into telnet.
 
-    It is sans-IO, like every framing: bytes in, requests out, and the same ones however the bytes
-    were split on the way. A request that is too long or breaks the rules raises, and the error
-    takes the requests before it along: those are still answered, and the `Malformed` behind them
-    too. So the client reads why, as from Redis, and forkd ends the connection, counts and logs it.
+    Like every framing it does no input or output: bytes go in and requests come out, the same ones however the network
+    split the bytes. A request that is too long or breaks the rules raises an error, which carries the requests before
+    it and a `Malformed` behind them. forkd answers all of those, so the client learns the reason, as it would from
+    Redis. Then forkd ends the connection, and counts and logs it.
     """
 
     __slots__ = ("_count", "_cut", "_held", "_in_line", "_strings", "_wanted", "limit", "pending")
 
     def __init__(self, limit: int = REQUEST_LIMIT) -> None:
         self.limit: Final = limit
-        # The bytes received of a request that is not whole: forkd's read_timeout runs while there are any.
+        # How many bytes of an unfinished request have come: forkd's read_timeout runs while this is not 0.
         self.pending = 0
-        # What was received and not cut yet, how many bytes it must be before more can be cut, and
-        # whether it is a line. Without the two every piece of a long request would be looked at again.
+        # Bytes not cut yet, how many there must be before more can be cut, and whether they are a line. Without the
+        # last two, each new piece of a long request would mean scanning all of it again.
         self._held = bytearray()
         self._wanted = 0
         self._in_line = False
-        # The array under way: its strings so far, how many it will have, and the bytes they took.
+        # The unfinished array: its strings so far, how many it will have, and the bytes they took.
         self._strings: list[bytes] = []
         self._count = 0
         self._cut = 0
@@ -114,7 +114,7 @@ class Resp:
         return type(self)(self.limit)
 
     def _resume(self, data: bytes) -> bytes:
-        """What was held and `data`; nothing, and all of it held, while it is too little to cut."""
+        """Returns the held bytes and `data`; holds both and returns b"" while they are too few to cut."""
         self._held += data
         if len(self._held) < self._wanted:
             return b""
@@ -133,13 +133,13 @@ class Resp:
         count = _integer(data[at + 1 : end])
         if count is None or count > STRINGS_LIMIT:
             raise _malformed(b"invalid multibulk length", requests)
-        if count > 0:  # an empty array and a null one are no request
+        if count > 0:  # empty and null arrays are not requests
             self._count = count
             self._cut = end + 2 - at
         return end + 2
 
     def _cut_strings(self, data: bytes, at: int, requests: list[Request]) -> int:
-        """Cuts the strings of the array that have come; gives the place behind the last of them."""
+        """Cuts those strings of the array that have come; returns the position after the last of them."""
         begin, strings = at, self._strings
         while len(strings) < self._count:
             if at < len(data) and data[at] != _DOLLAR:
@@ -155,7 +155,7 @@ class Resp:
                     raise _malformed(b"invalid bulk length", requests)
             if self._cut + end - begin + size > self.limit:
                 raise _malformed(b"invalid bulk length", requests, forkd.OverLimit)
-            # Like Redis, this skips the two bytes behind a string without a look at them.
+            # Like Redis, this skips the two bytes behind a string without checking them.
             start, end = end + 2, end + 2 + size
             if end + 2 > len(data):
                 self._wanted = end + 2 - at
@@ -171,7 +171,7 @@ class Resp:
         return at
 
     def _length_line(self, data: bytes, at: int, wrong: bytes, requests: list[Request]) -> int:
-        """The place of the carriage return that ends the number at `at`; 0 while it has not come."""
+        """Returns the position of the carriage return that ends the number at `at`; 0 if it has not come yet."""
         end = data.find(b"\r", at, at + _LENGTH_LINE)
         if 0 <= end < len(data) - 1:
             return end
@@ -196,8 +196,8 @@ class Resp:
         return end + 1
 
 
-# A word: plain text, then maybe a quoted part, which must be the word's end. Each character fits one
-# branch, so that a quote which was passed over as an escaped one never closes anything.
+# A word: plain text, then perhaps a quoted part, which must end the word. Each character fits only one branch, so a
+# quote that was skipped as escaped can never close the part.
 _WORD: Final = re.compile(
     rb"""([^\s"']*)(?:"((?:\\.|[^"\\])*)"|'((?:\\'|[^'\\]|\\(?!'))*)')?(?:\s+|\Z)""",
     re.DOTALL,
@@ -207,7 +207,7 @@ _CONTROL: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\
 
 
 def split_words(line: bytes) -> list[bytes] | None:
-    """The words of a line, quoted as Redis has it ("\\x00 \\n", 'it\\'s'); None if a quote is not closed."""
+    """Returns the words of a line, with Redis' quoting ("\\x00 \\n", 'it\\'s'); None if a quote is not closed."""
     if b'"' not in line and b"'" not in line:
         return line.split()
     line = line.strip()
@@ -230,7 +230,7 @@ def _unescape(escape: re.Match[bytes]) -> bytes:
 
 
 def _integer(text: bytes) -> int | None:
-    """A 64-bit integer in its one right spelling: no plus, no blanks, no leading zeros. None if it is not."""
+    """Returns a 64-bit integer in canonical form (no plus, no blanks, no leading zeros); None if `text` is not one."""
     if len(text) > 20:
         return None
     try:
@@ -248,19 +248,19 @@ def _malformed(
 
 
 class Entry(NamedTuple):
-    """A value, and the time at which it vanishes: milliseconds since 1970, None for never."""
+    """A value, and the time at which it expires, in milliseconds since 1970; None for never."""
 
     value: bytes
     deadline: int | None
 
 
 def wall_clock() -> int:
-    """Milliseconds since 1970: the one clock that processes and restarts have in common."""
+    """Returns milliseconds since 1970, the one clock that is the same in all processes and after a restart."""
     return time.time_ns() // 1_000_000
 
 
 class Store(Protocol):
-    """What the commands need. An entry past its deadline is as good as gone."""
+    """What the commands need from a store. An entry past its deadline counts as gone."""
 
     clock: Callable[[], int]
 
@@ -269,26 +269,26 @@ class Store(Protocol):
     def put(self, key: bytes, value: bytes, deadline: int | None) -> None: ...
 
     def delete(self, key: bytes) -> bool:
-        """Whether there was one."""
+        """Deletes the entry; returns whether there was one."""
 
     def size(self) -> int: ...
 
     def clear(self) -> None: ...
 
     def atomically(self) -> AbstractContextManager[object]:
-        """What happens in this context happens at once, as others see it, or not at all."""
+        """Returns a context whose changes others see all at once, or not at all."""
 
     def close(self) -> None: ...
 
 
 class Memory:
-    """The data of one process: as fast as a dict, and gone with its worker."""
+    """A store in the memory of one process: as fast as a dict, and gone with its worker."""
 
     def __init__(self, clock: Callable[[], int] = wall_clock) -> None:
         self.clock = clock
         self._entries: dict[bytes, Entry] = {}
         self._sweep_at = 1000
-        # A worker runs one request at a time, so that there is nobody to keep out.
+        # A worker runs one request at a time, so there is nothing to lock out.
         self._alone: AbstractContextManager[object] = nullcontext()
 
     def get(self, key: bytes) -> Entry | None:
@@ -300,8 +300,8 @@ class Memory:
 
     def put(self, key: bytes, value: bytes, deadline: int | None) -> None:
         self._entries[key] = Entry(value, deadline)
-        # Entries that nobody asks for again must go, too. Each sweep waits until as many have come
-        # as the last one left, so that a write pays for it but a little.
+        # Expired entries that no client asks for again must go as well. A sweep waits until the store has doubled
+        # since the last one, so it adds little to the cost of a write.
         if len(self._entries) > self._sweep_at:
             self._sweep_at = 2 * self.size() + 1000
 
@@ -326,26 +326,26 @@ class Memory:
 
 
 _SCHEMA: Final = """
-    PRAGMA journal_mode = WAL;      -- readers do not wait for the writer, nor it for them
-    PRAGMA synchronous = NORMAL;    -- a loss of power may take the last moments, never the whole
+    PRAGMA journal_mode = WAL;      -- readers and the writer do not wait for each other
+    PRAGMA synchronous = NORMAL;    -- a power failure may lose the last writes, never the whole
     CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL, deadline INTEGER);
     CREATE INDEX IF NOT EXISTS deadlines ON entries (deadline) WHERE deadline IS NOT NULL;
 """
 
 
 class File:
-    """The data of all workers, in an SQLite file.
+    """A store in an SQLite file, shared by all workers.
 
-    To be opened after the fork: SQLite forbids to carry an open database into another process.
+    Open it after the fork, because SQLite does not allow carrying an open database into another process.
     """
 
     def __init__(self, path: str | Path, clock: Callable[[], int] = wall_clock) -> None:
         self.clock = clock
         self._writes = 0
-        # Ten seconds are what a writer waits for the others; forkd's request_timeout must be longer.
-        # isolation_level None: transactions are ours, the module begins none.
+        # A writer waits up to ten seconds for the others; forkd's request_timeout must be longer.
+        # isolation_level None: the module begins no transactions of its own.
         self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
-        # One at a time: two that make the same new file a WAL one have no busy timeout to wait with.
+        # One process at a time: SQLite's busy timeout does not cover two that switch the same new file to WAL.
         with Path(f"{path}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._database.executescript(_SCHEMA)
@@ -376,7 +376,7 @@ class File:
 
     @contextmanager
     def atomically(self) -> Iterator[None]:
-        # IMMEDIATE takes the write lock before the first look: what is read cannot change until it is written.
+        # IMMEDIATE takes the write lock before the first read, so nothing read can change before the write.
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -393,7 +393,7 @@ class File:
 
 
 class Mistake(Exception):
-    """The client's, to be told to it in Redis' words."""
+    """A client's mistake; `reply` reports it in Redis' words."""
 
     def __init__(self, told: bytes, code: bytes = b"ERR") -> None:
         self.reply = refusal(told, code)
@@ -401,7 +401,7 @@ class Mistake(Exception):
 
 
 def refusal(told: bytes, code: bytes = b"ERR") -> bytes:
-    """An error reply; it is one line, whatever it quotes."""
+    """Returns an error reply, which is one line even if `told` has newlines."""
     return b"-%b %b\r\n" % (code, told.replace(b"\r", b" ").replace(b"\n", b" "))
 
 
@@ -467,7 +467,7 @@ def exists(store: Store, request: list[bytes]) -> bytes:
 
 
 def add(store: Store, request: list[bytes], *, sign: int) -> bytes:
-    """INCR, DECR, INCRBY and DECRBY. What was to vanish at some time still does."""
+    """Runs INCR, DECR, INCRBY and DECRBY. They keep the entry's time of expiry."""
     by = sign * (integer(request[2]) if len(request) == 3 else 1)
     with store.atomically():
         entry = store.get(request[1])
@@ -520,7 +520,7 @@ def select(_: Store, request: list[bytes]) -> bytes:
 
 
 def hello(_: Store, request: list[bytes]) -> bytes:
-    """Version 2 of the protocol is spoken here; a client that wants 3 is refused and goes on with 2."""
+    """Accepts version 2 of the protocol only; a client that asks for 3 gets an error and continues with 2."""
     if len(request) > 1:
         version = _integer(request[1])
         if version is None:
@@ -534,7 +534,7 @@ def hello(_: Store, request: list[bytes]) -> bytes:
 
 
 def about_commands(_: Store, request: list[bytes]) -> bytes:
-    """What redis-cli asks for its help and hints. It can do without; it wants an answer."""
+    """Answers redis-cli, which asks for its help and hints. An empty answer will do, but it needs one."""
     match [word.upper() for word in request[1:]]:
         case [] | [b"DOCS" | b"INFO" | b"LIST", *_]:
             return EMPTY
@@ -544,7 +544,7 @@ def about_commands(_: Store, request: list[bytes]) -> bytes:
 
 
 def config(_: Store, request: list[bytes]) -> bytes:
-    """What redis-benchmark asks, to say in its report what it has measured."""
+    """Answers redis-benchmark, which asks for these settings and shows them in its report."""
     if request[1].upper() != b"GET":
         raise Mistake(b"unknown subcommand '%.128b'. Try CONFIG HELP." % request[1])
     if len(request) == 2:
@@ -559,13 +559,13 @@ def leave(_: Store, __: list[bytes]) -> bytes:
 
 
 def hang_up(_: Store, __: list[bytes]) -> bytes:
-    """A web page can make a browser send a form to any port: what begins like HTTP gets no second line."""
+    """Ends a connection that begins like HTTP: a web page can make a browser send a form to any port."""
     log.warning("an HTTP request came, perhaps from a browser tricked into it: connection ended")
     raise forkd.Close
 
 
 class Options(NamedTuple):
-    """What stands behind key and value in a SET."""
+    """The options of a SET, which follow the key and the value."""
 
     condition: bytes | None = None
     lifetime: bytes = b""
@@ -573,7 +573,7 @@ class Options(NamedTuple):
     gives_old: bool = False
 
 
-# The unit in milliseconds, and whether the time counts from now.
+# For each option, its unit in milliseconds and whether the time counts from now.
 _LIFETIMES: Final = {b"EX": (1000, True), b"PX": (1, True), b"EXAT": (1000, False), b"PXAT": (1, False)}
 
 
@@ -603,7 +603,7 @@ def _deadline(store: Store, length: int, command: bytes, unit: int, since_now: b
 
 
 class Command(NamedTuple):
-    """What runs a request, and how many words one may have, its name included."""
+    """The function that runs a command, and how many words a request may have, its name included."""
 
     run: Callable[[Store, list[bytes]], bytes]
     least: int
@@ -651,7 +651,7 @@ def _wrong_count(command: bytes) -> Mistake:
 
 
 def answer(request: Request, connection: forkd.Connection) -> bytes:
-    """The handler of both services: finds the command and runs it on this worker's store."""
+    """Handles the requests of both services: finds the command and runs it on this worker's store."""
     if isinstance(request, Malformed):
         return request.reply
     name = request[0].upper()
@@ -668,7 +668,7 @@ def answer(request: Request, connection: forkd.Connection) -> bytes:
 
 
 def keyvalue(open_store: Callable[[], Store], framing: Resp | None = None) -> forkd.Service[..., Any]:
-    """A service of `answer`, each of whose workers opens its store for itself."""
+    """Returns a service with the handler `answer`; each of its workers opens its own store."""
     service = forkd.service(framing or Resp())(answer)
 
     @service.lifespan
@@ -687,7 +687,7 @@ def keyvalue(open_store: Callable[[], Store], framing: Resp | None = None) -> fo
 
 
 def store_path() -> Path:
-    """The file of `shared`: what FORKD_KEYVALUE says, else one in the temporary folder, each user his own."""
+    """Returns the file of `shared`: FORKD_KEYVALUE, or else a file of this user in the temporary folder."""
     named = os.environ.get("FORKD_KEYVALUE")
     return Path(named) if named else Path(tempfile.gettempdir(), f"forkd-keyvalue-{os.geteuid()}.sqlite3")
 

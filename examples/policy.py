@@ -1,8 +1,8 @@
 """Greylisting for Postfix: a policy delegation service (https://www.postfix.org/SMTPD_POLICY_README.html).
 
-Postfix asks before it takes a mail: who sends what to whom? A triplet of network, sender and recipient never seen
-before is told to come back later. Mail servers do, most senders of spam do not. Who came back often enough is
-believed from then on. All workers share one SQLite file. If that fails, mail goes through: better spam than no mail.
+Before Postfix accepts a mail, it asks this service. A new triplet of network, sender and recipient is rejected for a
+while: mail servers try again later, most senders of spam do not. A network that has come back often enough is trusted
+from then on. All workers share one SQLite file. If that fails, mail passes: better spam than no mail.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ import forkd
 log = logging.getLogger(__name__)
 
 DELAY: Final = 300
-"""Seconds after which a triplet may come back, unless FORKD_POLICY_DELAY says otherwise."""
+"""Seconds after which a triplet may come back; FORKD_POLICY_DELAY overrides it."""
 
 RETRY_WITHIN: Final = 2 * 86400
-"""Seconds after which a triplet that did not come back is forgotten."""
+"""Seconds after which a triplet that has not come back is forgotten."""
 
 REMEMBER: Final = 35 * 86400
-"""Seconds after which a triplet that came back and was not seen since is forgotten: mails once a month still pass."""
+"""Seconds after which a triplet that came back, but was not seen again, is forgotten: a monthly mail still passes."""
 
 TRUSTED_AFTER: Final = 5
-"""So many triplets of one network that came back, and all others from there pass at once."""
+"""Once this many triplets of a network have come back, all others from there pass at once."""
 
 DUNNO: Final = b"action=dunno"
-"""Postfix' word for no objection: it asks its other restrictions."""
+"""Postfix' word for no objection: its other restrictions decide."""
 
 _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS triplets (
@@ -48,7 +48,7 @@ _SCHEMA: Final = """
 
 
 class Triplet(NamedTuple):
-    """What greylisting remembers a mail by. Large senders come back from a neighbour: hence the network."""
+    """What identifies a mail. It has the network, not the address: large senders retry from a neighbouring address."""
 
     network: str
     sender: str
@@ -56,7 +56,7 @@ class Triplet(NamedTuple):
 
 
 class Greylist:
-    """The triplets seen so far; `delay` is how many seconds a new one has to wait."""
+    """The triplets seen so far; a new one must wait for `delay` seconds."""
 
     def __init__(self, path: str | Path, delay: float = DELAY) -> None:
         self.path = path
@@ -65,9 +65,9 @@ class Greylist:
         self._forget_at = 0.0
 
     def wait(self, triplet: Triplet, now: float) -> int:
-        """Seconds until a mail of this triplet may come (back); 0 if it may pass."""
+        """Returns the seconds until a mail of this triplet may come back; 0 if it may pass. `now` is in seconds."""
         database = self._database()
-        # IMMEDIATE: two workers asked for the same triplet look and write one after the other.
+        # IMMEDIATE: two workers with the same triplet read and write one after the other.
         database.execute("BEGIN IMMEDIATE")
         with database:
             if now >= self._forget_at:
@@ -90,14 +90,14 @@ class Greylist:
             return 0
 
     def close(self) -> None:
-        """Closes the file; the next question opens it anew."""
+        """Closes the file; the next request opens it again."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None
 
     def _database(self) -> sqlite3.Connection:
-        # Opened by the first question, not by the lifespan: a file that is broken for an hour is no
-        # reason for workers that do not start. And after the fork, as SQLite demands.
+        # Opened by the first request, not by the lifespan, so that workers start even while the file is broken; and
+        # after the fork, as SQLite requires.
         if self._opened is None:
             self._opened = sqlite3.connect(self.path, timeout=5, isolation_level=None)
             self._opened.execute("PRAGMA synchronous = NORMAL")
@@ -118,7 +118,7 @@ class Greylist:
 
 @forkd.service(forkd.Delimited(b"\n\n"))
 def policy(request: bytes, connection: forkd.Connection) -> bytes:
-    """One question of Postfix: lines of name=value in, one action out."""
+    """Answers a request from Postfix: lines of name=value in, one action out."""
     try:
         triplet = parse(request)
     except ValueError as error:
@@ -130,7 +130,7 @@ def policy(request: bytes, connection: forkd.Connection) -> bytes:
     if not seconds:
         return DUNNO
     log.info("greylisted network=%s sender=%r recipient=%r seconds=%d", *triplet, seconds)
-    # "If permit": where a later restriction rejects the mail, that is what the client hears.
+    # "If permit": if a later restriction rejects the mail, the client gets that rejection instead.
     return b"action=defer_if_permit Greylisted, try again in %d seconds" % seconds
 
 
@@ -150,9 +150,9 @@ def let_through(error: Exception, connection: forkd.Connection) -> bytes:
 
 
 def parse(request: bytes) -> Triplet | None:
-    """What a question is about; None if greylisting has nothing to say to it, ValueError if it is no question."""
+    """Returns the triplet of a request; None if greylisting does not concern it, ValueError if it is malformed."""
     attributes: dict[str, str] = {}
-    # Latin-1 would do, too: names are only compared. Internationalized ones are UTF-8 (RFC 6531).
+    # Latin-1 would do as well, since names are only compared. Internationalized ones are UTF-8 (RFC 6531).
     for line in request.decode("utf-8", "backslashreplace").split("\n"):
         name, equals, value = line.partition("=")
         if not equals:
@@ -160,7 +160,7 @@ def parse(request: bytes) -> Triplet | None:
         attributes[name] = value
     if attributes.get("request") != "smtpd_access_policy":
         raise ValueError(f"not a request for a policy: {attributes.get('request', '')[:100]!r}")
-    # Other states have no recipient, or ask for all recipients again. Who has logged in is known.
+    # Other states have no recipient, or ask for all recipients again. Clients that have logged in are known.
     if attributes.get("protocol_state") != "RCPT" or attributes.get("sasl_username"):
         return None
     address = ip_address(attributes.get("client_address", ""))
@@ -169,5 +169,5 @@ def parse(request: bytes) -> Triplet | None:
 
 
 def default_path() -> Path:
-    """Good for a trial: a file of this user in the temporary folder, which a reboot may empty."""
+    """Returns a file of this user in the temporary folder: good for a trial, but a reboot may remove it."""
     return Path(tempfile.gettempdir(), f"forkd-policy-{os.geteuid()}.sqlite3")

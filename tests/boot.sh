@@ -1,15 +1,15 @@
 #!/bin/sh
-# Becomes the first process of a throw-away machine, for tests/booted.py: builds its root folder and execs systemd.
+# The first process of a throw-away machine, for tests/booted.py: it builds the root folder and execs systemd.
 #
 #   boot.sh STATE CONSOLE SETUP
 #
-# It runs in namespaces of its own and in a cgroup that is the root of its cgroup namespace. STATE is a folder with
-# `share`, which the machine has as /srv/share, and `python`, an interpreter's folder for /opt/python (or none);
-# CONSOLE is a terminal to show the boot on, SETUP what to run in the new root before it.
+# It runs in namespaces of its own, in a cgroup that is the root of its cgroup namespace. STATE is a folder with
+# `share`, which becomes /srv/share, and perhaps `python`, a link to an interpreter's folder for /opt/python. CONSOLE is
+# the terminal that shows the boot. SETUP is a shell script, run in the new root before systemd starts.
 set -eu
 state=$1 console=$2 setup=$3
 
-# The machine's files are those of this one; what it writes is in memory. Other file systems are left out.
+# The new machine sees this machine's root file system, and no other; what it writes stays in memory.
 layers=$state/layers
 root=$layers/root
 mount -t tmpfs -o mode=755 forkd-test "$layers"
@@ -17,7 +17,7 @@ mkdir "$root" "$layers/upper" "$layers/work"
 chmod 755 "$layers/upper"
 mount -t overlay -o "lowerdir=/,upperdir=$layers/upper,workdir=$layers/work" overlay "$root"
 
-# The settings of the kernel as a whole are not for systemd to change, but those of its own network are.
+# systemd must not change settings of the whole kernel, but may change those of its own network.
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
 mount --bind "$root/proc/sys/net" "$root/proc/sys/net"
@@ -58,12 +58,12 @@ umount -l /.old
 rmdir /.old
 mount --make-rshared /
 
-# Nothing is to start that is installed here but the journal; nor is /tmp to be emptied or covered.
+# Of the units installed here only the journal may start, and nothing may empty or cover /tmp.
 rm -rf /usr/lib/systemd/system-generators /lib/systemd/system-generators
 for folder in /usr/lib/systemd/system /lib/systemd/system /etc/systemd/system /usr/local/lib/systemd/system; do
     rm -rf "$folder"/*.wants "$folder"/*.requires "$folder"/*.upholds
 done
-# Nor is what an earlier forkd may have left on the machine that the tests run on.
+# Remove what an earlier forkd may have left on the machine that runs the tests.
 rm -rf /etc/systemd/system/forkd* /usr/local/lib/systemd/system/forkd* /etc/forkd* /opt/forkd
 units=/usr/lib/systemd/system
 [ -d "$units" ] || units=/lib/systemd/system
@@ -81,6 +81,6 @@ rm -rf /var/log/journal
 
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 env -i PATH="$PATH" LC_ALL="$LC_ALL" sh -euc "$setup" >/srv/share/setup.log 2>&1 || { cat /srv/share/setup.log; exit 1; }
-# With "container", it leaves alone what is the host's business; the command line of the kernel is not for it.
+# "container" makes systemd leave the host's settings alone; the kernel's command line is the host's, so replace it.
 exec env -i PATH="$PATH" container=forkd-test SYSTEMD_PROC_CMDLINE=systemd.unit=multi-user.target \
     "${units%/system}/systemd" --show-status=yes --log-target=journal-or-kmsg

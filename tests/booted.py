@@ -1,9 +1,9 @@
-"""A machine of its own for tests, with systemd as its first process, booted in a second and thrown away.
+"""A throw-away machine for tests, with systemd as its first process. It boots in about a second.
 
-It is made of namespaces (unshare(1)): this machine's files under an overlay whose changes are in memory, processes,
-a cgroup, and a network with nothing but a loopback. Nothing of it is seen outside, and all of it ends with one cgroup
-or with the test's process. forkd is installed in it from its wheel, in a virtual environment in /opt/forkd.
-Ask `missing()` first, and skip with the reason it gives.
+It is made of namespaces (unshare(1)): this machine's files under an overlay that keeps changes in memory, its own
+processes, a cgroup, and a network with only loopback. None of it is visible outside, and it ends with its cgroup or
+with the test process. forkd is installed there from its wheel, in a virtual environment in /opt/forkd.
+Call `missing()` first, and skip with the reason it returns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests import wheel
 from tests.server import HANDLERS, LIMIT, ROOT, children, connect, until
 
 SHARE = Path("/srv/share")
-"""What the test's machine and this one both see, at `Machine.share` here."""
+"""A folder that both machines see; on this one it is `Machine.share`."""
 
 _DIES_WITH_US = ("setpriv", "--pdeathsig=KILL", "--")
 _TOOLS = ("setpriv", "unshare", "nsenter", "mount", "pivot_root", "systemctl", "systemd-analyze")
@@ -37,7 +37,7 @@ _NEWNET = 0x40000000  # setns(2)
 
 @functools.cache
 def missing() -> str | None:
-    """Why no machine can be booted here, as the reason to skip with; None if one can."""
+    """Returns why no machine can be booted here, as a skip reason; None if one can."""
     if os.geteuid() != 0:
         return "a systemd of the test's own needs root"
     found = f"{os.environ.get('PATH', '')}:{_PATH}"
@@ -61,7 +61,7 @@ def missing() -> str | None:
 
 
 def _cgroup2() -> Path | None:
-    """Where cgroup2 is mounted (proc(5), mountinfo)."""
+    """Returns where cgroup2 is mounted (proc(5), mountinfo)."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         if right.split()[0] == "cgroup2":
@@ -70,7 +70,7 @@ def _cgroup2() -> Path | None:
 
 
 class Machine:
-    """A booted machine. `root` is its root folder as this one sees it, `share` what is its SHARE."""
+    """A booted machine. `root` is its root folder and `share` its SHARE, both as this machine sees them."""
 
     def __init__(self, folder: Path) -> None:
         cgroups = _cgroup2()
@@ -117,24 +117,24 @@ class Machine:
         return comm == "systemd\n" and (self.root / "run/systemd/private").exists()
 
     def _shown(self) -> str:
-        """What the console has shown so far."""
+        """Returns everything the console has shown so far."""
         with suppress(OSError):
             while data := os.read(self._console, 65536):
                 self._told += data
         return self._told.decode(errors="replace")
 
     def command(self, *argv: str) -> list[str]:
-        """The command line that runs `argv` in there, as root."""
+        """Returns the command line that runs `argv` inside, as root."""
         enter = [f"--{each}=/proc/{self.pid}/ns/{each}" for each in ("uts", "ipc", "net", "pid", "cgroup")]
         mount = f"--mount=/proc/{self.pid}/ns/mnt"
         return ["nsenter", *enter, mount, "--wd=/", "env", "-i", f"PATH={_PATH}", "LC_ALL=C.UTF-8", *argv]
 
     def in_network(self) -> list[str]:
-        """What stands before the command line of a program of this machine, to have it use the other one's network."""
+        """Returns a prefix for a command line that runs a program of this machine in the other one's network."""
         return ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
 
     def run(self, *argv: str, check: bool = True, limit: float = 60) -> subprocess.CompletedProcess[str]:
-        """Runs `argv` in there to its end; AssertionError with what it said if it fails."""
+        """Runs `argv` inside to its end; raises AssertionError with its output if it fails."""
         done = subprocess.run(
             self.command(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit, check=False
         )
@@ -145,7 +145,7 @@ class Machine:
         return done
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
-        """The same, without waiting for it."""
+        """Like `run`, but does not wait."""
         pipe = subprocess.PIPE
         return subprocess.Popen(self.command(*argv), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
 
@@ -155,16 +155,16 @@ class Machine:
         file.write_text(text)
 
     def show(self, unit: str, key: str) -> str:
-        """A property of a unit, as systemctl(1) shows it."""
+        """Returns a property of a unit, as systemctl(1) shows it."""
         return self.run("systemctl", "show", "--value", f"--property={key}", unit).stdout.strip()
 
     def main(self, unit: str = "forkd.service") -> int:
-        """The unit's main process, by its number on this machine; 0 if there is none."""
+        """Returns the PID, on this machine, of the unit's main process; 0 if there is none."""
         inside = self.show(unit, "MainPID")
         return next((pid for pid in self.processes(unit) if _inner(pid) == inside), 0)
 
     def processes(self, unit: str = "forkd.service") -> list[int]:
-        """All processes of the unit's cgroup, by their numbers on this machine."""
+        """Returns the PIDs, on this machine, of all processes in the unit's cgroup."""
         cgroup = self.show(unit, "ControlGroup")
         found: list[int] = []
         if cgroup:
@@ -178,7 +178,7 @@ class Machine:
         return subprocess.run(self.command(*argv), capture_output=True, text=True, timeout=LIMIT, check=False).stdout
 
     def connect(self, address: str, *, timeout: float = 10.0) -> socket.socket:
-        """A client's connection from inside: a socket stays in the network where it was made."""
+        """Connects a client from inside: a socket stays in the network in which it was made."""
         if address.startswith("unix:/"):
             return connect(f"unix:{self.root}{address.removeprefix('unix:')}", timeout=timeout)
         with self._network():
@@ -186,7 +186,7 @@ class Machine:
 
     @contextmanager
     def _network(self) -> Iterator[None]:
-        """This thread in the machine's network, for the length of a block."""
+        """Moves this thread into the machine's network for the length of the block."""
         libc = ctypes.CDLL(None, use_errno=True)
         with Path("/proc/thread-self/ns/net").open() as ours, Path(f"/proc/{self.pid}/ns/net").open() as theirs:
             assert libc.setns(theirs.fileno(), _NEWNET) == 0, os.strerror(ctypes.get_errno())
@@ -196,7 +196,7 @@ class Machine:
                 assert libc.setns(ours.fileno(), _NEWNET) == 0, os.strerror(ctypes.get_errno())
 
     def close(self) -> None:
-        """Ends every process of the machine in one blow, and so its namespaces."""
+        """Kills all processes of the machine at once; its namespaces end with them."""
         with suppress(OSError):
             (self._cgroup / "cgroup.kill").write_text("1")
         self._process.kill()
@@ -205,7 +205,7 @@ class Machine:
         until(self._is_removed, f"no process in {self._cgroup}")
 
     def _is_removed(self) -> bool:
-        """Removes the cgroups from the leaves on, as far as their processes have gone."""
+        """Removes the cgroups that are empty, leaves first; returns whether all are removed."""
         for folder, _, _ in os.walk(self._cgroup, topdown=False):
             with suppress(OSError):
                 Path(folder).rmdir()
@@ -214,7 +214,7 @@ class Machine:
 
 @contextmanager
 def booted(folder: Path) -> Iterator[Machine]:
-    """A machine for the length of a block, with the services of tests/handlers in SHARE."""
+    """Runs a machine for the length of the block, with the services of tests/handlers in SHARE."""
     share = folder / "share"
     (folder / "layers").mkdir()
     share.mkdir(mode=0o755)
@@ -232,11 +232,11 @@ def booted(folder: Path) -> Iterator[Machine]:
 
 
 def _setup() -> str:
-    """What a newcomer does, without the network: what forkd needs is taken from the tests' own environment."""
+    """Returns a script that installs forkd as a newcomer would, but with dependencies from the tests' environment."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     base = "/usr/bin" if Path(sys.base_prefix) == Path("/usr") else "/opt/python/bin"
     return f"""
-        if ls /opt/python/lib/libpython*.so.* 2>/dev/null; then  # which would be looked for where it was built to be
+        if ls /opt/python/lib/libpython*.so.* 2>/dev/null; then  # else it is looked for only where it was built
             echo /opt/python/lib >/etc/ld.so.conf.d/forkd-test.conf
             ldconfig
         fi
@@ -248,7 +248,7 @@ def _setup() -> str:
 
 
 def _copy_distributions(folder: Path) -> None:
-    """Copies what forkd depends on, and pip, as the tests' environment has them."""
+    """Copies forkd's dependencies, and pip, from the tests' environment."""
     found = {"pip": metadata.distribution("pip")}
     wanted = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
     while wanted:
@@ -256,7 +256,7 @@ def _copy_distributions(folder: Path) -> None:
         name = re.split(r"[^\w.-]", name.strip())[0]
         if "extra" in condition or name.lower() in found:
             continue
-        with suppress(metadata.PackageNotFoundError):  # one that another platform or Python needs
+        with suppress(metadata.PackageNotFoundError):  # needed only on another platform or Python
             found[name.lower()] = each = metadata.distribution(name)
             wanted += each.requires or []
     for each in found.values():
@@ -268,7 +268,7 @@ def _copy_distributions(folder: Path) -> None:
 
 
 def _inner(pid: int) -> str:
-    """A process's number in its own namespace (proc(5), NSpid)."""
+    """Returns a process's PID in its own namespace (proc(5), NSpid); "" if it is gone."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("NSpid:"):

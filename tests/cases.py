@@ -1,5 +1,8 @@
-"""The API as a list: `CASES`. Each is one conversation, whose bytes and end are the same however the network
-cuts it and whichever kind of worker runs it; and pairs of sockets to hold it over."""
+"""The API as a list of conversations, `CASES`, and pairs of sockets on which to hold them.
+
+Each conversation has the same bytes and the same end, however the network splits it and whichever kind of worker
+serves it.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def upper(request: bytes) -> bytes:
 
 
 def picky(request: bytes) -> bytes:
-    """Fails over b"bad", in the way that the tests of errors need."""
+    """Fails on b"bad", for the tests of errors."""
     if request == b"bad":
         raise ValueError("bad request")
     return request.upper()
@@ -128,7 +131,7 @@ def replies_too_late(request: bytes, connection: forkd.Connection) -> bytes:
 
 
 class Sums:
-    """A user's own framing: requests are pairs of numbers, and it has no `pending`."""
+    """A user's own framing: its requests are pairs of numbers, and it has no `pending`."""
 
     def __init__(self) -> None:
         self._text = b""
@@ -339,7 +342,7 @@ CASES = [
 
 @contextmanager
 def pair(kind: int = socket.SOCK_STREAM) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The client's end and ours. With SOCK_SEQPACKET each recv returns the bytes of one send."""
+    """Yields the two ends of a connection. With SOCK_SEQPACKET each recv returns the bytes of one send."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     with ours, theirs:
         ours.settimeout(PATIENCE)
@@ -360,7 +363,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 Serve = Callable[[socket.socket, Service[..., Any]], tuple[Outcome, memoryview]]
-"""Serves one connection to its end; returns how it ended, and the row that was written."""
+"""Serves one connection to its end; returns how it ended and the scoreboard row written meanwhile."""
 
 
 def check(case: Case, serve: Serve, ours: socket.socket, theirs: socket.socket, pieces: Iterable[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures, and nothing else."""
+"""The fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Forkd = Callable[..., Server]
 def forkd(tmp_path: Path) -> Iterator[Forkd]:
     """Starts real servers: `forkd(app, key=value ...)` for one service, `forkd(file=TEXT)` for a settings file.
 
-    `app` names a service of tests/handlers. Each server is ended with the test, and its control socket
-    is `control.sock` in the test's folder.
+    `app` names a service of tests/handlers. The control socket is `control.sock` in the test's folder. Each server
+    ends with its test.
     """
     with ExitStack() as servers:
 

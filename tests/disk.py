@@ -1,7 +1,7 @@
-"""A disk of 64 KiB for tests, to be filled up: a tmpfs(5) in a mount namespace of its own.
+"""A disk of 64 KiB for tests to fill: a tmpfs(5) in a mount namespace of its own.
 
-Nothing is mounted that the machine could see: the namespace is that of a process which waits for
-the test's end, and its files are reached by way of proc(5). Ask `missing()` first.
+The machine does not see the mount: the namespace belongs to a process that waits for the end of the test, and tests
+reach its files through proc(5). Call `missing()` first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOUNT = 'mount -t tmpfs -o size=64k none "$1" && echo mounted && exec cat'
 
 @functools.cache
 def missing() -> str | None:
-    """Why there can be no such disk here, as the reason to skip with; None if there can."""
+    """Returns why such a disk cannot be made here, as a skip reason; None if it can."""
     if os.geteuid() != 0:
         return "mounting a small disk needs root"
     if not shutil.which("unshare"):
@@ -31,14 +31,14 @@ def missing() -> str | None:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A new disk, mounted on `folder` for whoever goes by the path that this gives."""
+    """Mounts a new disk on `folder`, and yields the path by which to reach it."""
     with _mounted(folder) as (pid, said):
         assert said == b"mounted\n"
         yield Path(f"/proc/{pid}/root{folder}")
 
 
 def fill(disk: Path) -> Path:
-    """Leaves no byte free; gives the file to remove that all may be free again."""
+    """Fills the disk to the last byte; returns the file whose removal frees the space again."""
     filler = disk / "filler"
     fd = os.open(filler, os.O_WRONLY | os.O_CREAT)
     try:
@@ -55,6 +55,6 @@ def _mounted(folder: Path) -> Iterator[tuple[int, bytes]]:
     holder = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", _MOUNT, "sh", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    with holder:  # whose cat ends with its standard input
+    with holder:  # leaving the block closes its standard input, which ends cat
         assert holder.stdout is not None
         yield holder.pid, holder.stdout.readline()

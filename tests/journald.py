@@ -1,4 +1,4 @@
-"""A stand-in for systemd's journal: the socket that it listens on, and entries as it reads them."""
+"""A stand-in for systemd's journal: its socket, and the entries that it would read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 
 class Journald:
-    """Listens at `path`. `sealed`: the last entry came in memory that nobody could change any more."""
+    """Listens at `path`. `sealed` is true if the last entry came in sealed memory, which no one can change."""
 
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class Journald:
         self._sock.close()
 
     def entry(self) -> dict[str, str]:
-        """The next entry, with `_PID`, which the kernel tells."""
+        """Returns the next entry, with the sender's `_PID`, which comes from the kernel."""
         data, ancillary, _, _ = self._sock.recvmsg(1 << 20, 256)
         pid = 0
         for _, kind, content in ancillary:
@@ -52,7 +52,7 @@ class Journald:
 
 
 def read(data: bytes) -> dict[str, str]:
-    """The fields of an entry, as the page of the native protocol has it."""
+    """Returns the fields of an entry, as systemd's description of the native journal protocol defines them."""
     found = {}
     while data:
         line, _, data = data.partition(b"\n")

@@ -1,4 +1,4 @@
-"""One connection served by each kind of worker, in this process: the loop of `event` without listeners or orders."""
+"""Serves one connection as each kind of worker does, in this process: the loop of `event` without listeners."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from forkd.workers.tenure import Tenure
 
 
 class NoSignals:
-    """An inbox that nothing comes into."""
+    """An inbox that never receives a signal."""
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0)
@@ -38,7 +38,7 @@ class NoSignals:
 
 
 class Kept:
-    """A report that keeps how connections ended."""
+    """A report that records how connections ended."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -49,17 +49,17 @@ class Kept:
         self.accounts.append(account)
 
     def accept_failed(self, error: OSError) -> None:
-        raise AssertionError("there is nobody to accept")
+        raise AssertionError("there is no listener to accept from")
 
     def accept_recovered(self, seconds: float) -> None:
-        raise AssertionError("there is nobody to accept")
+        raise AssertionError("there is no listener to accept from")
 
     def lifespan_failed(self, error: Exception) -> None:
         raise AssertionError("there is no lifespan")
 
 
 class Hall:
-    """An `event` worker's loop with connections that are handed to it."""
+    """An `event` worker's loop, whose connections the test hands to it."""
 
     def __init__(
         self,
@@ -97,17 +97,17 @@ class Hall:
         self.loop.number = 6
 
     def welcome(self, sock: socket.socket) -> None:
-        """Serves a copy of the socket, which is closed in the end as an accepted one is."""
+        """Serves a copy of the socket; the loop closes the copy at the end, as it does an accepted socket."""
         copy = sock.dup()
         self.loop.welcome(Guest(copy, None, from_sockaddr(copy.family, copy.getsockname())))
 
     def run(self) -> None:
-        """Serves until the last connection has ended, though some may linger."""
+        """Serves until the last connection has ended; some may still linger."""
         while self.loop.visits:
             self.loop.turn(self.loop.timeout())
 
     def check_account(self) -> None:
-        """Checks that the only connection's account, if it has one, agrees with the row."""
+        """Checks that the account of the only connection, if there is one, agrees with the row."""
         account, row = self.report.accounts[0], self.row
         assert (account is not None) == self.context.access
         assert account is None or account[1:] == (row[REQUESTS], row[BYTES_IN], row[BYTES_OUT])
@@ -142,7 +142,7 @@ def serve_by_event(
 
 
 def awaited(service: Service[..., Any]) -> Service[..., Any]:
-    """The same service, with a handler that is an `async def` and waits before it answers."""
+    """Returns the same service with an `async def` handler that waits before it answers."""
     handler = service.handler
 
     async def answer(request: Any) -> Any:

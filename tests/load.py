@@ -1,9 +1,9 @@
 """Clients that check every byte: `python -m tests.load ADDRESS SHAPE CLIENTS SEED`, until standard input ends.
 
-SHAPE is `single` (a connection a request), `persistent` (requests with up to 20 ms of thought) or
-`pipelined` (50 requests in one write, with as much thought between). The last line of output
-is one JSON object, a `Tally`; with `--fates FILE` each client's requests leave one letter each, in
-the order sent, so that the ledger of what was served can be held against them.
+SHAPE is `single` (a new connection for each request), `persistent` (requests with pauses of up to 20 ms) or
+`pipelined` (50 requests in one write, with the same pauses). The last line of output is a `Tally` as a JSON object.
+With `--fates FILE` each client writes one letter for each request, in the order sent, to be compared with the
+ledger of what was served.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ TIMEOUT = 20.0
 PIPELINE = 50
 THOUGHT = {"single": 0.0, "persistent": 0.02, "pipelined": 0.02}
 
-# How a request may end without an answer. `unanswered`: the server ended its side before a byte of the reply.
-# `crossed`: the same, but on a connection that had been idle, so that the end and the request may have met on
-# the way. The others tell themselves.
+# How a request may end without an answer. `unanswered`: the server ended its side before any byte of the reply.
+# `crossed`: the same on a connection that had been idle, so the end and the request may have crossed on the way.
+# The other names explain themselves.
 LOSSES = ("refused", "reset", "cut short", "unanswered", "crossed", "wrong", "timed out")
 
 ANSWERED, ENDED, LOST = b"a", b"e", b"l"  # the letters of a fate
@@ -41,9 +41,9 @@ ANSWERED, ENDED, LOST = b"a", b"e", b"l"  # the letters of a fate
 
 @dataclass
 class Tally:
-    """What the clients of a load have seen: how many requests ended how, the bytes both ways, and how long it took.
+    """What the clients of a load saw: how their requests ended, the bytes in both directions, and the time in seconds.
 
-    A connection that the server ends between two requests is told, and no loss.
+    A connection that the server ends between two requests is counted, but is no loss.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -58,14 +58,14 @@ class Tally:
         self.seconds = max(self.seconds, other.seconds)
 
     def losses(self, *forgiven: str) -> dict[str, int]:
-        """What must not be there."""
+        """Returns the count of each kind of loss that is not forgiven; empty if all went well."""
         return {what: self.counts[what] for what in LOSSES if self.counts[what] and what not in forgiven}
 
 
 class Client:
-    """One client, a thread with a closed loop; its ids are `NAME-0`, `NAME-1` ...
+    """One client: a thread with a closed loop. Its requests are numbered `NAME-0`, `NAME-1` ...
 
-    It ends a connection itself after `most` requests, if that is not 0.
+    It ends a connection after `most` requests, unless that is 0.
     """
 
     def __init__(self, name: str, address: str, shape: str, most: int, chance: random.Random) -> None:
@@ -95,7 +95,7 @@ class Client:
                     self.tally.counts[_failure(error)] += 1
 
     def _converse(self, sock: socket.socket) -> None:
-        """One connection."""
+        """Uses one connection until its end."""
         reader = sock.makefile("rb")
         asked = 0
         while True:
@@ -114,7 +114,7 @@ class Client:
                 return
 
     def _ask(self, sock: socket.socket, reader: Any, *, idle: bool) -> bool:
-        """Sends requests together and checks each reply; False when the connection is over."""
+        """Sends a batch of requests and checks each reply; returns False once the connection is over."""
         first = len(self.fates)
         batch = [
             f"{self.name}-{first + number} {self._chance.randbytes(self._chance.randrange(1, 40)).hex()}".encode()
@@ -142,7 +142,7 @@ class Client:
         return True
 
     def _missed(self, reply: bytes, missing: int, *, crossed: bool) -> bool:
-        """What came instead of a reply: nothing, a part, or something else."""
+        """Counts requests that got nothing, a part of the reply, or something else; returns False."""
         if reply:
             self.tally.counts["wrong" if reply.endswith(b"\n") else "cut short"] += missing
             self.fates += LOST * missing
@@ -153,7 +153,7 @@ class Client:
 
 
 class Load:
-    """A load from another process, for a test: starts it, and later gives its tally."""
+    """A load that runs in another process; `finish` returns its tally."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Load:
         before: Sequence[str] = (),
     ) -> None:
         load = [sys.executable, "-m", "tests.load", address, shape, str(clients), str(seed), "--most", str(most)]
-        command = [*before, *load]  # `before` execs it, in another network, say
+        command = [*before, *load]  # `before` execs it, perhaps in another network
         self._process = subprocess.Popen(
             [*command, "--fates", str(fates)] if fates else command,
             cwd=ROOT,
@@ -176,24 +176,24 @@ class Load:
             text=True,
         )
         assert self._process.stdout is not None
-        self._process.stdout.readline()  # it has begun
+        self._process.stdout.readline()  # printed once it has begun
 
     def finish(self) -> Tally:
-        """Ends the load; gives how many requests ended how."""
+        """Ends the load and returns its tally."""
         out, _ = self._process.communicate(timeout=4 * TIMEOUT)
-        assert self._process.returncode == 0, "a load has failed"
+        assert self._process.returncode == 0, "a load failed"
         told = json.loads(out.splitlines()[-1])
         return Tally(**told | {"counts": Counter(told["counts"])})
 
     def kill(self) -> None:
-        """Ends it without an account, if it is still there."""
+        """Kills the load, without a tally, if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait(TIMEOUT)
 
 
 def tcp_counters() -> dict[str, int]:
-    """This network namespace's TCP counters, by name (proc(5), net/snmp and net/netstat)."""
+    """Returns the TCP counters of this network namespace, by name (proc(5), net/snmp and net/netstat)."""
     found: dict[str, int] = {}
     for file, table in (("snmp", "Tcp"), ("netstat", "TcpExt")):
         lines = [line.split() for line in Path(f"/proc/self/net/{file}").read_text().splitlines()]
@@ -206,12 +206,12 @@ def tcp_counters() -> dict[str, int]:
 def _failure(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
-    # A unix socket's file is gone where a port would refuse.
+    # A closed TCP port refuses; a closed unix socket's file is missing.
     return "refused" if isinstance(error, ConnectionRefusedError | FileNotFoundError) else "reset"
 
 
 def _ended(sock: socket.socket) -> bool:
-    """Whether the server has ended its side, as a client finds out before it asks again."""
+    """Whether the server has ended its side; a client looks before it sends again."""
     readable, _, _ = select.select([sock], [], [], 0)
     return bool(readable) and sock.recv(1, socket.MSG_PEEK) == b""
 
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("shape", choices=list(THOUGHT))
     parser.add_argument("clients", type=int)
     parser.add_argument("seed", type=int)
-    parser.add_argument("--most", type=int, default=0, help="requests a connection")
+    parser.add_argument("--most", type=int, default=0, help="requests on one connection")
     parser.add_argument("--fates", type=Path, metavar="FILE")
     told = parser.parse_args()
     clients = [

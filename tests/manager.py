@@ -1,6 +1,6 @@
-"""A service manager for the tests: it reads what it is told, stores what it is given, and answers barriers.
+"""A service manager for the tests: it reads messages, stores the descriptors it gets, and answers barriers.
 
-It does what systemd does with each message (sd_notify(3)), and fails a test where systemd would complain.
+It treats each message as systemd does (sd_notify(3)), and fails the test where systemd would complain.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.server import FORKD, LIMIT, Server, running
 _LONGEST = 4096
 _NAME = re.compile(r"[ -9;-~]{1,255}")  # printable ASCII without a colon
 
-# Becomes forkd with descriptors as the manager passes them: from 3 on, and told by process number.
+# Becomes forkd, with descriptors passed the way systemd does it: from 3 on, addressed to this PID.
 _PASS = """
 import os, sys
 fds, names, *program = sys.argv[1:]
@@ -37,10 +37,10 @@ os.execvp(program[0], program)
 
 
 class Manager:
-    """Listens at `address` in a thread; `room` is how much its store takes (FileDescriptorStoreMax=).
+    """Listens at `address` in a thread; `room` is the size of its store (FileDescriptorStoreMax=).
 
-    `messages` are those that came, but for barriers, with their senders' pids in `senders`; `store` holds names and
-    descriptors.
+    `messages` holds the messages received, except barriers; `senders` the PIDs that sent them; `store` pairs of name
+    and descriptor.
     """
 
     def __init__(self, address: str, *, room: int = 64) -> None:
@@ -59,7 +59,7 @@ class Manager:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it; what it has found wrong is told here."""
+        """Ends it; fails if any message was wrong."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"", "\0" + self.address[1:] if self.address.startswith("@") else self.address)
         self._thread.join(LIMIT)
@@ -68,13 +68,13 @@ class Manager:
         assert self.wrong == []
 
     def empty(self) -> None:
-        """Throws everything away that is stored, as after a stop."""
+        """Empties the store, as systemd does after a stop."""
         for _, fd in self.store:
             os.close(fd)
         self.store = []
 
     def said(self, pattern: str, count: int = 1, limit: float = LIMIT) -> list[re.Match[str]]:
-        """Waits until `count` lines of messages match as a whole; gives their matches."""
+        """Waits until `count` whole lines of messages match, and returns all matches so far."""
 
         def found() -> list[re.Match[str]]:
             lines = [line for message in self.messages for line in message]
@@ -82,7 +82,7 @@ class Manager:
 
         with self._heard:
             if not self._heard.wait_for(lambda: len(found()) >= count, limit):
-                raise AssertionError(f"nobody told {pattern!r} {count} times: {self.messages}")
+                raise AssertionError(f"not received: {pattern!r} {count} times: {self.messages}")
             return found()
 
     def names(self) -> list[str]:
@@ -90,19 +90,19 @@ class Manager:
             return sorted(name for name, _ in self.store)
 
     def stored(self, *names: str) -> None:
-        """Waits until exactly these are stored."""
+        """Waits until exactly these names are stored."""
         with self._heard:
             if not self._heard.wait_for(lambda: sorted(name for name, _ in self.store) == sorted(names), LIMIT):
-                raise AssertionError(f"not {sorted(names)}: {self.store}, by {self.messages}")
+                raise AssertionError(f"not {sorted(names)}: {self.store}, after {self.messages}")
 
     def given(self, pattern: str, count: int = 1) -> bool:
-        """Whether sockets of such names were given to the store, so often."""
+        """Whether sockets with matching names were given to the store at least `count` times."""
         with self._heard:
             names = [message[1].removeprefix("FDNAME=") for message in self.messages if message[0] == "FDSTORE=1"]
             return sum(bool(re.fullmatch(pattern, name)) for name in names) >= count
 
     def forget(self) -> None:
-        """Forgets what was said until now."""
+        """Forgets the messages received so far."""
         with self._heard:
             self.messages.clear()
             self.senders.clear()
@@ -152,9 +152,9 @@ class Manager:
 
 @contextmanager
 def environment() -> Iterator[None]:
-    """What a manager sets in the environment is as before, after the block.
+    """Restores the variables that a service manager sets, after the block.
 
-    All else is left alone: setproctitle finds its place by where the environment was when Python began.
+    It touches no others, because setproctitle relies on where the environment was when Python started.
     """
     names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
     before = {name: os.environ[name] for name in names if name in os.environ}
@@ -168,7 +168,7 @@ def environment() -> Iterator[None]:
 def managed(
     manager: Manager, folder: Path, *, passed: Sequence[tuple[str, int]] = (), **variables: str
 ) -> Iterator[Server]:
-    """`forkd run forkd.toml` in `folder`, as the manager would start it: with `passed` and then what it has stored."""
+    """Runs `forkd run forkd.toml` in `folder` as the manager would: it passes `passed`, then what is in the store."""
     command = ["env", f"NOTIFY_SOCKET={manager.address}", *(f"{name}={value}" for name, value in variables.items())]
     given = [*passed, *manager.store]
     fds = [fd for _, fd in given]

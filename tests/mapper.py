@@ -1,4 +1,4 @@
-"""A port mapper for tests, on a unix or TCP socket of their own: obeys, refuses, hangs, breaks off, lies."""
+"""A port mapper for tests, on its own unix or TCP socket: it obeys, refuses, hangs, breaks off or lies."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Result = int | bytes | None
 
 
 class Mapper:
-    """A port mapper as rpcbind(8) is one, in a thread. `table` is what it knows, `asked` what it was asked for,
-    `connections` who has asked.
+    """A port mapper like rpcbind(8), run in a thread.
 
-    `obey` may be replaced: it gives a result, bytes to send as they are, or None to break the connection off.
+    `table` holds its registrations, `asked` the calls it has received, `connections` the sockets they came on.
+    A test may replace `obey`, which returns a result, bytes to send unchanged, or None to break off the connection.
     """
 
     def __init__(self, way: Path | str) -> None:
@@ -45,7 +45,7 @@ class Mapper:
 
     @property
     def way(self) -> Way:
-        """How to reach it."""
+        """Where to reach it: address family and address."""
         return self._listener.family, self._listener.getsockname()
 
     @property
@@ -53,7 +53,7 @@ class Mapper:
         return int(self._listener.getsockname()[1])
 
     def answer(self, procedure: Procedure, key: Key, port: int) -> Result:
-        """What rpcbind would say and do."""
+        """Does what rpcbind would do, and returns its result."""
         match procedure:
             case Procedure.SET:
                 return self.table.setdefault(key, port) == port
@@ -63,7 +63,7 @@ class Mapper:
                 return self.table.get(key, 0)
 
     def restart(self) -> None:
-        """Comes back, on the same unix socket, with nothing in mind."""
+        """Starts again on the same unix socket, with an empty table."""
         self.close()
         self.table.clear()
         self._open()
@@ -71,7 +71,7 @@ class Mapper:
     def close(self) -> None:
         for sock in (self._listener, *self.connections):
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # which wakes the thread, as close(2) would not
+                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread, which close(2) would not
         self._thread.join(10)
         self._listener.close()
 

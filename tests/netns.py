@@ -1,7 +1,7 @@
-"""Network namespaces for tests: a small network of our own, where packets can be lost on purpose.
+"""Network namespaces for tests: a small private network in which packets can be lost on purpose.
 
-Everything happens inside the namespaces that a test makes (ip-netns(8), veth(4), nft(8)); nothing
-of the machine's own network is touched. Ask `missing()` first, and skip with the reason it gives.
+Everything happens inside the namespaces that a test makes (ip-netns(8), veth(4), nft(8)); the machine's own
+network is not touched. Call `missing()` first, and skip with the reason it returns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _numbers = itertools.count()
 
 @functools.cache
 def missing() -> str | None:
-    """Why no namespace can be made here, as the reason to skip with; None if one can."""
+    """Returns why no namespace can be made here, as a skip reason; None if one can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", "nft"):
@@ -36,20 +36,20 @@ def missing() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A network namespace by its name, as ip-netns(8) knows it."""
+    """A network namespace, by its name in ip-netns(8)."""
 
     name: str
 
     def command(self, *argv: str) -> list[str]:
-        """The command line that runs `argv` inside; its pid is the program's own, for ip execs it."""
+        """Returns the command line that runs `argv` inside. Its PID is the program's own, since ip execs it."""
         return ["ip", "netns", "exec", self.name, *argv]
 
     def run(self, *argv: str) -> str:
-        """Run `argv` inside to its end and give its output; CalledProcessError if it fails."""
+        """Runs `argv` inside to its end and returns its output; CalledProcessError if it fails."""
         return _run(*self.command(*argv))
 
     def filter(self, rule: str) -> None:
-        """Add an nftables rule for packets that come in, as "tcp dport 7 drop"."""
+        """Adds an nftables rule for incoming packets, such as "tcp dport 7 drop"."""
         table = "inet forkd_test"
         self.run("nft", f"add table {table}; add chain {table} incoming {{ type filter hook input priority 0; }}")
         self.run("nft", f"add rule {table} incoming {rule}")
@@ -57,7 +57,7 @@ class Namespace:
 
 @contextmanager
 def namespace() -> Iterator[Namespace]:
-    """A new namespace with loopback up and nothing else; gone at the end, with all it holds."""
+    """Yields a new namespace with only loopback up; removes it, and everything in it, at the end."""
     name = f"forkd-test-{os.getpid()}-{next(_numbers)}"
     _run("ip", "netns", "add", name)
     try:
@@ -68,8 +68,8 @@ def namespace() -> Iterator[Namespace]:
 
 
 def join(one: Namespace, other: Namespace, one_address: str, other_address: str) -> None:
-    """Lay a cable between two namespaces; the addresses are written with their prefix, as 198.18.0.1/24."""
-    # Both ends are born inside, so the machine's own namespace never sees them.
+    """Connects two namespaces by a cable. The addresses include their prefix length, as in 198.18.0.1/24."""
+    # Both ends are created inside, so they never appear in the machine's own namespace.
     _run("ip", "-n", one.name, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", other.name)
     for end, address in ((one, one_address), (other, other_address)):
         _run("ip", "-n", end.name, "address", "add", address, "dev", "cable")

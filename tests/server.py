@@ -1,4 +1,4 @@
-"""A real forkd for the tests: started as a program, waited for by what it says, ended by pid."""
+"""Runs a real forkd for the tests: starts it as a program, waits for what it logs, ends it by PID."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 20.0
 FORKD = [sys.executable, "-m", "forkd"]
 NOBODY = pwd.getpwnam("nobody")
-# The env makes a second exec: the first still has what a drop of privileges takes away.
+# `env` is there for its second exec: until that, the process keeps what a drop of privileges takes away.
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups", "env"]
 POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
 
-# A checkout of somebody else's, which root tests: forkd trusts what the caller of sudo has written.
+# Root may be testing a checkout that another user owns: forkd trusts files of the user who called sudo.
 if os.geteuid() == 0 and ROOT.stat().st_uid != 0:
     os.environ.setdefault("SUDO_UID", str(ROOT.stat().st_uid))
 
@@ -39,7 +39,7 @@ _SERVING = re.compile(r"serving (?P<service>\S+) on (?P<address>\S+)")
 
 
 def until(condition: Callable[[], Any], what: str = "", limit: float = LIMIT) -> Any:
-    """Waits until `condition` gives something true, and gives that; fails after `limit` seconds."""
+    """Waits until `condition()` is true and returns its value; fails after `limit` seconds."""
     pause = threading.Event()
     deadline = time.monotonic() + limit
     while not (found := condition()):
@@ -50,7 +50,7 @@ def until(condition: Callable[[], Any], what: str = "", limit: float = LIMIT) ->
 
 
 def alive(pid: int) -> bool:
-    """Running, and not a zombie, which still answers kill(pid, 0)."""
+    """Whether the process runs. A zombie does not count, although kill(pid, 0) still succeeds for one."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -65,17 +65,17 @@ def children(pid: int) -> list[int]:
 
 
 def family(pid: int) -> list[int]:
-    """The process and all its descendants."""
+    """Returns the PIDs of the process and all its descendants."""
     return [pid, *(each for child in children(pid) for each in family(child))]
 
 
 def zombies(pid: int) -> list[int]:
-    """Those of the process and its descendants that have ended and wait to be reaped."""
+    """Returns the PIDs, among the process and its descendants, that have ended but are not yet reaped."""
     return [each for each in family(pid) if not alive(each)]
 
 
 def open_files(pid: int) -> list[str]:
-    """What the descriptors of a process lead to, as the kernel names it."""
+    """Returns what the descriptors of a process refer to, in the kernel's notation."""
     found = []
     for each in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -84,7 +84,7 @@ def open_files(pid: int) -> list[str]:
 
 
 def title(pid: int) -> str:
-    """What ps(1) shows of the process."""
+    """Returns the process title, as ps(1) shows it; "" if the process is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
     except (FileNotFoundError, ProcessLookupError):
@@ -92,15 +92,15 @@ def title(pid: int) -> str:
 
 
 def powers(pid: int) -> dict[str, int]:
-    """The capabilities of a process, a bit each, and whether it can get new ones (proc(5), status)."""
+    """Returns the capability sets of a process as bit masks, and its NoNewPrivs flag (proc(5), status)."""
     lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
     return {name: int(lines[name], 16) for name in (*(each for each in lines if each.startswith("Cap")), "NoNewPrivs")}
 
 
 class Server:
-    """One `forkd run`, its log line by line, and the processes it has had.
+    """One `forkd run`: its log, line by line, and all the processes it has had.
 
-    `lines` is what it has said on standard error; `addresses` where its services listen.
+    `lines` is its standard error so far; `addresses` lists where its services listen.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Server:
             self._said.notify_all()
 
     def said(self, pattern: str, count: int = 1, limit: float = LIMIT) -> list[re.Match[str]]:
-        """Waits until `count` lines match; gives their matches."""
+        """Waits until `count` lines match, and returns all matches so far."""
 
         def found() -> list[re.Match[str]]:
             return [match for line in self.lines if (match := re.search(pattern, line))]
@@ -149,38 +149,38 @@ class Server:
         return bool(self.lines) and self.lines[-1] == "(end of standard error)"
 
     def serving(self, listeners: int = 1) -> Server:
-        """Waits until that many listeners are announced."""
+        """Waits until `listeners` listeners are announced."""
         self.said(_SERVING.pattern, listeners)
         self.family()
         return self
 
     @property
     def addresses(self) -> list[tuple[str, str]]:
-        """Service and address of each listener announced."""
+        """The service and address of each announced listener."""
         return [(found["service"], found["address"]) for line in self.lines if (found := _SERVING.fullmatch(line))]
 
     def connect(self, service: str = "", *, timeout: float = 10.0) -> socket.socket:
-        """A client's connection to the first listener of a service (of any, when empty)."""
+        """Connects a client to the first listener of a service (of any service if `service` is empty)."""
         address = next(address for name, address in self.addresses if service in ("", name))
         return connect(address, timeout=timeout)
 
     def ask(self, **command: Any) -> Any:
-        """A command over the control socket."""
+        """Sends a command over the control socket and returns the answer."""
         return control_client.ask(self.control_path, command, timeout=LIMIT)
 
     def status(self, service: str = "") -> Any:
-        """The status document, or one service's part of it."""
+        """Returns the status document, or one service's part of it."""
         document = self.ask(command="status")
         return document["services"][service] if service else document
 
     def family(self) -> list[int]:
-        """The master's and all its descendants' pids now; every pid seen is remembered for `gone`."""
+        """Returns the PIDs of the master and its descendants, and remembers them for `gone`."""
         found = family(self.pid)
         self._known.update(found)
         return found
 
     def titled(self, pattern: str) -> list[int]:
-        """The pids of this server's processes whose title matches."""
+        """Returns the PIDs of this server's processes whose whole title matches."""
         return [pid for pid in self.family() if re.fullmatch(pattern, title(pid))]
 
     def workers(self, service: str = "") -> list[int]:
@@ -194,26 +194,26 @@ class Server:
         os.kill(self.pid, number)
 
     def exited(self, limit: float = LIMIT) -> int:
-        """Waits for the master's end; gives its exit status (negative: the signal that ended it)."""
+        """Waits for the master to end and returns its exit status (negative: the signal that ended it)."""
         status = self._process.wait(limit)
         self._reader.join(limit)
         return status
 
     def exited_already(self) -> int | None:
-        """The master's exit status, None while it runs."""
+        """Returns the master's exit status, None while it runs."""
         return self._process.poll()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ends it by a signal; gives its exit status."""
+        """Sends the master a signal that ends it, and returns its exit status."""
         self.kill(number)
         return self.exited()
 
     def gone(self, limit: float = LIMIT) -> None:
-        """Waits until no process that this server has had is there."""
+        """Waits until every process that this server has had is gone."""
         until(lambda: not any(alive(pid) for pid in self._known), f"all of {self._known} gone", limit)
 
     def close(self) -> None:
-        """Ends whatever is left, by pid."""
+        """Kills the processes that are left, by PID."""
         known = set(self.family()) | self._known
         for pid in known:
             if pid == self.pid or "forkd" in title(pid):
@@ -228,7 +228,7 @@ class Server:
 
 
 def connect(address: str, *, timeout: float = 10.0, source: str = "") -> socket.socket:
-    """A plain client's socket to an address as forkd writes it."""
+    """Connects a plain client to an address written the way forkd writes it."""
     if address.startswith("unix:"):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(timeout)
@@ -241,7 +241,7 @@ def connect(address: str, *, timeout: float = 10.0, source: str = "") -> socket.
 
 
 def exchange(sock: socket.socket, data: bytes) -> bytes:
-    """Sends everything, ends our side, and gives everything that comes back; closes the socket."""
+    """Sends `data`, ends our side, reads until the peer ends its side, closes the socket; returns what was read."""
     with sock:
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -253,27 +253,27 @@ def exchange(sock: socket.socket, data: bytes) -> bytes:
 
 @functools.cache
 def setpriv_missing() -> str | None:
-    """Why nothing can be run POWERLESS (as root, but without a capability), as the reason to skip with."""
+    """Returns why nothing can be run POWERLESS (as root without capabilities), as a skip reason; None if it can."""
     if os.geteuid() != 0:
-        return "taking rights away from a program needs root"
-    return None if shutil.which("setpriv") else "taking rights away from a program needs the program setpriv"
+        return "dropping a program's capabilities needs root"
+    return None if shutil.which("setpriv") else "dropping a program's capabilities needs the program setpriv"
 
 
 @functools.cache
 def nobody_missing() -> str | None:
-    """Why nothing can be run AS_NOBODY, as the reason to skip with."""
+    """Returns why nothing can be run AS_NOBODY, as a skip reason; None if it can."""
     if reason := setpriv_missing():
         return reason
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         readable = program("--version", cwd=Path(folder), before=AS_NOBODY).returncode == 0
-    return None if readable else "nobody may not read this Python, or this forkd"
+    return None if readable else "the user nobody cannot read this Python or this forkd"
 
 
 def program(
     *arguments: str, cwd: Path, text: str = "", before: list[str] | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `forkd` to its end, with `text` on its standard input; `before` is a command that execs it."""
+    """Runs `forkd` to its end with `text` on standard input; `before` is a command that execs it."""
     return subprocess.run(
         [*(before or []), *FORKD, *arguments],
         cwd=cwd,
@@ -288,9 +288,10 @@ def program(
 
 @contextmanager
 def open_python() -> Iterator[str | None]:
-    """A Python by which every user can run forkd: this one, or the machine's own of the same version, or None.
+    """Yields a Python with which every user can run forkd; None if there is none.
 
-    The latter in a virtual environment for the length of a block, with the packages of this one.
+    It is this interpreter, or the system's Python of the same version in a temporary virtual environment that has
+    this one's packages.
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -314,9 +315,9 @@ def open_python() -> Iterator[str | None]:
 
 @functools.cache
 def strace_missing() -> str | None:
-    """Why system calls cannot be made to fail on purpose, as the reason to skip with."""
+    """Returns why system calls cannot be made to fail on purpose, as a skip reason; None if they can."""
     if not shutil.which("strace"):
-        return "system calls that fail on purpose need the program strace"
+        return "making system calls fail on purpose needs the program strace"
     trial = ["strace", "-e", "inject=getppid:error=EPERM", "-o", os.devnull, "true"]
     done = subprocess.run(trial, capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else f"strace does not work here: {done.stderr.strip()}"
@@ -324,7 +325,7 @@ def strace_missing() -> str | None:
 
 @contextmanager
 def failing(pid: int, calls: str, error: str) -> Iterator[None]:
-    """Has system calls of a process fail for the length of a block (strace(1), --inject)."""
+    """Makes system calls of a process fail inside the block (strace(1), --inject)."""
     tracer = subprocess.Popen(
         ["strace", "-p", str(pid), "-o", os.devnull, "-e", f"trace={calls}", "-e", f"inject={calls}:error={error}"],
         stderr=subprocess.PIPE,
@@ -343,7 +344,7 @@ def failing(pid: int, calls: str, error: str) -> Iterator[None]:
 def running(
     arguments: list[str], cwd: Path, *, program: list[str] | None = None, fds: Sequence[int] = ()
 ) -> Iterator[Server]:
-    """A server for the length of a block; the first `program` inherits `fds`."""
+    """Runs a server for the length of the block; `program` inherits the descriptors `fds`."""
     server = Server(arguments, cwd, program=program, fds=fds)
     try:
         yield server

@@ -1,4 +1,4 @@
-"""The table of wings in ARCHITECTURE.md against the imports: who may know whom, and who may know the kernel."""
+"""Checks the imports against the table of wings in ARCHITECTURE.md, and that pure rooms stay free of the kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAP = (ROOT / "ARCHITECTURE.md").read_text()
 
 ROOMS = rooms_below(PACKAGE)
 WINGS = wings_below(PACKAGE)
-# Rooms that must not import these modules of the standard library: deciding, framing and formatting are pure.
+# Standard modules that these rooms must not import, because deciding, framing and formatting are pure.
 REFUSED = {
     "lifecycle.server": {"os", "signal", "socket", "time"},
     "lifecycle.pool": {"os", "signal", "socket", "time"},
@@ -40,7 +40,7 @@ REFUSED = {
     "cli.load.tally": {"os", "select", "socket", "time"},
     "cli.load.open_loop": {"os", "select", "socket", "time"},
 }
-# Modules too heavy for a worker: each is imported by no wing that a worker needs.
+# Modules too heavy for a worker: no wing that a worker needs may import them.
 HEAVY = {"click", "msgspec", "rich", "hdrh", "matplotlib", "daemon", "dataclasses", "inspect"}
 LIGHT = {"kernel", "log", "ipc", "serving", "workers", "security"}
 LIGHT_BUT = {
@@ -59,7 +59,7 @@ ENTRIES = 20
 
 
 def read_map(text: str) -> dict[str, set[str]]:
-    """Each row of the table "| wing | what it holds | may import |": the wings that it allows."""
+    """Returns, for each row of the table "| wing | what it holds | may import |", the wings that it allows."""
     lines = iter(text.splitlines())
     for line in lines:
         if _cells(line) == ["wing", "what it holds", "may import"]:
@@ -79,7 +79,7 @@ def _cells(line: str) -> list[str]:
 
 
 def breaches(rooms: Mapping[str, str], wings: set[str], rows: Mapping[str, set[str]]) -> list[str]:
-    """What is wrong with the modules' sources by this map."""
+    """Returns everything in the modules' sources that breaks this map."""
     places = {wing_of(room, wings) for room in rooms}
     found = [f"{place} has no row" for place in sorted(places) if place not in rows]
     found += [f"{name} is neither a wing nor a module" for name in rows if name not in places]
@@ -111,7 +111,7 @@ def breaches(rooms: Mapping[str, str], wings: set[str], rows: Mapping[str, set[s
 
 
 def cycles(graph: Mapping[str, set[str]]) -> list[str]:
-    """Rings of imports, each as the path that closes it."""
+    """Returns the rings of imports, each as the path that closes it."""
     found: list[str] = []
     done: set[str] = set()
 

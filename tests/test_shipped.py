@@ -1,4 +1,4 @@
-"""What is shipped beside the code agrees with it: the sample, the units, the tables of the pages, the version."""
+"""What is shipped beside the code agrees with it: the sample, the units, the reference tables, the version."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_sample_loads() -> None:
 def test_systemd_understands_the_unit(unit: Path, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("needs the program systemd-analyze")
-    # It looks whether the programs exist, which here are not where an installation has them.
+    # systemd-analyze checks that the programs exist, and here they are not installed.
     for each in UNITS:
         text = re.sub(r"(?m)^(Exec\w+=[-@:+!|]*)(/\S+)", r"\1/bin/true", each.read_text())
         (tmp_path / each.name).write_text(text)
@@ -87,7 +87,7 @@ def test_an_instance_differs_from_the_service_in_its_names_alone() -> None:
 
 
 def table(text: str, *header: str) -> list[list[str]]:
-    """The rows of the first table that begins with these columns, without their marks of code."""
+    """Returns the rows of the first table that begins with these columns, without backquotes around cells."""
     found: list[list[str]] = []
     for line in text.splitlines():
         cells = [cell.strip().strip("`") for cell in line.strip("| ").split("|")]
@@ -138,7 +138,7 @@ def test_the_program_matches_the_project() -> None:
 
 
 def files() -> Iterator[Path]:
-    """The project's own files: not what .gitignore leaves out, nor what stands in a hidden folder of a tool."""
+    """Yields the project's own files: nothing that .gitignore leaves out, and nothing of git itself."""
     ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line]
     for path in ROOT.rglob("*"):
         parts = path.relative_to(ROOT).parts
@@ -148,7 +148,7 @@ def files() -> Iterator[Path]:
 
 
 def test_no_file_names_a_place_of_one_machine() -> None:
-    # A folder of somebody's own means nothing to anybody else.
+    # A path on one developer's machine means nothing to anyone else.
     private = re.compile(rb"(?<![\w.$}*~-])/(?:" + b"|".join([b"wo" + b"rk", b"ro" + b"ot"]) + rb")(?![\w-])")
     found = {
         str(path.relative_to(ROOT)): match[0]

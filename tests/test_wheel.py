@@ -1,4 +1,4 @@
-"""The wheel brings what is shipped beside the code to where it is looked for."""
+"""The wheel installs what is shipped beside the code where it is looked for."""
 
 from __future__ import annotations
 

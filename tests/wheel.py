@@ -1,4 +1,4 @@
-"""forkd's wheel, built without the network, for tests of what an installation is made of."""
+"""Builds forkd's wheel without the network, for tests of an installation's contents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PARTS = ("pyproject.toml", "README.md", "LICENSE", "forkd", "man", "completion"
 
 
 def builder_missing() -> str:
-    """Why no wheel can be built here, as the reason to skip with; "" if one can."""
+    """Returns why no wheel can be built here, as a skip reason; "" if one can."""
     wanted = re.findall(
         r"[0-9]+", (tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"][0])
     )
@@ -24,12 +24,12 @@ def builder_missing() -> str:
         metadata.version("pip")
         found = metadata.version("setuptools")
     except metadata.PackageNotFoundError as missing:
-        return f"a wheel is built with {missing.name}"
+        return f"building a wheel needs {missing.name}"
     return "" if int(found.partition(".")[0]) >= int(wanted[0]) else f"setuptools {found} is too old to build a wheel"
 
 
 def build(folder: Path) -> Path:
-    """Builds the wheel into `folder`, from a copy of the project: a build leaves things behind."""
+    """Builds the wheel into `folder` and returns its path. Works on a copy, because a build leaves files behind."""
     source = folder / "source"
     source.mkdir()
     for part in _PARTS:

@@ -1,21 +1,21 @@
-/* client [OPTION]... PORT: asks a line server on 127.0.0.1, checks every byte that comes back, and prints one JSON object.
+/* client [OPTION]... PORT: sends lines to a server on 127.0.0.1, checks every byte it returns, prints a JSON object.
 
    -c N   connections (1)
    -t S   seconds, or
-   -n N   requests; -n ends it exactly, -t after the requests that are under way
-   -d N   requests in one write, before their replies are waited for (1)
-   -s N   bytes of a request, its newline included (64)
-   -r N   requests on a connection, then a new one takes its place (0: for ever)
-   -R N   open loop: N requests a second whether or not replies come, at random times (Poisson); the time of a request
+   -n N   requests; -n stops after exactly N, -t after the requests in progress
+   -d N   requests in one write, before waiting for their replies (1)
+   -s N   bytes of a request, newline included (64)
+   -r N   requests on a connection before a new one replaces it (0: no limit)
+   -R N   open loop: N requests a second at random times (Poisson), whether or not replies come; the time of a request
           counts from when it was due, not from when it could be sent
    -S N   seed of those random times (1)
-   -w     waits asleep for what comes back, instead of polling for it
+   -w     sleeps until replies come, instead of polling
 
-   It polls because a sleeping process has to be woken, by whoever sends to it and at that one's expense: on a virtual
-   machine with an idle core that is several times the work of a request, and told more of the machine than of servers.
+   It polls because the sender has to wake a sleeping receiver, and pays for that. On a virtual machine with an idle
+   core a wake-up costs several times as much as a request, and would say more about the machine than about servers.
 
-   Without -R it is a closed loop: each connection sends, waits for its replies, sends again. Latencies are microseconds.
-   Anything wrong (refused, closed, other bytes than were sent, ten seconds of silence) ends it with status 1. */
+   Without -R it is a closed loop: each connection sends, waits for its replies, sends again. Latencies are in
+   microseconds. Any fault (refused, closed, wrong bytes, ten seconds of silence) ends it with status 1. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <math.h>
@@ -35,10 +35,10 @@ static const uint64_t SILENCE = 10000000000ull;
 
 struct connection {
     int fd, watching_out;
-    uint64_t to_send, to_receive; /* bytes of the requests under way */
-    uint64_t sent, received;      /* bytes since it was opened */
-    long asked;                   /* requests since it was opened */
-    uint64_t *due;                /* when the requests under way began, the oldest at `first` */
+    uint64_t to_send, to_receive; /* bytes of the requests in progress */
+    uint64_t sent, received;      /* bytes since the connection was opened */
+    long asked;                   /* requests since the connection was opened */
+    uint64_t *due;                /* when the requests in progress began, the oldest at `first` */
     size_t first, count, room;
 };
 
@@ -46,7 +46,7 @@ static int port, poller, depth = 1, size = 64, patience = 0;
 static long connections = 1, most, each_most, done, opened, asked;
 static double rate, seconds;
 static uint64_t bytes_sent, bytes_received, last_heard, random_state = 1;
-static char *requests, *incoming; /* a run of equal requests that is longer than any write */
+static char *requests, *incoming; /* `requests`: equal requests in a row, longer than any write */
 static size_t requests_bytes;
 static float *latencies;
 static size_t latency_room;
@@ -77,7 +77,7 @@ static void open_connection(struct connection *connection)
     struct sockaddr_in address = {.sin_family = AF_INET}, source = address;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address.sin_port = htons((uint16_t)port);
-    /* Sixteen source addresses: one would run out of ports with a connection a request. */
+    /* Sixteen source addresses: a single one would run out of ports with a new connection for each request. */
     source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)(opened % SOURCES));
     int on = 1;
     connection->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -141,7 +141,7 @@ static void ask(struct connection *connection, long count, uint64_t due)
     send_some(connection);
 }
 
-/* How many requests may go out next on a connection of a closed loop; 0 when it is over. */
+/* Returns how many requests to send next on a connection of a closed loop; 0 if no more. */
 static long next_batch(struct connection *connection, uint64_t time, uint64_t end)
 {
     long count = depth;
@@ -174,7 +174,7 @@ static void receive(struct connection *connection, uint64_t time)
         fail("recv");
     errno = 0;
     if (got == 0)
-        fail("the server has closed a connection");
+        fail("the server closed a connection");
     if ((uint64_t)got > connection->to_receive)
         fail("more came back than was sent");
     for (ssize_t at = 0; at < got;) {
@@ -247,7 +247,7 @@ static void closed_loop(struct connection *all, uint64_t begin)
     }
 }
 
-/* xorshift64*: the same gaps for every server. */
+/* Returns a random gap in nanoseconds, by xorshift64*: every server gets the same gaps. */
 static double gap(void)
 {
     random_state ^= random_state >> 12;
@@ -333,7 +333,7 @@ int main(int argc, char **argv)
     double took = (double)(now() - begin) / 1e9;
     if (bytes_sent != bytes_received || (uint64_t)done * (uint64_t)size != bytes_received) {
         errno = 0;
-        fail("not as many bytes came back as were sent");
+        fail("fewer or more bytes came back than were sent");
     }
     qsort(latencies, (size_t)done, sizeof *latencies, compare);
     printf("{\"requests\": %ld, \"connections\": %ld, \"bytes_sent\": %llu, \"bytes_received\": %llu, \"seconds\": %.6f, "

@@ -1,7 +1,7 @@
-/* epoll PORT: what forkd's event workers are measured against.
+/* epoll PORT: the server that forkd's event workers are compared with.
 
-   One process, one epoll, all connections. No deadlines; whole lines only, and a client that does not read its replies
-   is not read from until it does. */
+   One process serves all connections with one epoll. It has no deadlines, answers whole lines only, and stops reading
+   from a client until the client has read its replies. */
 #include <errno.h>
 #include <sys/epoll.h>
 
@@ -10,7 +10,7 @@
 
 struct connection {
     int fd;
-    size_t held, unsent; /* bytes of an unfinished line, and of replies that did not go out */
+    size_t held, unsent; /* bytes of an unfinished line, and of unsent replies */
     char *held_bytes, *unsent_bytes;
 };
 
@@ -39,7 +39,7 @@ static void end(struct connection *connection)
     free(connection);
 }
 
-/* Gives how much went out, -1 when the connection is broken. */
+/* Returns the number of bytes sent, -1 if the connection is broken. */
 static ssize_t send_some(int fd, const char *data, size_t length)
 {
     size_t done = 0;

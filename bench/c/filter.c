@@ -1,4 +1,4 @@
-/* filter: lines from standard input back to standard output, for servers that run a program a connection. */
+/* filter: copies lines from standard input to standard output, for servers that run a program per connection. */
 #include <errno.h>
 #include <unistd.h>
 

@@ -1,7 +1,7 @@
-/* The work that every server here does: a line in, the same line back.
+/* The work of every server here: it returns each line it gets.
 
-   A line is cut out and handed to a handler, as in the servers that are measured beside these; nothing is
-   known in advance of its length. */
+   As in the servers that these are compared with, a line is cut out and passed to a handler, and its length is not
+   known in advance. */
 #ifndef BENCH_LINES_H
 #define BENCH_LINES_H
 
@@ -10,15 +10,16 @@
 
 enum { LINE_LIMIT = 65536, ROOM = 2 * LINE_LIMIT };
 
-/* The handler: makes a reply of one request, gives the reply's length. */
+/* The handler: writes the reply to one request, returns the reply's length. */
 static size_t echo(const char *request, size_t length, char *reply)
 {
     memcpy(reply, request, length);
     return length;
 }
 
-/* Answers every whole line of in[0..length); `out` has room for as much. Gives the bytes used up, the same number of
-   bytes of replies are in `out`. A line's rest stays for the next time; `seen` bytes of it are known to hold no end. */
+/* Answers every whole line of in[0..length); `out` has room for that many bytes. Returns the number of bytes used, the
+   same as the number of bytes of replies in `out`. The caller keeps the rest, an unfinished line, for the next call and
+   passes its length as `seen`: those bytes hold no newline. */
 static size_t answer_lines(const char *in, size_t length, size_t seen, char *out)
 {
     size_t used = 0, made = 0;

@@ -1,4 +1,4 @@
-/* A listening TCP socket on loopback, as the C servers here open it. What it has set its connections have, too. */
+/* Opens the listening TCP socket, on loopback, of the C servers here. Connections inherit its options. */
 #ifndef BENCH_LISTEN_H
 #define BENCH_LISTEN_H
 

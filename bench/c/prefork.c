@@ -1,6 +1,6 @@
-/* prefork PORT WORKERS: what forkd's sync workers are measured against.
+/* prefork PORT WORKERS: the server that forkd's sync workers are compared with.
 
-   Each worker accepts, then serves one connection to its end with blocking calls. The deadlines are the kernel's:
+   Each worker accepts a connection and serves it to its end with blocking calls. The kernel keeps the deadlines:
    SO_RCVTIMEO and SO_SNDTIMEO. */
 #include <errno.h>
 #include <signal.h>

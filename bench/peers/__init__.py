@@ -1,1 +1,1 @@
-"""The servers that forkd is measured beside, each as its own documentation would have it written."""
+"""The servers that forkd is compared with, each written as its own documentation recommends."""

@@ -1,7 +1,7 @@
-"""PORT WORKERS sync|event STEP: no more of a server than that, to show what each part of forkd's way costs.
+"""PORT WORKERS sync|event STEP: a bare server, to show what each part of forkd's work costs.
 
-STEP is one of `ANSWERS`. Nothing is dealt with that the trials do not bring about: no limits, no pauses, no leaving,
-and no deadlines but those that the kernel keeps for a socket that blocks.
+STEP is one of `ANSWERS`. It handles only what happens in the trials: it has no limits, no pauses, no graceful leaving,
+and no deadlines except those that the kernel keeps for a blocking socket.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Answer = Callable[[bytes], bytes]
 
 
 def nothing() -> Answer:
-    """The bytes go back as they came."""
+    """Returns the bytes as they came."""
     return lambda data: data
 
 
 def framing() -> Answer:
-    """forkd's framing cuts lines, and forkd's handler gets each."""
+    """Cuts lines with forkd's framing, and passes each to forkd's handler."""
     cut = Lines()
     feed, encode, handler = cut.feed, cut.encode, lines.handler
 
@@ -48,7 +48,7 @@ def framing() -> Answer:
 
 
 def figures() -> Answer:
-    """The same, and all is written down that a worker of forkd does: who asks what, since when, how long it took."""
+    """Does the same, and records all that a forkd worker records: peer, request, its start and its duration."""
     cut = Lines()
     feed, encode, handler = cut.feed, cut.encode, lines.handler
     row, whom, show, show_done = _ROW, peer_record(b"127.0.0.1:12345"), IN_HAND.pack_into, DONE.pack_into
@@ -100,7 +100,7 @@ def serve_all(listener: socket.socket, make: Callable[[], Answer]) -> None:
                 try:
                     sock, _ = listener.accept()
                 except BlockingIOError:
-                    continue  # another worker was quicker
+                    continue  # another worker was faster
                 sock.setblocking(False)
                 served[sock.fileno()] = sock, make()
                 epoll.register(sock.fileno(), select.EPOLLIN)

@@ -1,4 +1,4 @@
-"""The same by a coroutine."""
+"""The service of forkd_lines as a coroutine."""
 
 import forkd
 

@@ -1,8 +1,8 @@
-"""The same by an application that weighs 50 MB: what a worker's start must not depend on."""
+"""The service of forkd_lines in an application of 50 MB, a size that must not slow down a worker's start."""
 
 import forkd
 
-# Many objects rather than one block: it is the objects that a careless fork would touch.
+# Many objects, not one block, because a careless fork would touch every object.
 ballast = [{"number": number, "name": f"entry {number}"} for number in range(160_000)]
 
 

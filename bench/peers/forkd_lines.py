@@ -1,4 +1,4 @@
-"""What forkd serves in the trials: the line, back."""
+"""What forkd serves in the trials: it returns each line."""
 
 import forkd
 

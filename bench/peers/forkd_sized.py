@@ -1,4 +1,4 @@
-"""A message with its length, back: what grows with the size is forkd's own and the kernel's."""
+"""Returns each length-prefixed message: a cost that grows with size is forkd's or the kernel's."""
 
 import forkd
 

@@ -1,4 +1,4 @@
-"""A handler that waits, as for a database: 10 ms on the average, exponentially distributed."""
+"""A handler that waits, as if for a database: 10 ms on average, exponentially distributed."""
 
 import random
 import time
@@ -17,4 +17,4 @@ def waits(request: bytes, connection: forkd.Connection) -> bytes:
 
 @waits.lifespan
 def chance() -> Iterator[random.Random]:
-    yield random.Random()  # after the fork, or all workers would draw the same
+    yield random.Random()  # after the fork, or all workers would draw the same numbers

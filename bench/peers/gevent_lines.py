@@ -1,4 +1,4 @@
-"""PORT: gevent's StreamServer, a greenlet a connection."""
+"""PORT: gevent's StreamServer, with a greenlet for each connection."""
 
 import sys
 from socket import IPPROTO_TCP, TCP_NODELAY

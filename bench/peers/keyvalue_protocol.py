@@ -7,7 +7,7 @@ from typing import Any, cast
 from bench.peers.loops import run
 from examples.keyvalue import Memory, Resp, answer
 
-# All that `answer` wants of a connection is where its store is.
+# `answer` needs a connection only for its store.
 connection = cast(Any, SimpleNamespace(resources=Memory()))
 
 

@@ -1,4 +1,4 @@
-# PORT WORKERS: Net::Server::PreFork, in its terms a server of a fixed size.
+# PORT WORKERS: Net::Server::PreFork with a fixed number of servers.
 package Lines;
 use strict;
 use warnings;

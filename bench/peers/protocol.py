@@ -1,7 +1,7 @@
 """PORT LOOP: an asyncio Protocol, on asyncio's own loop or on uvloop.
 
-It cuts lines with the framing and calls the handler that forkd's event workers do, one write for the requests that
-came together; it has no deadlines, no limits on connections and no figures.
+It uses the same framing and handler as forkd's event workers, and one write for requests that came together. It has
+no deadlines, no limits on connections and no figures.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Line(asyncio.Protocol):
         elif requests:
             self.write(b"".join([self.encode(self.handler(request)) for request in requests]))
 
-    # A client that does not read its replies is not read from.
+    # Stop reading from a client that does not read its replies.
     def pause_writing(self) -> None:
         self.transport.pause_reading()
 

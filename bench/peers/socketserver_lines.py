@@ -1,4 +1,4 @@
-"""PORT threads|forks: the standard library's socketserver, a thread or a process a connection."""
+"""PORT threads|forks: the standard library's socketserver, with a thread or a process for each connection."""
 
 import socketserver
 import sys

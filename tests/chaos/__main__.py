@@ -1,9 +1,9 @@
 """Faults under load: `python -m tests.chaos [--share S] [--seed N] [--kind K] [--shape X] [SCENARIO ...]`.
 
-Each scenario runs in a network namespace of its own (root needed), so that its TCP counters start
-clean, and prints one row of a table; the exit status is 1 if any broke its promise. `--share 0.1` does a tenth
-of the counts. The seed is printed, and given back with `--seed` the same faults come in the same order.
-With `--rows` a run that was broken off goes on, with the same seed: what FILE has seen is not played again.
+Each scenario runs in a network namespace of its own, so that its TCP counters start at zero, and prints one row of a
+table. This needs root. The exit status is 1 if any scenario broke its promise. `--share 0.1` runs a tenth of the
+counts. The seed is printed; with the same `--seed` the same faults come in the same order. With `--rows FILE` an
+interrupted run continues with its seed, and skips the scenarios whose results FILE already has.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ SCENARIOS = {
 
 
 def play(scenario: Scenario, kind: str, shape: str, share: float, seed: int) -> Report:
-    """Runs one scenario in this process's network."""
+    """Runs one scenario in this process's network namespace."""
     report = Report(scenario.name, shape, kind, share)
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(Path(folder), random.Random(f"{seed} {scenario.name} {shape}"), share, report)
         try:
             scenario.play(scene)
             scene.audit()
-        except Exception as error:  # a server that does not answer breaks its promise in many ways
+        except Exception as error:  # a server that stops answering can fail in many ways
             report.broken.append(f"{type(error).__name__}: {error}")
         finally:
             scene.abandon()
     return report
 
 
-# Loopback handles a packet on the processor that sent it, so that two of one connection may overtake each other, as
-# they do on no network card that keeps flows apart. RPS (Documentation/networking/scaling.rst of Linux) does so here.
+# Loopback handles a packet on the processor that sent it, so packets of one connection may overtake each other. On a
+# network card that keeps flows apart they cannot. RPS (Linux, Documentation/networking/scaling.rst) prevents it here.
 _NETWORK = (
     "ip link set lo up && mount -t sysfs none /sys && echo {every_cpu:x} > /sys/class/net/lo/queues/rx-0/rps_cpus"
     ' && umount /sys && exec "$@"'
@@ -54,7 +54,7 @@ _NETWORK = (
 
 
 def play_apart(scenario: Scenario, kind: str, shape: str, share: float, seed: int) -> Report:
-    """Runs one scenario in a network of its own."""
+    """Runs one scenario in a network namespace of its own."""
     inside = [sys.executable, "-m", "tests.chaos", "--here", "--kind", kind, "--shape", shape]
     network = _NETWORK.format(every_cpu=(1 << (os.cpu_count() or 1)) - 1)
     command = ["unshare", "--net", "--mount", "sh", "-c", network, "sh", *inside]
@@ -66,12 +66,12 @@ def play_apart(scenario: Scenario, kind: str, shape: str, share: float, seed: in
         check=False,
     )
     if done.returncode:
-        return Report(scenario.name, shape, kind, share, broken=["it could not be played"])
+        return Report(scenario.name, shape, kind, share, broken=["the scenario could not be run"])
     return read(json.loads(done.stdout.splitlines()[-1]))
 
 
 class Rows:
-    """What a run has seen so far, in a file of JSON lines if there is one, which also has its seed."""
+    """The results of a run so far, and its seed; kept in a file of JSON lines if one is given."""
 
     def __init__(self, file: Path | None, seed: int) -> None:
         self.seed = seed
@@ -98,7 +98,7 @@ class Rows:
 
 
 def read(told: dict[str, Any]) -> Report:
-    """A report as it was told in JSON."""
+    """Returns a report from its JSON object."""
     return Report(**told | {"counts": Counter(told["counts"])})
 
 
@@ -106,10 +106,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="how clients ask; all, unless told")
-    parser.add_argument("--kind", choices=KINDS, action="append", help="the kind of worker; all, unless told")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of what is promised there")
-    parser.add_argument("--rows", type=Path, metavar="FILE", help="keep what is seen there, and go on from what it has")
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="how clients send requests (default: all)")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="the kind of worker (default: all)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of results to FILE")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="keep results in FILE, and continue from it")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
     told = parser.parse_args()

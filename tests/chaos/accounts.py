@@ -1,4 +1,4 @@
-"""What must be the same afterwards: descriptors, counts, memory; and a master whose workers write over all they can."""
+"""What must be the same afterwards (descriptors, counts, memory), and a master whose workers overwrite all they can."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROWTH = 1024  # KiB
 
 
 def descriptors(scene: Scene) -> None:
-    """After all reloads everybody has open what was open at the start."""
+    """After all reloads every process has the same descriptors open as at the start."""
     scene.write()
     with scene.serving() as server:
         before = _tables(server)
@@ -37,7 +37,7 @@ def descriptors(scene: Scene) -> None:
 
 
 def _tables(server: Server) -> dict[str, Counter[str]]:
-    """What one process of each kind has open, when nobody of an old generation is left."""
+    """Returns what one process of each kind has open, once no old generation is left."""
     until(lambda: len(server.family()) == 2 + 16, "one generation")
     processes = {
         "master": server.pid,
@@ -48,7 +48,7 @@ def _tables(server: Server) -> dict[str, Counter[str]]:
 
 
 def million(scene: Scene) -> None:
-    """Through reloads and replacements the totals are what the clients count, and the master does not grow."""
+    """Through reloads and replacements the totals match the clients' counts, and the master does not grow."""
     scene.write("max_requests = 200")
     wanted = scene.times(MILLION)
     memory: list[int] = []
@@ -74,9 +74,9 @@ def million(scene: Scene) -> None:
 
 
 def raving(scene: Scene) -> None:
-    """Workers write over all memory, counters and sockets they share: the master continues, and signals only its own.
+    """Workers overwrite all the memory, counters and sockets they share: the master continues, signals only its own.
 
-    The workers may suffer: what they say of themselves is believed.
+    The workers may suffer, because the master believes what they report about themselves.
     """
     trace = scene.folder / "trace"
     tracer = ["strace", "-DDD", "-f", "-q", "--seccomp-bpf", "-o", str(trace), "-e", f"trace={SIGNALS}"]
@@ -87,18 +87,18 @@ def raving(scene: Scene) -> None:
         scene.load(server.addresses[0][1], 4, shape="single")
         for number in range(raves):
             _rave(server, scene.chance.randrange(10**9))
-            scene.report.expect(server.status()["master"]["pid"] == server.pid, "another master")
+            scene.report.expect(server.status()["master"]["pid"] == server.pid, "the master was replaced")
             if number % 20 == 10:
                 server.ask(command="reload")
-            pace.wait(0.02)  # the fault's own rate
-        # Whom the master takes for late, it kills.
+            pace.wait(0.02)  # sets the rate of the fault
+        # The master kills workers that seem late to it.
         scene.unfinished = 10**6
         scene.settle(*LOSSES)
         server.ask(command="reload")
-        until(lambda: _answers(server), "served again")
+        until(lambda: _answers(server), "requests served again")
         scene.close(server)
     strangers = _strangers(trace, server.pid)
-    scene.report.expect(not strangers, f"strangers were signalled: {strangers[:3]}")
+    scene.report.expect(not strangers, f"signals to strangers: {strangers[:3]}")
     scene.report.done = f"{raves} times everything written over"
 
 
@@ -117,7 +117,7 @@ def _answers(server: Server) -> bool:
 
 
 def _strangers(trace: Path, master: int) -> list[str]:
-    """The master's signals to processes not of its family; all who have ended under the same tracer are of it."""
+    """Returns the signals that the master sent outside its family: the processes that ran under the same tracer."""
     lines = trace.read_text().splitlines()
     family = {int(line.split()[0]) for line in lines}
     found = []
@@ -126,7 +126,7 @@ def _strangers(trace: Path, master: int) -> list[str]:
         target = re.match(r"\s*(?:kill\((-?\d+)|tk?g?kill\((\d+)|pidfd_send_signal\(\d+<pid:(-?\d+))", call)
         if target and int(pid) == master:
             whom = int(next(each for each in target.groups() if each is not None))
-            # A pidfd of somebody who has gone leads to nobody.
+            # strace shows -1 for the pidfd of a process that is gone.
             if whom not in family and not (target[3] and whom == -1):
                 found.append(line)
     return found

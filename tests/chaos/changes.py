@@ -1,4 +1,4 @@
-"""What an operator does under load: reloads, good ones and broken ones, listeners, sizes, stops, upgrades."""
+"""What an operator does under load: good and broken reloads, changes of listeners and pool sizes, stops, upgrades."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUESTS = 100_000
 
 
 def reload(scene: Scene) -> None:
-    """Nobody is refused, cut or reset: not one packet with RST leaves the server."""
+    """No client is refused, cut off or reset: not one packet with RST leaves the server."""
     scene.write()
     with scene.serving() as server:
         address = server.addresses[0][1]
@@ -38,7 +38,7 @@ def reload(scene: Scene) -> None:
 
 
 def broken_reloads(scene: Scene) -> None:
-    """The caller is told, the old generation goes on, and nobody else notices."""
+    """The caller gets an error, the old generation continues, and no client notices."""
     scene.write()
     with socket.create_server(("127.0.0.1", 0)) as taken, scene.serving() as server:
         breaks = _breaks(scene.folder, taken.getsockname()[1])
@@ -57,7 +57,7 @@ def broken_reloads(scene: Scene) -> None:
             except ControlError:
                 told = True
             generation += not kind
-            scene.report.expect(told == bool(kind), f"reload {number} ({kind or 'good'}) was answered wrongly")
+            scene.report.expect(told == bool(kind), f"reload {number} ({kind or 'good'}) got the wrong answer")
             scene.report.expect(
                 server.status("test")["generation"] >= generation, f"reload {number}: an old generation serves"
             )
@@ -67,7 +67,7 @@ def broken_reloads(scene: Scene) -> None:
 
 
 def _breaks(folder: Path, taken: int) -> dict[str, str]:
-    """What is wrong, and the text that makes the settings so."""
+    """Returns each mistake by name, and the text that puts it into the settings."""
     (folder / "broken.py").write_text("import nothing_of_this_name\n")
     (folder / "hangs.py").write_text("import time\ntime.sleep(60)\n")
     (folder / "bootless.py").write_text(
@@ -96,7 +96,7 @@ def _breaks(folder: Path, taken: int) -> dict[str, str]:
 
 
 def listeners(scene: Scene) -> None:
-    """Those that stay notice nothing; those that come answer, those that go refuse."""
+    """Kept listeners are undisturbed; added ones answer, and removed ones refuse."""
     stays = f"127.0.0.1:{probe.free_port()}"
     kept = f"unix:{scene.folder}/kept.sock"
     scene.write(listen=_listen([stays, kept]))
@@ -115,14 +115,14 @@ def listeners(scene: Scene) -> None:
                 scene.report.expect(_answers(each), f"{each} does not answer")
             for each in set(others) - set(chosen):
                 until(lambda each=each: _refuses(each), f"{each} closed")
-            scene.report.expect(probe.listener(stays) == inode, "the listener that stays was replaced")
+            scene.report.expect(probe.listener(stays) == inode, "the kept listener was replaced")
         scene.settle()
         scene.close(server)
     scene.report.done = f"{reloads} reloads, each with other listeners"
 
 
 def _listen(addresses: list[str]) -> str:
-    """The value of `listen`."""
+    """Returns the value of `listen`."""
     return "[" + ", ".join(f'"{each}"' for each in addresses) + "]"
 
 
@@ -131,7 +131,7 @@ def _answers(address: str) -> bool:
 
 
 def _refuses(address: str) -> bool:
-    """Nobody listens there; who came in the moment in which it was closed is reset."""
+    """Whether no one listens there. A connection made in the moment of closing is reset."""
     try:
         exchange(connect(address), b"probe 1\n")
     except (ConnectionRefusedError, FileNotFoundError):
@@ -142,10 +142,10 @@ def _refuses(address: str) -> bool:
 
 
 def scale(scene: Scene) -> None:
-    """The pool grows and shrinks, by idle workers alone."""
+    """The pool grows and shrinks; only idle workers leave."""
     scene.write()
     with scene.serving() as server:
-        # Only idle workers are sent away, so a pool of one has to have work for less than one.
+        # Only idle workers are dismissed, so a pool of one must not be fully busy.
         scene.load(server.addresses[0][1], 1)
         before = tcp_counters()
         times = scene.times(50)
@@ -153,7 +153,7 @@ def scale(scene: Scene) -> None:
             size = 16 if number % 2 else 1
             server.ask(command="scale", service="test", size=size)
             until(lambda size=size: _staying(server) == size, f"{size} workers")
-            wanted = server.status("test")["requests"] + 20  # a while of work with each size
+            wanted = server.status("test")["requests"] + 20  # some work with each size
             until(lambda wanted=wanted: server.status("test")["requests"] >= wanted, f"{wanted} requests")
         scene.close(server, scene.settle())
         scene.resets(before, refusals=True)
@@ -161,7 +161,7 @@ def scale(scene: Scene) -> None:
 
 
 def _staying(server: Server) -> int:
-    """How many workers serve and have not been told to leave."""
+    """Returns how many workers serve and have no order to leave."""
     return sum(each["state"] in ("busy", "idle") for each in server.status()["workers"])
 
 
@@ -189,9 +189,9 @@ def recycle(scene: Scene) -> None:
 
 
 def stop(scene: Scene) -> None:
-    """Every connection that was established is answered, none is reset.
+    """Every established connection is answered; none is reset.
 
-    A connection that had been idle may end in the moment in which its client asks again; then nothing has run.
+    An idle connection may end just as its client sends another request; that request has not run.
     """
     scene.write()
     took = []
@@ -203,7 +203,7 @@ def stop(scene: Scene) -> None:
                 scene.load(server.addresses[0][1], 32)
             until(lambda server=server: server.status("test")["requests"] > 200)
             began = time.monotonic()
-            scene.report.expect(server.stop() == 0, "the server did not end well")
+            scene.report.expect(server.stop() == 0, "the server did not exit with status 0")
             took.append(time.monotonic() - began)
             scene.settle("refused", "crossed")
             server.gone()
@@ -213,7 +213,7 @@ def stop(scene: Scene) -> None:
 
 
 def upgrade(scene: Scene) -> None:
-    """The program replaces itself in place, by command and by signal: the process number stays, and all clients."""
+    """The program replaces itself, by command and by signal: the PID stays the same, and no client is lost."""
     scene.write()
     with scene.serving() as server:
         before, inode = tcp_counters(), probe.listener(server.addresses[0][1])
@@ -224,7 +224,7 @@ def upgrade(scene: Scene) -> None:
             generation = server.status("test")["generation"]
             if number % 2:
                 server.kill(signal.SIGUSR2)
-                until(lambda server=server, past=generation: _generation(server) > past, "the upgraded one")
+                until(lambda server=server, past=generation: _generation(server) > past, "the upgraded program")
             else:
                 server.ask(command="upgrade")
             scene.report.expect(server.status()["master"]["pid"] == server.pid, "another process is the master")
@@ -237,7 +237,7 @@ def upgrade(scene: Scene) -> None:
 
 
 def _generation(server: Server) -> int:
-    """The generation that serves; 0 while nobody answers, in the midst of an upgrade."""
+    """Returns the generation that serves; 0 while an upgrade leaves the control socket unanswered."""
     try:
         return int(server.status("test")["generation"])
     except ControlError:

@@ -1,4 +1,4 @@
-"""What dies, or stands still, under load: workers, fork servers, the master; and signals at any moment."""
+"""Deaths and pauses under load: of workers, fork servers and the master; and signals at any moment."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ORDERS = [
     signal.SIGTTOU,
     signal.SIGCHLD,
 ]
-AWAY = signal.SIGWINCH  # has the workers leave, so that the queue waits for a reload, and is reset at a stop
+AWAY = signal.SIGWINCH  # the workers leave; the accept queue waits for a reload, and is reset at a stop
 ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
-SLACK = 10  # times its figure that a time may take on a machine which has other work, too
+SLACK = 10  # how many times its figure a time may take, since the machine may be busy with other work
 
 
 def kill_workers(scene: Scene) -> None:
-    """The worker that has served longest is killed every 50 ms: each costs the request it had in hand at most."""
+    """The longest-serving worker is killed every 50 ms; each kill costs at most the request in hand."""
     scene.write()
     kills = scene.times(300)
     slots: dict[int, int] = {}
@@ -42,13 +42,13 @@ def kill_workers(scene: Scene) -> None:
             workers = until(lambda: _living(server, dead), "a worker", limit=2)
             slots |= {each["pid"]: each["slot"] for each in workers}
             victim = max(workers, key=lambda each: each["age"])
-            killed[victim["slot"]].append(time.monotonic())  # before: the kill may wake somebody up in our place
+            killed[victim["slot"]].append(time.monotonic())  # before the kill, which may let another process run first
             os.kill(victim["pid"], signal.SIGKILL)
             dead.add(victim["pid"])
-            pace.wait(0.05)  # the fault's own rate, not a wait for something
-        until(lambda: len(_living(server, dead)) == 16, "a whole pool", limit=60)
+            pace.wait(0.05)  # sets the rate of the fault; it waits for nothing
+        until(lambda: len(_living(server, dead)) == 16, "a full pool", limit=60)
         slots |= {each["pid"]: each["slot"] for each in _living(server, dead)}
-        # What a worker has in hand is one request, or a whole pipeline.
+        # A worker has one request in hand, or a whole pipeline.
         scene.unfinished = kills * (PIPELINE if scene.report.shape == "pipelined" else 1)
         scene.settle(lost=scene.unfinished)
         scene.close(server)
@@ -61,13 +61,16 @@ def kill_workers(scene: Scene) -> None:
 
 
 def _living(server: Server, dead: set[int]) -> list[dict[str, Any]]:
-    """The workers that serve and have not been killed, whether or not that is known yet."""
+    """Returns the workers that serve and that we have not killed, even if the master has not noticed yet."""
     workers = server.status()["workers"]
     return [each for each in workers if each["state"] in ("idle", "busy") and each["pid"] not in dead]
 
 
 def kill_fork_servers(scene: Scene) -> None:
-    """Its workers go on, a new generation follows; a life of the server has three, for they come slower each time."""
+    """Workers of a killed fork server continue, and a new generation follows.
+
+    Each server gets three kills only, because each new generation is delayed longer than the last.
+    """
     scene.write()
     kills = scene.times(50)
     done = 0
@@ -78,16 +81,16 @@ def kill_fork_servers(scene: Scene) -> None:
                 [pid] = until(lambda server=server: server.titled(FORK_SERVER))
                 os.kill(pid, signal.SIGKILL)
                 done += 1
-                until(lambda server=server, due=number + 2: server.status("test")["generation"] >= due, "another")
-                until(lambda server=server: len(server.titled(FORK_SERVER)) == 1, "only the next one")
+                until(lambda server=server, due=number + 2: server.status("test")["generation"] >= due, "the next one")
+                until(lambda server=server: len(server.titled(FORK_SERVER)) == 1, "only the next fork server")
             scene.close(server, scene.settle())
     scene.report.done = f"{done} fork servers killed"
 
 
 def kill_masters(scene: Scene) -> None:
-    """Everybody goes, whoever is served still gets the answer, and a new one serves at once on the same address.
+    """All processes end, requests in hand are still answered, and a new server serves at once on the same address.
 
-    Those in the accept queue are reset, for the address has to be free at once; nothing of theirs has run.
+    Connections in the accept queue are reset, because the address must be free at once; none of their requests has run.
     """
     address = f"127.0.0.1:{probe.free_port()}"
     scene.write(listen=f'"{address}"')
@@ -95,7 +98,7 @@ def kill_masters(scene: Scene) -> None:
     free, idle_gone, all_gone, served = [], [], [], []
     for number in range(kills):
         with scene.begun() as server:
-            until(lambda: not probe.may_bind(address), "the address taken")
+            until(lambda: not probe.may_bind(address), "the address bound")
             bound = time.monotonic()
             scene.report.expect(exchange(connect(address), b"first 1\n").startswith(b"first "), "a wrong first answer")
             served.append(time.monotonic() - bound)
@@ -122,7 +125,7 @@ def kill_masters(scene: Scene) -> None:
 
 
 def signals(scene: Scene) -> None:
-    """Whatever comes before, the server ends as the last ones ask for, with status 0, and leaves nobody behind."""
+    """Whatever came before, the server ends as the last signals ask, with status 0, and leaves no process behind."""
     scene.write(workers="4")
     lives, each_life = scene.times(10), 100
     pace = threading.Event()
@@ -132,7 +135,7 @@ def signals(scene: Scene) -> None:
             until(lambda server=server: all(probe.catches(server.pid, each) for each in [*ORDERS, *ENDS]))
             early = scene.chance.randrange(each_life // 4)
             _storm(scene, server, orders, early, pace)
-            if life % 4 != 3:  # else the end comes while it starts
+            if life % 4 != 3:  # otherwise the end comes while it starts
                 server.serving()
                 scene.load(server.addresses[0][1], 2)
                 _storm(scene, server, orders, each_life - early, pace)
@@ -153,23 +156,23 @@ def signals(scene: Scene) -> None:
 def _storm(scene: Scene, server: Server, orders: list[signal.Signals], count: int, pace: threading.Event) -> None:
     for _ in range(count):
         os.kill(server.pid, scene.chance.choice(orders))
-        pace.wait(scene.chance.uniform(0, 0.02))  # the moments of the fault
+        pace.wait(scene.chance.uniform(0, 0.02))  # picks the moments of the fault
 
 
 def _at_rest(server: Server) -> bool:
-    """One generation, whole, and nobody else; or nobody, when the workers were sent away."""
+    """Whether there is one complete generation and nothing else; or only the master, if the workers were dismissed."""
     workers = server.status()["workers"]
     whole = {each["state"] for each in workers} <= {"idle", "busy"} and not zombies(server.pid)
     return whole and len(server.family()) == (2 + len(workers) if workers else 1)
 
 
 def stopped_master(scene: Scene) -> None:
-    """A master that stood still for a while, as in a pause of its machine, finds nobody late for that.
+    """A master that was stopped for a while, as when its machine pauses, takes no worker for late afterwards.
 
-    It is stopped while new workers boot, and while requests are under way that end before their time is over.
+    It is stopped while new workers boot, and while requests are in progress that end within their time.
     """
     os.environ["NAP"] = "0.2"
-    # Twice the tick of a master's clock, within which it does not notice that it was away.
+    # Twice the tick of the master's clock: pauses shorter than a tick go unnoticed.
     scene.write("request_timeout = 2\nboot_timeout = 2", workers="8")
     seconds = max(5.0, 60 * scene.share)
     with scene.serving() as server:

@@ -1,4 +1,4 @@
-"""What a scenario is, what it has to work with, and what it reports."""
+"""Scenarios, the tools that they use, and their reports."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.server import HANDLERS, Server, running, until
 
 SHAPES = ("single", "persistent", "pipelined")
 RESETS = ("TcpEstabResets", "TcpExtTCPAbortOnData", "TcpExtTCPAbortOnClose", "TcpExtTCPAbortOnLinger")
-REFUSALS = "TcpOutRsts"  # counts refused connections, too
+REFUSALS = "TcpOutRsts"  # counts refused connections as well
 
 
 @dataclass
 class Report:
-    """What a scenario has seen.
+    """The result of a scenario.
 
-    `done` is what was done to the server, `figures` are measured, `broken` is what broke a promise; `share` is of the
-    full counts.
+    `done` says what was done to the server, `figures` what was measured, `broken` which promises were broken. `share`
+    is the fraction of the full counts.
     """
 
     scenario: str
@@ -44,7 +44,7 @@ class Report:
             self.broken.append(what)
 
     def took(self, what: str, seconds: Sequence[float], limit: float, *, quantile: float = 1.0) -> None:
-        """A time measured again and again: told with its median and worst, and held against its limit."""
+        """Reports the median and worst of repeated times in seconds, and expects the worst to be within `limit`."""
         ordered = sorted(seconds)
         worst = ordered[max(0, round(quantile * len(ordered)) - 1)]
         label = "worst" if quantile == 1 else f"p{quantile * 100:g}"
@@ -58,14 +58,14 @@ KINDS = {
     "threads": 'worker = "event"\nthreads = 2\n',
     "async": 'worker = "event"\n',
 }
-"""The kinds of worker, and what makes a service run on them."""
+"""The kinds of worker, each with the settings that select it."""
 
 
 @dataclass
 class Scene:
-    """A scenario's own folder, chance and share of the full counts, and the loads that it has begun.
+    """A scenario's own folder, random numbers and share of the full counts, and the loads that it has begun.
 
-    `unfinished` is how many requests may have been begun without a reply, for the ledger.
+    `unfinished` is how many requests the ledger may show as begun but not answered.
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class Scene:
         os.environ["LEDGER"] = str(self.ledger)
 
     def times(self, full: int, least: int = 2) -> int:
-        """This run's share of a full count."""
+        """Returns this run's share of a full count, but no less than `least`."""
         return max(least, round(full * self.share))
 
     def write(
@@ -96,7 +96,7 @@ class Scene:
         listen: str = '"127.0.0.1:0"',
         name: str = ".",
     ) -> None:
-        """The settings of the ledger service, with more text behind them; `name` is a folder for one more server."""
+        """Writes the settings of the ledger service, followed by `text`; `name` is a folder for another server."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         (folder / "forkd.toml").write_text(
@@ -106,25 +106,25 @@ class Scene:
 
     @property
     def app(self) -> str:
-        """The ledger service, as this kind of worker runs it."""
+        """The variant of the ledger service that this kind of worker runs."""
         return "ledger:answer_async" if self.report.kind == "async" else "ledger:answer"
 
     def begun(self, name: str = ".", *, program: list[str] | None = None) -> AbstractContextManager[Server]:
-        """A server with the settings written, that has just been started."""
+        """Starts a server with the settings written; does not wait until it serves."""
         return running(["forkd.toml"], self.folder / name, program=program)
 
     @contextmanager
     def serving(self, listeners: int = 1, *, name: str = ".", program: list[str] | None = None) -> Iterator[Server]:
-        """A server with the settings written, that serves."""
+        """Starts a server with the settings written, and waits until it serves."""
         with self.begun(name, program=program) as server:
             try:
                 yield server.serving(listeners)
             except Exception:
-                print(*server.lines[-40:], sep="\n", file=sys.stderr)  # what it had to say of that
+                print(*server.lines[-40:], sep="\n", file=sys.stderr)  # what it logged before the failure
                 raise
 
     def load(self, address: str, clients: int = 8, *, shape: str = "", most: int = 0) -> Load:
-        """Begins a load, of the scenario's own shape unless told; `settle` ends it."""
+        """Begins a load, by default in the scenario's shape; `settle` ends it."""
         self.numbered += 1
         fates = self.fates / f"load{self.numbered}"
         seed = self.chance.randrange(10**6)
@@ -133,12 +133,12 @@ class Scene:
         return load
 
     def crowd(self, server: Server) -> None:
-        """Two loads, from two processes; of pipelines half as many, or the ledger grows by a gigabyte."""
+        """Begins two loads in two processes; with pipelines half as many clients, or the ledger grows by a gigabyte."""
         for _ in range(2):
             self.load(server.addresses[0][1], 4 if self.report.shape == "pipelined" else 8)
 
     def settle(self, *forgiven: str, lost: int = 0) -> Tally:
-        """Ends the loads and holds what they have seen against what was promised; `forgiven` losses are none."""
+        """Ends the loads; expects at most `lost` losses, `forgiven` kinds aside; returns the sum of the tallies."""
         total = Tally()
         for load in self.loads:
             total.add(load.finish())
@@ -150,19 +150,19 @@ class Scene:
         return total
 
     def close(self, server: Server, total: Tally | None = None) -> None:
-        """Ends the server; where the clients' `total` is all that it has served, its own accounts must be the same."""
+        """Ends the server; if `total` is all that it has served, its own counts must match."""
         if total is not None:
             wanted = {"requests": total.counts["answered"], "in": total.sent, "out": total.received}
             try:
-                # The last replies are counted after they have left.
+                # The last replies are counted only after they were sent.
                 until(lambda: accounts(server) == wanted, limit=5)
             except AssertionError:
                 self.report.expect(False, f"status counts {accounts(server)}, the clients {wanted}")
-        self.report.expect(server.stop() == 0, "the server did not end well")
+        self.report.expect(server.stop() == 0, "the server did not exit with status 0")
         server.gone()
 
     def audit(self) -> None:
-        """Holds the ledger against what the clients know of each of their requests."""
+        """Compares the ledger with what the clients know of each of their requests."""
         found = ledger.audit(self.ledger, self.fates)
         for what, count in (
             ("answered, but not run exactly once", found.miscounted),
@@ -170,18 +170,18 @@ class Scene:
         ):
             self.report.expect(not count, f"{count} requests {what}")
         self.report.expect(
-            found.unfinished <= self.unfinished, f"{found.unfinished} requests begun and not answered, {found.examples}"
+            found.unfinished <= self.unfinished, f"{found.unfinished} requests begun and not answered: {found.examples}"
         )
         if self.unfinished:
             self.report.figures.append(f"{found.unfinished} requests begun and not answered")
 
     def abandon(self) -> None:
-        """Ends what is left of the loads."""
+        """Kills the loads that are left."""
         for load in self.loads:
             load.kill()
 
     def resets(self, before: dict[str, int], *, refusals: bool) -> None:
-        """Nobody was reset since `before`, nor refused if that is told to be looked at."""
+        """Expects no connection to have been reset since `before`; with `refusals`, none to have been refused."""
         after = tcp_counters()
         names = (*RESETS, REFUSALS) if refusals else RESETS
         found = {name: after[name] - before[name] for name in names if after[name] != before[name]}
@@ -190,7 +190,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A fault, what is promised of it, and the play that shows it, in each of its shapes."""
+    """A fault, what is promised about it, and the function that plays it, in each of its shapes."""
 
     name: str
     fault: str
@@ -200,7 +200,7 @@ class Scenario:
 
 
 def accounts(server: Server) -> dict[str, Any]:
-    """What `status` has counted, named as in `Scene.close`."""
+    """Returns the counts of `status`, named as in `Scene.close`."""
     told = server.status("test")
     return {"requests": told["requests"], **told["bytes"]}
 

@@ -1,7 +1,7 @@
-"""What was served, held against what the clients know: no request runs twice, or unanswered, or behind their backs.
+"""Compares what was served with what the clients know: no request may run twice, or run without an answer.
 
-The ledger has a line `ID start` and a line `ID end` for each request that ran (tests/handlers/ledger.py);
-the fates have a letter for each request that a client sent (tests/load.py).
+The ledger has a line `ID start` and a line `ID end` for each request that ran (tests/handlers/ledger.py); the fates
+have a letter for each request that a client sent (tests/load.py).
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from pathlib import Path
 
 from tests.load import ANSWERED
 
-MOST = 5  # examples
+MOST = 5  # examples kept
 
 
 @dataclass
 class Audit:
-    """How many requests break the rules of the ledger."""
+    """How many requests break the ledger's rules."""
 
     requests: int = 0
     miscounted: int = 0
-    """A reply, but not exactly one start and one end."""
+    """Answered, but without exactly one start and one end."""
     doubled: int = 0
     """More than one start."""
     unfinished: int = 0
-    """A start, but no reply, whether its client read a clean end of the stream or an error."""
+    """Started, but not answered: its client read a clean end of the stream, or got an error."""
     examples: list[str] = field(default_factory=list)
 
 
 def audit(ledger: Path, fates: Path) -> Audit:
-    """Looks at every request that any client has sent."""
+    """Checks every request that any client has sent."""
     starts, ends = read(ledger)
     found = Audit()
     for file in sorted(fates.iterdir()):
@@ -57,7 +57,7 @@ def audit(ledger: Path, fates: Path) -> Audit:
 
 
 def read(ledger: Path) -> tuple[dict[bytes, bytearray], dict[bytes, bytearray]]:
-    """How often each client's requests have started and ended, by their number."""
+    """Returns how often each client's requests started and how often they ended, indexed by request number."""
     starts: dict[bytes, bytearray] = defaultdict(bytearray)
     ends: dict[bytes, bytearray] = defaultdict(bytearray)
     with ledger.open("rb") as lines:
@@ -75,7 +75,7 @@ def read(ledger: Path) -> tuple[dict[bytes, bytearray], dict[bytes, bytearray]]:
 
 
 def births(ledger: Path) -> list[tuple[float, int]]:
-    """When each worker became ready, in seconds on the monotonic clock, and its pid; in the order of time."""
+    """Returns when each worker became ready, in seconds on the monotonic clock, and its PID; earliest first."""
     with ledger.open("rb") as lines:
         facts = [line.split() for line in lines if line.startswith(b"born ")]
     return sorted((int(moment) / 1e9, int(pid)) for _, pid, moment in facts)

@@ -1,4 +1,4 @@
-"""The table of a run, and the page that is made of it: docs/explanation/reliability.md."""
+"""The table of a run, and the page made from it: docs/explanation/reliability.md."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _TEMPLATE = Path(__file__).with_name("page.md")
 
 
 def row(report: Report) -> str:
-    """One scenario in one shape, for whoever watches the run."""
+    """Returns one table row, for a person who watches the run: one scenario in one shape."""
     verdict = "kept" if not report.broken else "BROKEN: " + "; ".join(report.broken[:5]).replace("\n", " ")
     told = (report.done, _number(report), _lost(report), _figures(report), verdict)
     return _cells(report.scenario, report.kind, report.shape, *told)
 
 
 def whole(scenarios: Mapping[str, Scenario], reports: Sequence[Report], seed: int, days: Sequence[date]) -> str:
-    """The page; `days` are those on which the run went on."""
+    """Returns the page; `days` are those on which the run took place."""
     rows = []
     for report in reports:
         told = scenarios[report.scenario]

@@ -1,4 +1,4 @@
-"""The kernel's own books of a process and of this network: descriptors, memory, processor time, listeners."""
+"""The kernel's records of a process and of this network: descriptors, memory, processor time, listeners."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NUMBERS = re.compile(r"\d+")
 
 
 def descriptors(pid: int) -> Counter[str]:
-    """What a process has open, by kind: `socket:[123]` and `socket:[456]` are the same here."""
+    """Counts a process's open descriptors by kind: `socket:[123]` and `socket:[456]` are the same here."""
     return Counter(_NUMBERS.sub("N", each) for each in open_files(pid))
 
 
 def descriptors_at_rest(pid: int) -> Counter[str]:
-    """The same, as soon as it has been so for a while: what was asked of the process last may still be open."""
+    """Returns the same once it has not changed for 0.1 s, since the last command's descriptors may still be open."""
     pause = threading.Event()
     before: list[Counter[str]] = [Counter()]
 
@@ -38,19 +38,19 @@ def descriptors_at_rest(pid: int) -> Counter[str]:
 
 
 def lowest_free_descriptor(pid: int) -> int:
-    """The number that the next descriptor of a process would get."""
+    """Returns the number that a process's next descriptor would get."""
     used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
     return next(number for number in range(len(used) + 1) if number not in used)
 
 
 def private_memory(pid: int) -> int:
-    """KiB of memory that are a process's own (proc(5), smaps_rollup)."""
+    """Returns a process's private memory in KiB (proc(5), smaps_rollup)."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(("Private_Dirty:", "Swap:")))
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """What processes have used of a processor until now (proc(5), schedstat: nanoseconds, where stat has ticks)."""
+    """Returns the processor time of processes in seconds (proc(5), schedstat: nanoseconds, whereas stat has ticks)."""
     total = 0
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -59,7 +59,7 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 
 def listener(address: str) -> str:
-    """The inode of the socket that listens on an IPv4 address here (proc(5), net/tcp); empty if none does."""
+    """Returns the inode of the socket that listens on the IPv4 address (proc(5), net/tcp); "" if none does."""
     port = int(address.rpartition(":")[2])
     for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
@@ -69,14 +69,14 @@ def listener(address: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody has in this network, which is ours alone."""
+    """Returns a free port; it stays free, because this network namespace is ours alone."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 def may_bind(address: str) -> bool:
-    """Whether nobody listens on an IPv4 address, so that a new server could have it."""
+    """Whether a new server could bind the IPv4 address because no one listens on it."""
     host, _, port = address.rpartition(":")
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +97,7 @@ def catches(pid: int, number: int) -> bool:
 
 
 class Obituaries:
-    """When processes end, to the microsecond: they are watched by pidfd_open(2)."""
+    """Records to the microsecond when processes end, by watching their pidfds (pidfd_open(2))."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._poll = select.poll()
@@ -110,7 +110,7 @@ class Obituaries:
         self.ended: dict[int, float] = {}
 
     def wait(self, limit: float = LIMIT) -> dict[int, float]:
-        """Waits until all have ended; gives when each did."""
+        """Waits until all have ended; returns, by PID, when each did, in seconds on the monotonic clock."""
         deadline = time.monotonic() + limit
         while self._watched:
             for fd, _ in self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):

@@ -1,8 +1,8 @@
-"""An application that tries to get at what is not its own: at its import, and again in its handler.
+"""An application that tries to reach what is not its own: at its import, and again in its handler.
 
-The request `import` is answered with what became of each attempt at the import, `now` with the same of attempts
-made then: a JSON object of attempts, each with "refused" or, in words, with what it got. Nothing is harmed where
-one succeeds: the signals are number 0, which only asks for permission, and what was written is removed.
+The request `import` returns the results of the attempts made at the import; `now` tries again and returns those
+results. Either is a JSON object: each attempt, with "refused" or a description of what it got. An attempt that succeeds
+does no harm: the signals are number 0, which only checks permission, and what was written is removed.
 """
 
 import ctypes
@@ -16,12 +16,12 @@ from pathlib import Path
 import forkd
 
 HERE = Path(__file__).resolve().parent
-MASTER = os.getppid()  # a fork server is its child, and has imported this
+MASTER = os.getppid()  # this module is imported in a fork server, a child of the master
 _AMBIENT, _RAISE, _BIND = 47, 2, 10  # prctl(2), capabilities(7)
 
 
 def attempts() -> dict[str, str]:
-    """Each attempt by its name, with how it ended."""
+    """Makes all attempts; returns the result of each by name."""
     return {
         "read /etc/shadow": _try(lambda: len(Path("/etc/shadow").read_bytes())),
         "setuid": _try(lambda: os.setuid(0)),
@@ -45,9 +45,9 @@ def attempts() -> dict[str, str]:
 def _try(attempt: Callable[[], object]) -> str:
     try:
         got = attempt()
-    except (PermissionError, ProcessLookupError):  # the latter where /proc shows only one's own (hidepid)
+    except (PermissionError, ProcessLookupError):  # the latter where /proc hides other users' processes (hidepid)
         return "refused"
-    except Exception as error:  # a folder that is read-only, say
+    except Exception as error:  # such as a read-only file system
         return f"refused: {error!r}" if isinstance(error, OSError) else f"failed: {error!r}"
     return f"done: {got!r}"
 
@@ -67,7 +67,7 @@ def _signal_by_pidfd(pid: int) -> None:
 
 
 def _ask_master() -> str:
-    """Asks for the status at the master's control socket, which is the socket that it listens at besides."""
+    """Asks for the status at every socket that may be the master's control socket."""
     for line in Path("/proc/net/unix").read_text().splitlines():
         path = line.split()[-1]
         if path.endswith("control.sock") or (path.startswith("/run/forkd/") and path.endswith(".sock")):
@@ -76,14 +76,14 @@ def _ask_master() -> str:
                 sock.connect(path)
                 sock.sendall(b'{"command": "status"}\n')
                 if answer := sock.recv(100):
-                    return f"{path} has answered {answer!r}"
-    raise PermissionError("nobody answers")
+                    return f"{path} answered {answer!r}"
+    raise PermissionError("no control socket answers")
 
 
 def _bind_low() -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     if first <= 1:
-        raise PermissionError("no port is root's on this machine")
+        raise PermissionError("no port is reserved for root on this machine")
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", min(first - 1, 1000)))
 

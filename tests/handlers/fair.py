@@ -1,4 +1,4 @@
-"""Services that a client can use to hold up others: long replies, many requests at once, coroutines that wait."""
+"""Services with which a client could hold up others: long replies, many requests at once, waiting coroutines."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ PIECE = b"p" * 100_000
 
 @forkd.service(forkd.Lines())
 def plain(request: bytes, connection: forkd.Connection) -> bytes | Iterator[bytes] | None:
-    """`reply`, `pieces` and `send` each give 8 MB; `work N` takes N ms; any other request comes back."""
+    """`reply`, `pieces` and `send` each send 8 MB; `work N` computes for N ms; any other request is echoed."""
     word, _, rest = request.partition(b" ")
     match word:
         case b"reply":
@@ -29,7 +29,7 @@ def plain(request: bytes, connection: forkd.Connection) -> bytes | Iterator[byte
 
 @forkd.service(forkd.Lines())
 async def awaited(request: bytes, connection: forkd.AsyncConnection) -> bytes | AsyncIterator[bytes] | None:
-    """The same, and `wait N` waits for N ms."""
+    """Does the same; `wait N` also waits for N ms."""
     word, _, rest = request.partition(b" ")
     match word:
         case b"reply":
@@ -59,7 +59,7 @@ def _work(word: bytes, rest: bytes) -> None:
 
 @forkd.stream
 async def timed(connection: forkd.AsyncConnection) -> None:
-    """Reads in four ways, each with a timeout that runs out in the turn of the loop in which the bytes arrive."""
+    """Reads in four ways, each with a timeout that expires in the turn of the loop in which the bytes arrive."""
     lines = connection.requests(forkd.Lines())
     for read in (
         lambda: connection.recv(100),
@@ -78,7 +78,7 @@ async def timed(connection: forkd.AsyncConnection) -> None:
 
 
 def _hold_up(until: float) -> None:
-    """Holds the loop up until the client has sent its next line, and beyond the timeout."""
+    """Holds up the loop until the client has sent its next line and the timeout is over."""
     Path("held-up").touch()
     while not Path("sent").exists() or time.monotonic() < until:
         pass
@@ -87,7 +87,7 @@ def _hold_up(until: float) -> None:
 
 @forkd.stream
 async def pushed(connection: forkd.AsyncConnection) -> None:
-    """Reads lines or pushes, whichever comes first, and says in the end how many lines there were."""
+    """Reads lines with a very short timeout, again and again; at the end sends how many lines there were."""
     count = 0
     while True:
         try:
@@ -104,7 +104,7 @@ async def pushed(connection: forkd.AsyncConnection) -> None:
 
 @forkd.stream
 async def twice(connection: forkd.AsyncConnection) -> None:
-    """Sends from two tasks at the same time, then reads from two."""
+    """Sends from two tasks at once, then reads from two at once."""
     await asyncio.gather(*(_send(connection, letter) for letter in (b"a", b"b")))
     first = asyncio.create_task(connection.recv(1))
     await asyncio.sleep(0)
@@ -148,7 +148,7 @@ def _note(word: str) -> None:
 
 @forkd.service(forkd.Lines())
 def endless(request: bytes) -> Iterator[bytes]:
-    """Replies for ever, and notes when that is over."""
+    """Replies forever, and notes when the generator is closed."""
     try:
         while True:
             yield PIECE
@@ -163,7 +163,7 @@ def _ends(connection: forkd.Connection) -> None:
 
 @forkd.service(forkd.Lines())
 async def endless_awaited(request: bytes) -> AsyncIterator[bytes]:
-    """The same."""
+    """Does the same in a coroutine."""
     try:
         while True:
             yield PIECE
@@ -178,5 +178,5 @@ async def _ends_awaited(connection: forkd.AsyncConnection) -> None:
 
 @forkd.stream
 def until_mark(connection: forkd.Connection) -> None:
-    """Reads up to a mark that comes late, and says how many bytes that were."""
+    """Reads up to a mark that comes late, and sends how many bytes that was."""
     connection.send(b"%d\n" % len(connection.read_until(b"\r\n.\r\n", 1 << 30)))

@@ -1,4 +1,4 @@
-"""An import that does not return before the test opens the gate: a FIFO in the working folder."""
+"""An import that returns only when the test opens the gate: a FIFO in the working folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""An application that waits for nobody: its import gives all new sockets of Python a timeout of a microsecond."""
+"""An application whose import gives all new sockets of Python a timeout of a microsecond."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Applications that turn on the server they run in."""
+"""Applications that attack the server they run in."""
 
 import os
 import random
@@ -15,7 +15,7 @@ import forkd
 
 @forkd.service(forkd.Lines())
 def evil(request: bytes) -> bytes:
-    """`cut` and `scribble` are done to every memfd in reach, `shut` to every listener; anything else is echoed."""
+    """`cut` and `scribble` damage every memfd in reach, `shut` every listener; anything else is echoed."""
     if request == b"shut":
         _shut_listeners()
     if request not in (b"cut", b"scribble"):
@@ -32,7 +32,7 @@ def evil(request: bytes) -> bytes:
 
 @forkd.service(forkd.Lines())
 def raving(request: bytes, connection: forkd.Connection) -> bytes:
-    """`rave SEED` writes over all that is in reach; anything else is answered as by the ledger."""
+    """`rave SEED` overwrites everything in reach; anything else is answered as the ledger does."""
     word, _, seed = request.partition(b" ")
     if word != b"rave":
         return answer(request, connection)
@@ -56,7 +56,7 @@ def _shut_listeners() -> None:
 
 
 def _write_over(fd: int, link: str, chance: random.Random) -> None:
-    """Memory, counters, pipes and the sockets to forkd; not the clients', and not the application's own files."""
+    """Writes to shared memory, counters, pipes and the sockets to forkd; spares clients and the application's files."""
     mode = os.fstat(fd).st_mode
     if "memfd" in link:
         block = _words(chance) * 256  # a MiB
@@ -73,7 +73,7 @@ def _write_over(fd: int, link: str, chance: random.Random) -> None:
 
 
 def _words(chance: random.Random) -> bytes:
-    """A page of numbers: random ones, or such as could be meant."""
+    """Returns a page of numbers: random, or plausible ones."""
     if chance.random() < 0.5:
         return chance.randbytes(4096)
     likely = [0, 1, 2, 3, 4, 5, 8191, 1 << 61, (1 << 64) - 1, monotonic_ns(), monotonic_ns() - 10**12]

@@ -1,7 +1,7 @@
-"""A service whose every request leaves two lines in a file, so that lost and doubled ones can be counted.
+"""A service that writes two lines to a file for each request, so that lost and repeated ones can be counted.
 
-A request is `ID PAYLOAD`; the reply is `ID` and a digest of both. LEDGER names the file, NAP how
-long a request takes, in seconds. Each worker leaves a line `born PID TIME` when it is ready.
+A request is `ID PAYLOAD`; the reply is `ID` and a digest of both. The environment variable LEDGER names the file, NAP
+is how many seconds a request takes. Each worker writes a line `born PID TIME` when it is ready.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ def answer(request: bytes, connection: forkd.Connection) -> bytes:
 
 @forkd.service(forkd.Lines())
 async def answer_async(request: bytes, connection: forkd.AsyncConnection) -> bytes:
-    """The same, for workers with coroutines."""
+    """Does the same, for workers with coroutines."""
     number, _, _ = request.partition(b" ")
     ledger = connection.resources
     if ledger is not None:

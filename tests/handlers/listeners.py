@@ -1,4 +1,4 @@
-"""Services that tell which process imported them and what it has loaded."""
+"""Services that report which process imported them and what their worker has loaded."""
 
 import os
 import sys
@@ -10,11 +10,11 @@ IMPORTER = os.getpid()
 
 @forkd.service(forkd.Lines())
 def loaded(request: bytes) -> bytes:
-    """Which of the modules named, with blanks between them, this worker has loaded."""
+    """Returns those of the named modules, separated by blanks, that this worker has loaded."""
     return b" ".join(name for name in request.split() if name.decode() in sys.modules)
 
 
 @forkd.service(forkd.Lines())
 def importer(request: bytes) -> bytes:
-    """The process that imported this module, and this worker's parent."""
+    """Returns the PIDs of the process that imported this module and of this worker's parent."""
     return f"{IMPORTER} {os.getppid()}".encode()

@@ -1,4 +1,4 @@
-"""An application whose import leaves two programs running, one of them a daemon of its own."""
+"""An application whose import leaves two programs running, one of them in a session of its own."""
 
 import subprocess
 

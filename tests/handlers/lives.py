@@ -1,4 +1,4 @@
-"""Lifespans that go wrong, each in its own way, and one that goes wrong when the test says so."""
+"""Lifespans that fail, each in its own way, one that fails when the test asks for it, and one that cleans up."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def _hangs() -> Iterator[None]:
 
 @forkd.service(forkd.Lines())
 def told(request: bytes) -> bytes:
-    """Comes up unless there is a file `broken` in the working folder."""
+    """Its lifespan succeeds unless there is a file `broken` in the working folder."""
     return request
 
 

@@ -1,4 +1,4 @@
-"""An application that, while it is imported, speaks to the master in its fork server's place."""
+"""An application that, during its import, sends messages to the master in its fork server's place."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""An application that has set up logging for itself, and prints."""
+"""An application that sets up its own logging, and prints."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""Tiny services, one for each behaviour that a live test needs to see."""
+"""Tiny services, one for each behaviour that a live test needs."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ def pid(request: bytes) -> bytes:
 
 @forkd.service(forkd.Lines())
 def environment(request: bytes) -> bytes:
-    """The names of the worker's environment variables."""
+    """Returns the names of the worker's environment variables."""
     return " ".join(os.environ).encode()
 
 
@@ -44,7 +44,7 @@ def die(request: bytes) -> bytes:
 
 @forkd.service(forkd.Lines())
 def nap(request: bytes) -> bytes:
-    """Takes as many seconds as it is told."""
+    """Sleeps for as many seconds as the request says."""
     time.sleep(float(request))
     return b"slept " + request
 
@@ -65,13 +65,13 @@ def stubborn(request: bytes) -> bytes:
 
 @forkd.service(forkd.Lines())
 def complain(request: bytes) -> bytes:
-    """Puts what the peer sent into an exception."""
+    """Raises an exception whose text contains the request."""
     raise ValueError(f"cannot do {request.decode(errors='surrogateescape')}")
 
 
 @forkd.service(forkd.Lines())
 def remark(request: bytes) -> bytes:
-    """Has the application log what the peer sent, with a level."""
+    """Logs the request's text as an application would, at the level it names."""
     level, _, text = request.decode().partition(" ")
     logging.getLogger("shop").log(logging.getLevelNamesMapping()[level], "remark: %s", text)
     return b"logged"
@@ -79,12 +79,12 @@ def remark(request: bytes) -> bytes:
 
 @forkd.service(forkd.Lines())
 def swell(request: bytes) -> bytes:
-    """A reply twenty times as long."""
+    """Returns a reply twenty times as long as the request."""
     return request * 20
 
 
 @forkd.service(forkd.Lines())
 def endless(request: bytes) -> Iterator[bytes]:
-    """Replies for ever, a kilobyte at a time."""
+    """Replies forever, a kilobyte at a time."""
     while True:
         yield b"x" * 1023

@@ -1,4 +1,4 @@
-"""A service whose connections end in every way, for each kind of worker, and what an application says aloud."""
+"""Services whose connections end in every way, for each kind of worker, and one that prints."""
 
 import asyncio
 import sys
@@ -9,7 +9,7 @@ import forkd
 
 @forkd.service(forkd.Lines(limit=64))
 def visit(request: bytes) -> bytes:
-    """Ends the connection as it is told; anything else comes back in capitals."""
+    """Ends the connection in the way that the request names; any other request is returned in capitals."""
     match request:
         case b"bye":
             raise forkd.Close(b"bye")
@@ -24,7 +24,7 @@ def visit(request: bytes) -> bytes:
 
 @forkd.service(forkd.Lines(limit=64))
 async def awaited(request: bytes) -> bytes:
-    """The same; `hang` never comes back."""
+    """Does the same; `hang` waits for a minute first."""
     await asyncio.sleep(60 if request == b"hang" else 0)
     return visit(request)
 
@@ -37,7 +37,7 @@ def session(connection: forkd.Connection) -> None:
 
 @forkd.service(forkd.Netstrings())
 def aloud(request: bytes) -> bytes:
-    """Prints what a peer sent on standard error: `thread` by way of a thread's exception, `begun` without an end."""
+    """Prints the request on standard error; `thread` does so by a thread's exception, `begun` without a newline."""
     word, _, text = request.decode(errors="surrogateescape").partition(" ")
     match word:
         case "thread":

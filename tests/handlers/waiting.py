@@ -9,7 +9,7 @@ import forkd
 
 @forkd.service(forkd.Lines())
 async def nap(request: bytes) -> bytes:
-    """Waits so many seconds; `block N` holds up the whole loop for N seconds."""
+    """Waits for N seconds; `block N` holds up the whole loop for N seconds."""
     word, _, seconds = request.rpartition(b" ")
     if word == b"block":
         time.sleep(float(seconds))
@@ -24,7 +24,7 @@ async def _wait(seconds: float) -> None:
 
 @forkd.service(forkd.Lines())
 async def count(request: bytes) -> AsyncIterator[bytes]:
-    """As many replies as it says."""
+    """Sends as many replies as the request says."""
     for number in range(int(request)):
         await asyncio.sleep(0)
         yield b"%d" % number
@@ -32,7 +32,7 @@ async def count(request: bytes) -> AsyncIterator[bytes]:
 
 @forkd.stream
 async def session(connection: forkd.AsyncConnection) -> None:
-    """Greets by name, reads a size and so many bytes, then echoes lines in capitals until `bye`."""
+    """Greets by name, reads a size and that many bytes, then echoes lines in capitals until `bye`."""
     name = await connection.read_until(b"\n")
     await connection.send(b"hello " + name)
     size = int(await connection.read_exactly(3))
@@ -47,7 +47,7 @@ async def session(connection: forkd.AsyncConnection) -> None:
 
 @forkd.service(forkd.Lines())
 async def lives(request: bytes, connection: forkd.AsyncConnection) -> bytes:
-    """Tells what its lifespan gave and which loop it runs on; fails over `fail`."""
+    """Returns its resources, the event loop's module and the connection's number; raises on `fail`."""
     if request == b"fail":
         raise ValueError("as told")
     loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]

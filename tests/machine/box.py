@@ -1,4 +1,4 @@
-"""What the tests in a booted machine share: services to run there, and a forkd that is set up for them."""
+"""Shared by the tests in a booted machine: services to run there, and ways to set up forkd for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAP = "127.0.0.1:7200"
 
 
 def service(name: str, app: str, listen: str, workers: int = 2, more: str = "") -> str:
-    """The settings of a service of tests/handlers, or of forkd's own; `listen` as TOML."""
+    """Returns the settings of a service of tests/handlers or of forkd; `listen` is a TOML value."""
     path = "" if app.startswith("forkd.") else f'path = "{SHARE}/handlers"\n'
     return f'[service.{name}]\napp = "{app}"\n{path}listen = {listen}\nworkers = {workers}\n{more}\n'
 
@@ -32,13 +32,13 @@ def install(machine: Machine, ports: str = "any") -> None:
 
 
 def drop_in(machine: Machine, text: str, unit: str = "forkd.service") -> None:
-    """More lines for a unit, as an administrator would give it with systemctl edit --runtime."""
+    """Adds lines to a unit, as an administrator would with systemctl edit --runtime."""
     machine.write(f"/run/systemd/system/{unit}.d/test.conf", text)
     machine.run("systemctl", "daemon-reload")
 
 
 def serve(machine: Machine, settings: str, *, ports: str = "any", lines: str = "") -> None:
-    """Has systemd start forkd with these settings, and these more lines for its [Service]."""
+    """Starts forkd through systemd with these settings, and with `lines` added to its [Service]."""
     install(machine, ports)
     machine.write("/etc/forkd.toml", settings)
     if lines:
@@ -47,7 +47,7 @@ def serve(machine: Machine, settings: str, *, ports: str = "any", lines: str = "
 
 
 def ask(machine: Machine, address: str, request: bytes) -> bytes:
-    """All that comes back on a connection of its own."""
+    """Sends `request` on a new connection, and returns everything that comes back."""
     return exchange(machine.connect(address), request)
 
 
@@ -56,7 +56,7 @@ def status(machine: Machine, *options: str) -> Any:
 
 
 def shown(machine: Machine, unit: str = "forkd") -> str:
-    """What an administrator is shown of a unit."""
+    """Returns what systemctl status shows of a unit."""
     return machine.run("systemctl", "status", "--no-pager", "--full", unit, check=False).stdout
 
 
@@ -67,7 +67,7 @@ def ended(machine: Machine, unit: str = "forkd.service") -> None:
 
 @contextmanager
 def loaded(machine: Machine, address: str, shape: str = "single", clients: int = 4) -> Iterator[Tally]:
-    """Clients that check every byte, for the length of a block; what they saw is in the tally when it is over."""
+    """Runs clients that check every byte, for the length of the block; fills in the tally at its end."""
     if address.startswith("unix:/"):
         address = f"unix:{machine.root}{address.removeprefix('unix:')}"
     load = Load(address, shape, clients, before=machine.in_network())

@@ -1,4 +1,4 @@
-"""One machine for all tests that want a systemd of their own, and a clean forkd in it for each."""
+"""One machine for all tests that need a systemd of their own, with a clean forkd for each test."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def booted_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine
 
 @pytest.fixture
 def machine(booted_machine: Machine) -> Iterator[Machine]:
-    """A machine on which no forkd is running or set up, but forkd is in /opt/forkd."""
+    """A machine with forkd in /opt/forkd, but none running or set up."""
     yield booted_machine
     booted_machine.run("sh", "-c", _CLEAN)

@@ -18,7 +18,7 @@ def test_a_newcomer_has_a_service_in_five_commands_and_can_take_it_away(machine:
     machine.run("systemctl", "enable", "--now", "forkd")
     assert "active (running)" in shown(machine)
     assert ask(machine, "127.0.0.1:7007", b"hello\n") == b"hello\n"
-    # The program is on the path now, and finds its server without being told where.
+    # The program is now on the path, and finds its server without options.
     assert "echo" in machine.run("forkd", "status").stdout
     assert machine.run("forkd", "call", "127.0.0.1:7007", "hello").stdout == "hello\n"
     machine.run("systemctl", "reload", "forkd")

@@ -1,4 +1,4 @@
-"""What the README and the tutorial say about systemd, followed to the letter on a machine that has it."""
+"""The README's and the tutorial's steps for systemd, followed to the letter on a machine that has it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.server import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-# Without a network, pip has nothing to install from: the machine comes with what these two leave.
+# Without a network pip cannot install anything: the machine already has the result of these two.
 DONE = {"sudo python3 -m venv /opt/forkd", "sudo /opt/forkd/bin/pip install forkd-server"}
 FOLDER = "/tmp/reader"  # a folder of the throw-away machine
 

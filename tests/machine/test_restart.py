@@ -1,6 +1,6 @@
-"""`systemctl restart` under load: the listening sockets outlive the process, so that nobody is refused.
+"""`systemctl restart` under load: the listening sockets outlive the process, so no client is refused.
 
-RESTARTS says how often: `make machine` asks for fifty, otherwise it is a tenth.
+The environment variable RESTARTS is the number of restarts: 50 in `make machine`, otherwise 5.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 + 5 * RESTARTS)]
 
 
 def restart(machine: Machine) -> None:
-    # Or it would be too often for systemd, which counts these starts like those that fail.
+    # Without this, systemd would refuse: its limit on starts counts these as well as failed ones.
     machine.run("systemctl", "reset-failed", "forkd.service")
     machine.run("systemctl", "restart", "forkd")
 
@@ -37,7 +37,7 @@ def test_a_restart_refuses_and_resets_nobody_at_sockets_of_forkds_own(
             restart(machine)
     for tally in (tcp, unix):
         assert tally.losses("crossed") == {}, tally.counts
-    # Who calls by TCP while the tap is closed calls again after 1 s, 2 s, 4 s: longer than from restart to restart.
+    # A TCP client that calls while the tap is closed retries after 1 s, 2 s, 4 s: longer than between restarts.
     assert tcp.counts["answered"] > 0
     assert unix.counts["answered"] >= 4 * RESTARTS
 

@@ -1,4 +1,4 @@
-"""forkd as a service of a real systemd: started, confined, reloaded, watched, ended."""
+"""forkd as a service under a real systemd: started, confined, reloaded, watched, ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.server import alive, title, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-# The port of daytime, what the service may be exposed at most (systemd-analyze security), and what the settings say.
+# The address of daytime, the highest exposure allowed (systemd-analyze security), and what the settings listen on.
 PORTS = {
     "any": ("127.0.0.1:13", 1.6, ["127.0.0.1:7007", "127.0.0.1:13", "unix:/run/forkd/local.sock"]),
     "high": ("127.0.0.1:7013", 1.1, ["127.0.0.1:7007", "127.0.0.1:7013", "unix:/run/forkd/local.sock"]),
@@ -158,7 +158,7 @@ def test_callers_at_a_socket_do_not_start_wrong_settings_for_ever(machine: Machi
     machine.write("/etc/forkd.toml", "no = [\n")
     machine.run("systemctl", "start", "forkd.socket")
     with machine.connect("127.0.0.1:7007") as client, pytest.raises(ConnectionResetError):
-        client.recv(1)  # until systemd has given up, and closed the socket
+        client.recv(1)  # blocks until systemd gives up and closes the socket
     assert machine.show("forkd.socket", "ActiveState") == "failed"
     assert machine.show("forkd", "ActiveState") == "failed"
 
@@ -178,7 +178,7 @@ def test_a_stop_answers_what_is_in_hand_and_leaves_nothing(machine: Machine) -> 
         assert "remains running" not in said
         assert not (machine.root / "run/forkd").exists()
     assert tally.losses("refused") == {}
-    # Who came to the unix socket after the stop had begun was in the queue that the next start would have served.
+    # Clients that came to the unix socket after the stop had begun waited in the queue for the next start.
     assert local.losses("refused", "crossed", "reset") == {}
     assert local.counts["reset"] <= 4
     assert tally.counts["answered"] > 100
@@ -293,5 +293,5 @@ def test_its_log_file_is_rotated(machine: Machine, unit: str) -> None:
         assert ask(machine, LEDGER, b"WARNING after\n") == b"logged\n"
         return "remark: after" in machine.run("cat", log, check=False).stdout
 
-    until(goes_on, "a new log file that is written to")
+    until(goes_on, "records in a new log file")
     assert "remark: before" in machine.run("cat", f"{log}.1").stdout
