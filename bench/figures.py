@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from bench.arithmetic import Spread, ratios, spread
 from bench.contenders import BARE, MEASURED
+from bench.load import SHARES
 from bench.rounds import Outcome
 
 
@@ -61,6 +62,13 @@ FIGURES = [
     _cpu("event-uvloop", "event, 64 connections", 1.0, "event-64", _EVENT, _UVLOOP),
     _cpu("event-pipelined", "event, 16 requests in one write", 1.0, "event-pipelined", _EVENT, _UVLOOP),
     *(_cpu(_named(other), "event, 64 connections", 0.5, "event-64", _EVENT, other) for other in _OTHERS),
+    *(_cpu(f"kept-{at}", f"sync, {at} % of full load", 1.3, f"kept-{at}", _SYNC, _C_PREFORK) for at in SHARES),
+    *(
+        _cpu(f"single-{at}", f"sync, a connection a request, {at} %", bound, f"single-{at}", _SYNC, _C_PREFORK)
+        for at, bound in zip(SHARES, (2.3, 2.3, 1.8, 1.8), strict=True)
+    ),
+    *(_cpu(f"events-{at}-c", f"event, {at} % of full load", 1.3, f"events-{at}", _EVENT, _C_EPOLL) for at in SHARES),
+    *(_cpu(f"events-{at}", f"event, {at} % of full load", 1.0, f"events-{at}", _EVENT, _UVLOOP) for at in SHARES),
     Figure(
         "p99",
         f"event, half of full load: 99th percentile, against {_UVLOOP}",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import sleep
 
-from bench import asking
+from bench import asking, processes
 from bench.contenders import Contender
 from bench.rounds import Measures
 from bench.server import Server, serving
+
+SHARES = (2, 10, 30, 60)
+"""Of full load, in %: the trials at partial load."""
 
 _WARM_UP = 200
 """Requests per connection before measuring, while Python specialises its bytecode and servers fork and allocate."""
@@ -58,6 +61,35 @@ def measure(server: Server, how: Load, seconds: float, *more: str | float) -> Me
 def settle() -> None:
     """Lets the server notice the end of the client's connections, which is part of serving them."""
     sleep(0.05)
+
+
+class PartialLoad:
+    """The open loop at a share of full load, with a client that sleeps between requests, as most clients do.
+
+    Full load is what the slowest of `those` can do when it is asked without a pause.
+    """
+
+    def __init__(self, those: Iterable[Contender], workers: int, how: Load, seconds: float) -> None:
+        self.those = list(those)
+        self.workers = workers
+        self.how = how
+        self.seconds = seconds
+        self.full = 0.0
+
+    def run(self, share: float, contender: Contender) -> Measures:
+        self.full = self.full or self._find()
+        with serving(contender, self.workers) as server:
+            warm_up(server, self.how)
+            # Enough connections for requests that come at random times.
+            how = replace(self.how, connections=64) if self.how.a_connection else self.how
+            before = processes.wakeups(server.family())
+            found = measure(server, how, self.seconds, "-w", "-R", f"{share * self.full:.0f}")
+            woken = processes.wakeups(server.family()) - before
+            return {**found, "wake-ups": woken / found["requests"]}
+
+    def _find(self) -> float:
+        here = [each for each in self.those if not each.missing()]
+        return min(load(each, self.workers, self.how, self.seconds)["requests/s"] for each in here)
 
 
 class HalfLoad:

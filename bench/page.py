@@ -14,6 +14,7 @@ from bench.rounds import Outcome
 _COLUMNS: Final = {
     "cpu us": "CPU a request, us",
     "requests/s": "requests a second",
+    "wake-ups": "wake-ups a request",
     "p50 us": "p50, us",
     "p99 us": "p99, us",
     "rps set": "SET a second",

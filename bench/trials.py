@@ -7,7 +7,7 @@ from functools import partial
 
 from bench import contenders, standing
 from bench.contenders import Contender
-from bench.load import HalfLoad, Load, keyvalue, load
+from bench.load import SHARES, HalfLoad, Load, PartialLoad, keyvalue, load
 from bench.rounds import Entrant, Measures, Trial
 
 
@@ -81,8 +81,36 @@ def _under_load(seconds: float) -> list[Trial]:
                 for count in (4, 64)
             ],
         ),
+        *_partial(seconds),
         Trial("redis-1", "redis-benchmark SET and GET, 50 connections, -P 1", redis(1)),
         Trial("redis-16", "redis-benchmark SET and GET, 50 connections, -P 16", redis(16)),
+    ]
+
+
+def _partial(seconds: float) -> list[Trial]:
+    """The same at a share of full load, where servers live: caches are cold, and each request wakes someone up."""
+    sync, event, c, uvloop = contenders.FORKD_SYNC, contenders.FORKD_EVENT, contenders.C_PREFORK, contenders.UVLOOP
+    kinds = [
+        ("kept", "4 workers, 4 connections", PartialLoad([sync, c], 4, Load(connections=4), 2 * seconds)),
+        (
+            "single",
+            "4 workers, one connection per request",
+            PartialLoad([sync, c], 4, Load(connections=4, a_connection=1), 2 * seconds),
+        ),
+        (
+            "events",
+            "1 worker, 32 connections",
+            PartialLoad([event, contenders.C_EPOLL, uvloop], 1, Load(connections=32), 2 * seconds),
+        ),
+    ]
+    return [
+        Trial(
+            f"{name}-{share}",
+            f"64 bytes, {title}, open loop at {share} % of full load",
+            entrants(partial(kind.run, share / 100), kind.those),
+        )
+        for name, title, kind in kinds
+        for share in SHARES
     ]
 
 

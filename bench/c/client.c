@@ -7,9 +7,10 @@
    -s N   bytes of a request, newline included (64)
    -r N   requests on a connection before a new one replaces it (0: no limit)
    -R N   open loop: N requests a second at random times (Poisson), whether or not replies come; the time of a request
-          counts from when it was due, not from when it could be sent
+          counts from when it was due, not from when it could be sent. With -r 1 each request has a connection of its
+          own, opened when the request is due and closed after its reply; at most -c at a time
    -S N   seed of those random times (1)
-   -w     sleeps until replies come, instead of polling
+   -w     sleeps until replies come, and in an open loop until the next request is due, instead of polling
 
    It polls because the sender has to wake a sleeping receiver, and pays for that. On a virtual machine with an idle
    core a wake-up costs several times as much as a request, and would say more about the machine than about servers.
@@ -27,6 +28,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -207,6 +209,8 @@ static void check_silence(uint64_t time)
 static void handle(struct epoll_event *event, uint64_t time)
 {
     struct connection *connection = event->data.ptr;
+    if (!connection) /* the alarm of an open loop */
+        return;
     if (event->events & (EPOLLIN | EPOLLHUP | EPOLLERR))
         receive(connection, time);
     if (connection->to_send)
@@ -257,24 +261,64 @@ static double gap(void)
     return -log(1 - uniform) * 1e9 / rate;
 }
 
+/* Wakes the sleeping client when the next request is due. */
+static void set_alarm(int alarm, double next)
+{
+    struct itimerspec due = {.it_value = {(time_t)(next / 1e9), (long)fmod(next, 1e9)}};
+    if (timerfd_settime(alarm, TFD_TIMER_ABSTIME, &due, NULL))
+        fail("timerfd_settime");
+}
+
+/* Returns the connection for the next request of an open loop; NULL if each has a request in progress. */
+static struct connection *next_connection(struct connection *all, long *turn)
+{
+    if (!each_most)
+        return &all[(*turn)++ % connections];
+    for (long tried = 0; tried < connections; tried++) {
+        struct connection *connection = &all[(*turn)++ % connections];
+        if (connection->fd < 0) {
+            open_connection(connection);
+            return connection;
+        }
+    }
+    return NULL;
+}
+
 static void open_loop(struct connection *all, uint64_t begin)
 {
     double next = (double)begin + gap();
     uint64_t end = begin + (uint64_t)(seconds * 1e9);
     long turn = 0;
-    struct epoll_event events[256];
+    int alarm = -1;
+    struct connection *connection;
+    struct epoll_event events[256], edge = {.events = EPOLLIN | EPOLLET, .data.ptr = NULL};
+    if (patience) {
+        alarm = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        if (alarm < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, alarm, &edge))
+            fail("timerfd_create");
+    }
     for (;;) {
         uint64_t time = now();
-        while (next <= (double)time && (most ? asked < most : next < (double)end)) {
-            ask(&all[turn++ % connections], 1, (uint64_t)next);
+        int more = 1;
+        while ((more = most ? asked < most : next < (double)end) && next <= (double)time
+               && (connection = next_connection(all, &turn))) {
+            ask(connection, 1, (uint64_t)next);
             next += gap();
         }
-        if (done == asked && (most ? asked >= most : next >= (double)end))
+        if (done == asked && !more)
             return;
-        int count = epoll_wait(poller, events, 256, 0);
+        if (patience && more)
+            set_alarm(alarm, next);
+        int count = epoll_wait(poller, events, 256, patience);
         time = now();
-        for (int each = 0; each < count; each++)
+        for (int each = 0; each < count; each++) {
             handle(&events[each], time);
+            connection = events[each].data.ptr;
+            if (connection && each_most && !connection->to_receive) {
+                close(connection->fd);
+                connection->fd = -1;
+            }
+        }
         check_silence(time);
     }
 }
@@ -309,7 +353,7 @@ int main(int argc, char **argv)
         }
     }
     if (optind != argc - 1 || connections < 1 || depth < 1 || size < 1 || (seconds > 0) == (most > 0)
-        || (rate > 0 && each_most)) {
+        || (rate > 0 && each_most > 1)) {
         fprintf(stderr, "client: wrong usage, see the head of client.c\n");
         return 2;
     }
@@ -324,7 +368,10 @@ int main(int argc, char **argv)
         requests[at] = (char)((at + 1) % (size_t)size ? 'a' + at % (size_t)size % 23 : '\n');
     poller = epoll_create1(EPOLL_CLOEXEC);
     for (long each = 0; each < connections; each++)
-        open_connection(&all[each]);
+        if (rate > 0 && each_most)
+            all[each].fd = -1;
+        else
+            open_connection(&all[each]);
     uint64_t begin = last_heard = now();
     if (rate > 0)
         open_loop(all, begin);

@@ -54,6 +54,16 @@ def test_the_client_counts_connections_and_keeps_the_pace() -> None:
         assert 0 < said["p50"] <= said["p99"] <= said["max"]
 
 
+@pytest.mark.slow
+def test_the_client_may_sleep_until_a_request_is_due() -> None:
+    with serving(contenders.C_PREFORK, 4) as server:
+        kept = asking.ask(server.port, "-c", 4, "-n", 200, "-R", 400, "-w")
+        single = asking.ask(server.port, "-c", 16, "-n", 200, "-R", 400, "-w", "-r", 1)
+    assert (kept["requests"], kept["connections"]) == (200, 4)
+    assert (single["requests"], single["connections"]) == (200, 200)
+    assert 0.25 < single["seconds"] < 2
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
