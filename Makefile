@@ -53,7 +53,7 @@ bench/build/%: bench/c/%.c bench/c/lines.h bench/c/listen.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -o $@ $< -lm
 
-PURE := $(addprefix forkd/,lifecycle/*.py serving/framing.py serving/holding.py serving/delimited.py serving/counted.py ipc/kinds.py \
+PURE := $(addprefix forkd/,lifecycle/*.py serving/framing.py serving/holding.py serving/delimited_framings.py serving/counted_framings.py ipc/worker_kinds.py \
     settings/config.py settings/reading.py settings/toml_lines.py workers/tenure.py workers/account.py log/record.py \
     systemd/reports.py sockets/rpcbind/protocol.py cli/install/plan.py cli/load/plan.py cli/load/schedule.py \
     cli/load/open_loop.py cli/load/replies.py cli/load/tally.py)

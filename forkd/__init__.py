@@ -7,8 +7,8 @@ from forkd.errors import DeadlineError, FramingError, OverLimit, PeerGone, Trunc
 from forkd.kernel.address import Address
 from forkd.serving.async_connection import AsyncConnection
 from forkd.serving.connection import Connection
-from forkd.serving.counted import Chunks, Fixed, LengthPrefixed, Netstrings
-from forkd.serving.delimited import Delimited, Lines
+from forkd.serving.counted_framings import Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited_framings import Delimited, Lines
 from forkd.serving.framing import Framing
 from forkd.serving.service import Close, Service, service, stream
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from forkd.serving.connection import Connection
-from forkd.serving.counted import Chunks
+from forkd.serving.counted_framings import Chunks
 from forkd.serving.service import service, stream
 
 # Seconds between the epochs of RFC 868 (1900-01-01) and Unix (1970-01-01).

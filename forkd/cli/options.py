@@ -13,7 +13,7 @@ import click
 from forkd.cli import paths
 from forkd.errors import ConfigError, Exit, ForkdError, UsageError
 from forkd.ipc import control_client
-from forkd.ipc.kinds import KINDS
+from forkd.ipc.worker_kinds import KINDS
 from forkd.log import log
 from forkd.settings import config
 from forkd.settings.config import Source

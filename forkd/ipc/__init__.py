@@ -5,8 +5,8 @@ channel         messages between the master and a fork server
 control_client  a command's end of the control socket
 control_server  the master's end of the control socket
 deadlines       how long a connection may take for each step
-kinds           the kinds of worker, and what each can run
 meter           counts into a worker's row, and reads its black box
 order           the orders that a worker may get
 scoreboard      shared rows of numbers, one writer per row: their layout and memory
+worker_kinds    the kinds of worker, and what each can run
 """

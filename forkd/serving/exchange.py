@@ -39,7 +39,7 @@ from forkd.ipc.meter import (
 from forkd.ipc.scoreboard import HISTOGRAM, SLOWEST
 from forkd.serving.connection import Connection
 from forkd.serving.conversation import HELD_BYTES, HELD_NS, NOTHING, UNCOUNTED, Conversation, Failed
-from forkd.serving.counted import Chunks
+from forkd.serving.counted_framings import Chunks
 from forkd.serving.outcome import Outcome
 from forkd.serving.service import Close, Service
 

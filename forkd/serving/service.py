@@ -18,7 +18,7 @@ from types import CodeType, FunctionType
 from typing import Any, Final, Generic, ParamSpec, TypeGuard, TypeVar
 
 from forkd.errors import BootError
-from forkd.ipc.kinds import KINDS, those_that
+from forkd.ipc.worker_kinds import KINDS, those_that
 from forkd.serving.connection import Connection
 from forkd.serving.framing import Framing, is_quick
 

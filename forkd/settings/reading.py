@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from forkd.errors import AddressError, ConfigError, Problem
-from forkd.ipc.kinds import DEFAULT_KIND, KINDS, those_that
+from forkd.ipc.worker_kinds import DEFAULT_KIND, KINDS, those_that
 from forkd.kernel import address
 from forkd.settings.schema import (
     MAX_WORKERS,

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from forkd.errors import ConfigError, Problem
-from forkd.ipc.kinds import DEFAULT_KIND, KINDS
+from forkd.ipc.worker_kinds import DEFAULT_KIND, KINDS
 from forkd.kernel.address import Address
 from forkd.settings.toml_lines import line_of
 

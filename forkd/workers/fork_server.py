@@ -25,8 +25,8 @@ import forkd
 from forkd.errors import BootError, Exit, ForkdError
 from forkd.ipc import channel
 from forkd.ipc.brief import FORMAT, Brief
-from forkd.ipc.kinds import KINDS
 from forkd.ipc.scoreboard import Board
+from forkd.ipc.worker_kinds import KINDS
 from forkd.kernel import accounts, process, signals
 from forkd.kernel.sockopts import plain
 from forkd.log import log, stdio

@@ -19,9 +19,9 @@ from typing import Any
 
 from forkd.errors import Exit
 from forkd.ipc.brief import Brief, Door
-from forkd.ipc.kinds import KINDS
 from forkd.ipc.meter import Meter
 from forkd.ipc.scoreboard import REQUESTS, Board
+from forkd.ipc.worker_kinds import KINDS
 from forkd.kernel import process, signals
 from forkd.serving.service import Service
 from forkd.workers.context import StackFile, WorkerContext

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkd.errors import FramingError, OverLimit, Truncated
-from forkd.serving.counted import BLOCK_LIMIT, Chunks, Fixed, LengthPrefixed, Netstrings
-from forkd.serving.delimited import Delimited, Lines
+from forkd.serving.counted_framings import BLOCK_LIMIT, Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited_framings import Delimited, Lines
 from forkd.serving.framing import Framing, is_quick
 
 Outcome = tuple[list[bytes], str]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from forkd.cli.load.plan import UNLIMITED, LoadPlan, Share, bodies_of, framing_named, shares
 from forkd.cli.load.schedule import EvenSchedule, RandomSchedule
 from forkd.errors import UsageError
-from forkd.serving.counted import Chunks, Fixed, LengthPrefixed, Netstrings
-from forkd.serving.delimited import Delimited, Lines
+from forkd.serving.counted_framings import Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited_framings import Delimited, Lines
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from forkd.cli.load.plan import LoadPlan
 from forkd.cli.load.replies import Judge
 from forkd.errors import FramingError
-from forkd.serving.counted import Chunks, Fixed, LengthPrefixed, Netstrings
-from forkd.serving.delimited import Delimited
+from forkd.serving.counted_framings import Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited_framings import Delimited
 
 
 def told(plan: LoadPlan, pieces: list[bytes], first: int = 0) -> tuple[int, int]:

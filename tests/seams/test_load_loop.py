@@ -19,7 +19,7 @@ from forkd.cli.load.link import Target
 from forkd.cli.load.loop import ClientLoop
 from forkd.cli.load.plan import LoadPlan, shares
 from forkd.cli.load.tally import Tally, durations
-from forkd.serving.counted import Chunks, Fixed, Netstrings
+from forkd.serving.counted_framings import Chunks, Fixed, Netstrings
 from tests.server import LIMIT, until
 
 # A limit, in seconds, that tests exceed on purpose.

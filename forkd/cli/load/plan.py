@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from forkd.errors import UsageError
-from forkd.serving.counted import Chunks, Fixed, LengthPrefixed, Netstrings
-from forkd.serving.delimited import Delimited, Lines
+from forkd.serving.counted_framings import Chunks, Fixed, LengthPrefixed, Netstrings
+from forkd.serving.delimited_framings import Delimited, Lines
 from forkd.serving.framing import Framing
 
 MAX_SECONDS: Final = 1_000_000

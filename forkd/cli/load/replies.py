@@ -13,8 +13,8 @@ from operator import methodcaller
 from typing import Protocol, TypeAlias, cast
 
 from forkd.cli.load.plan import LoadPlan
-from forkd.serving.counted import Chunks, Fixed
-from forkd.serving.delimited import Delimited
+from forkd.serving.counted_framings import Chunks, Fixed
+from forkd.serving.delimited_framings import Delimited
 
 Counter: TypeAlias = Callable[[bytes], int]
 """Returns how many replies the next bytes of the stream complete. Raises FramingError if they break its rules."""

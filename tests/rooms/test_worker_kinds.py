@@ -10,7 +10,7 @@ import pytest
 
 import forkd
 from forkd.errors import BootError
-from forkd.ipc.kinds import DEFAULT_KIND, KINDS, those_that
+from forkd.ipc.worker_kinds import DEFAULT_KIND, KINDS, those_that
 
 
 def answer(request: bytes) -> bytes:
