@@ -289,6 +289,9 @@ class AsyncVisit:
         except asyncio.CancelledError:
             pass  # the loop ends
         connection.parked.clear()
+        for room in self._room:  # other clients' handlers, which sent to this one
+            if not room.done():
+                room.set_result(None)
         conversation.close(outcome)
         if self._service.close_hook is not None:
             try:

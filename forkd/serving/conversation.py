@@ -222,12 +222,11 @@ class Conversation:
     def finish(self, outcome: Outcome) -> Outcome:
         """Ends our side and runs the service's closing hook; returns the outcome."""
         self.close(outcome)
-        try:
-            self._drop_rest()
-            if self._service.close_hook is not None:
-                self._service.close_hook(self.connection)
-        except BaseException as error:
-            outcome = self.failure(error)
+        for act in (self._drop_rest, self._call_close_hook):
+            try:
+                act()
+            except BaseException as error:
+                outcome = self.failure(error)
         self.account()
         return outcome
 
@@ -302,6 +301,10 @@ class Conversation:
                 self._rest = None
                 return
 
+    def _call_close_hook(self) -> None:
+        if self._service.close_hook is not None:
+            self._service.close_hook(self.connection)
+
     def _drop_rest(self) -> None:
         """Closes a generator of replies that will not be used up, so that it frees its resources before `on_close`."""
         rest, self._rest = self._rest, None
@@ -324,6 +327,7 @@ class Conversation:
     def _goodbye(self, close: Close) -> Outcome:
         """Sends the last reply of a handler that ends the connection."""
         try:
+            self._drop_rest()
             self._reply(close.reply)
             for one in self._rest or ():
                 if not self.connection.parks_all:

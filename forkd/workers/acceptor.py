@@ -45,8 +45,6 @@ _LISTENER_LOST: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT
 _FIRST_PAUSE: Final = 0.05
 _LAST_PAUSE: Final = 0.5
 _WORD_SECONDS: Final = 1.0  # failures of single connections are logged at most this often
-# A connection wakes one worker, whatever the size of the pool, and the others sleep on (epoll_ctl(2)).
-_EVENTS: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
 
 class Guest(NamedTuple):
@@ -66,7 +64,11 @@ class Guest(NamedTuple):
 
 
 class Acceptor:
-    """The listeners in a worker's epoll(7). While `resume_at` is a time, they are not waited on."""
+    """The listeners in a worker's epoll(7). While `resume_at` is a time, they are not waited on.
+
+    With `exclusive`, a connection wakes one worker, whatever the size of the pool, and the others sleep on
+    (epoll_ctl(2)). Which one is left to the kernel.
+    """
 
     def __init__(
         self,
@@ -74,12 +76,15 @@ class Acceptor:
         epoll: select.epoll,
         meter: Meter,
         report: Report,
+        *,
+        exclusive: bool,
     ) -> None:
         self.resume_at: float | None = None
         self._doors = {sock.fileno(): (sock, door) for sock, door in doors}
         self._epoll = epoll
         self._meter = meter
         self._report = report
+        self._events = select.EPOLLIN | (select.EPOLLEXCLUSIVE if exclusive else 0)
         self._pause = _FIRST_PAUSE
         self._starved_since: float | None = None
         self._silent_until = 0.0
@@ -96,7 +101,7 @@ class Acceptor:
         self.resume_at = None
         for fd, (sock, _) in self._doors.items():
             if sock.fileno() == fd:  # or else it is abandoned, and the number may belong to another file
-                self._epoll.register(fd, _EVENTS)
+                self._epoll.register(fd, self._events)
 
     def unwatch(self) -> None:
         if self.resume_at is None:
@@ -111,10 +116,12 @@ class Acceptor:
             self.unwatch()
             self.resume_at = until
 
-    def tidy(self, now: float) -> None:
-        """Waits on the listeners again if it is time."""
-        if self.resume_at is not None and now >= self.resume_at:
+    def tidy(self, now: float) -> bool:
+        """Waits on the listeners again when it is time; True if it was."""
+        due = self.resume_at is not None and now >= self.resume_at
+        if due:
             self.watch()
+        return due
 
     def timeout(self, now: float) -> float | None:
         return None if self.resume_at is None else max(0.0, self.resume_at - now)

@@ -22,6 +22,7 @@ from typing import Final
 from forkd.ipc.deadlines import NEVER, STRAGGLERS
 from forkd.ipc.meter import Pen
 from forkd.ipc.order import Order
+from forkd.ipc.scoreboard import HIGHEST
 from forkd.serving.answering import Answering
 from forkd.serving.connection import ROOMS, Connection
 from forkd.serving.exchange import Usual
@@ -36,10 +37,10 @@ from forkd.workers.threads import ThreadPool
 # Few enough that the first bytes read are still in the processor's first cache when the last are.
 _EVENTS_AT_ONCE: Final = 32
 _ACCEPTS_AT_ONCE: Final = 16
-# A worker with this many connections more than the mean, and 1/32 of it, leaves the next ones to the others for 2 ms.
-_WORTH: Final = 8
-_SLACK: Final = 32
+# A worker that has its share keeps away from the listeners for this long.
 _DEFER: Final = 0.002
+_SLACK: Final = 32  # a worker may have 1/32 more than the mean
+_CROWD: Final = 16  # workers
 # The sweep is as coarse as an eighth of the shortest deadline, within these limits.
 _FINEST: Final = 0.01
 _COARSEST: Final = 1.0
@@ -71,7 +72,9 @@ class EventLoop:
         self.lingering = Lingering()
         self.epoll = select.epoll()
         self.epoll.register(context.inbox.fd, select.EPOLLIN)
-        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report)
+        # In a small pool a connection wakes all workers, so that shares are even; in a large one that costs too much.
+        crowded = context.board.header[HIGHEST] > _CROWD
+        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report, exclusive=crowded)
         self.threads = ThreadPool(context, self) if context.threads else None
         self.pen = pen or (context.meter if self.threads is None else self.threads.pen)
         self.answering: Answering[Visit] | None = None if context.access else Answering.of(context.service, self.pen)
@@ -145,27 +148,25 @@ class EventLoop:
     # Connections that come.
 
     def accept(self, fd: int) -> None:
-        """Accepts what is in the queue, and leaves the rest to others when this worker has clearly more than they have.
+        """Accepts what is in the queue, up to this worker's share.
 
-        For each other connection in the queue the kernel has woken one of them, or all of them are awake and look at
-        the queue before they sleep. So a connection waits for `_DEFER` only if all the others have just started
-        something long.
+        In a small pool the kernel has woken all workers that wait. One that has more connections than the mean keeps away from the
+        listeners for `_DEFER`, so that one with fewer accepts the next, but only if there is one that has nothing to do
+        and does not keep away itself. So a connection waits only if that one starts something long in this very moment.
         """
         for _ in range(_ACCEPTS_AT_ONCE):
-            if not self.let_in(fd):
-                return
             if self.leaves_the_next():
                 self.doors.keep_away(self.now + _DEFER)
+                self.share()
+                return
+            if not self.let_in(fd):
                 return
 
     def leaves_the_next(self) -> bool:
-        """Whether this worker has many more connections than the mean, while one with fewer has nothing to do."""
-        ours = len(self.visits)
-        if ours <= _WORTH:
-            return False
-        board = self.context.board
+        """Whether this worker has more than its share, while one with fewer connections has nothing to do."""
+        ours, board = len(self.visits), self.context.board
         mean = board.mean_share()
-        return ours > mean + mean / _SLACK + _WORTH and board.has_free(ours - _WORTH)
+        return ours > mean + mean / _SLACK and board.has_free(ours)
 
     def let_in(self, fd: int) -> bool:
         """Accepts the next connection in the queue; False if there was none."""
@@ -305,7 +306,8 @@ class EventLoop:
         if self.sweep_at is not None and self.now >= self.sweep_at:
             self.sweep()
         self.lingering.expire(self.now)
-        self.doors.tidy(self.now)
+        if self.doors.tidy(self.now):
+            self.share()
         self.context.retire_in_time(self.now)
 
     def timeout(self) -> float | None:
@@ -323,8 +325,9 @@ class EventLoop:
         self.share()
 
     def share(self) -> None:
+        """Says how many connections this worker has, if it accepts more."""
         if self.open:
-            self.context.meter.shares(len(self.visits))
+            self.context.meter.shares(len(self.visits) if self.doors.resume_at is None else None)
 
     def attend(self, fd: int) -> None:
         """Takes a signal, or the wake-up of a thread."""

@@ -100,11 +100,10 @@ def wakeups(pids: list[int]) -> int:
     return sum(map(int, re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)))
 
 
-@pytest.mark.parametrize("kind", ["sync", "event"])
 @pytest.mark.parametrize("size", [4, 16])
-def test_a_connection_wakes_one_worker(forkd: Forkd, kind: str, size: int) -> None:
+def test_a_connection_wakes_one_worker(forkd: Forkd, size: int) -> None:
     """EPOLLEXCLUSIVE works at any pool size: the other workers sleep on."""
-    server = forkd("small:shout", workers=size, worker=f'"{kind}"').serving()
+    server = forkd("small:shout", workers=size).serving()
     pids = server.workers()
     before = wakeups(pids)
     for _ in range(50):
