@@ -150,9 +150,9 @@ class EventLoop:
     def accept(self, fd: int) -> None:
         """Accepts what is in the queue, up to this worker's share.
 
-        In a small pool the kernel has woken all workers that wait. One that has more connections than the mean keeps away from the
-        listeners for `_DEFER`, so that one with fewer accepts the next, but only if there is one that has nothing to do
-        and does not keep away itself. So a connection waits only if that one starts something long in this very moment.
+        In a small pool the kernel has woken all workers that wait. One that has more connections than the mean keeps
+        away from the listeners for `_DEFER`, so that one with fewer accepts the next, but only if there is one that has
+        nothing to do and does not keep away itself. So a connection waits only if that one starts something long now.
         """
         for _ in range(_ACCEPTS_AT_ONCE):
             if self.leaves_the_next():
