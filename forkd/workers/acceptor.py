@@ -66,8 +66,8 @@ class Guest(NamedTuple):
 class Acceptor:
     """The listeners in a worker's epoll(7). While `resume_at` is a time, they are not waited on.
 
-    With `exclusive`, a connection wakes one worker, whatever the size of the pool, and the others sleep on
-    (epoll_ctl(2)). Which one is left to the kernel.
+    With `exclusive`, a connection wakes one worker, and the others sleep on (epoll_ctl(2)). Which one is left to the
+    kernel, so shares are less even, and a worker that has no descriptor left may be the one.
     """
 
     def __init__(
@@ -76,7 +76,6 @@ class Acceptor:
         epoll: select.epoll,
         meter: Meter,
         report: Report,
-        *,
         exclusive: bool,
     ) -> None:
         self.resume_at: float | None = None

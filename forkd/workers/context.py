@@ -11,7 +11,7 @@ from forkd.errors import BootError
 from forkd.ipc.brief import Door
 from forkd.ipc.deadlines import Deadlines
 from forkd.ipc.meter import Meter
-from forkd.ipc.scoreboard import PHASE, REQUESTS, SPARE, STOPPING, Board
+from forkd.ipc.scoreboard import HIGHEST, PHASE, REQUESTS, SPARE, STOPPING, Board
 from forkd.kernel.procfs import own_memory
 from forkd.kernel.signals import Inbox
 from forkd.serving.loading import application_traceback
@@ -21,6 +21,7 @@ from forkd.workers.reporter import Report
 from forkd.workers.tenure import Tenure
 
 _REASON_BYTES: Final = 16384
+_CROWD: Final = 16
 
 
 class StackFile:
@@ -63,6 +64,11 @@ class WorkerContext(NamedTuple):
     def stopping(self) -> bool:
         """Whether the whole service stops, so that the accept queues must be emptied."""
         return self.board.header[PHASE] == STOPPING
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many workers wait on the listeners that waking all of them for a connection costs too much."""
+        return self.board.header[HIGHEST] > _CROWD
 
     def ask_for_spares(self) -> None:
         """Makes the master look if fewer workers are idle than it should keep ready."""

@@ -22,7 +22,6 @@ from typing import Final
 from forkd.ipc.deadlines import NEVER, STRAGGLERS
 from forkd.ipc.meter import Pen
 from forkd.ipc.order import Order
-from forkd.ipc.scoreboard import HIGHEST
 from forkd.serving.answering import Answering
 from forkd.serving.connection import ROOMS, Connection
 from forkd.serving.exchange import Usual
@@ -40,7 +39,6 @@ _ACCEPTS_AT_ONCE: Final = 16
 # A worker that has its share keeps away from the listeners for this long.
 _DEFER: Final = 0.002
 _SLACK: Final = 32  # a worker may have 1/32 more than the mean
-_CROWD: Final = 16  # workers
 # The sweep is as coarse as an eighth of the shortest deadline, within these limits.
 _FINEST: Final = 0.01
 _COARSEST: Final = 1.0
@@ -72,9 +70,7 @@ class EventLoop:
         self.lingering = Lingering()
         self.epoll = select.epoll()
         self.epoll.register(context.inbox.fd, select.EPOLLIN)
-        # In a small pool a connection wakes all workers, so that shares are even; in a large one that costs too much.
-        crowded = context.board.header[HIGHEST] > _CROWD
-        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report, exclusive=crowded)
+        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report, context.is_crowded)
         self.threads = ThreadPool(context, self) if context.threads else None
         self.pen = pen or (context.meter if self.threads is None else self.threads.pen)
         self.answering: Answering[Visit] | None = None if context.access else Answering.of(context.service, self.pen)

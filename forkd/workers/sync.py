@@ -36,7 +36,7 @@ class _SyncLoop:
         self.lingering = Lingering()
         self.epoll = select.epoll()
         self.epoll.register(context.inbox.fd, select.EPOLLIN)
-        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report, exclusive=True)
+        self.doors = Acceptor(context.doors, self.epoll, context.meter, context.report, context.is_crowded)
         context.leash.abandon = self.doors.abandon
 
     def run(self) -> bool:
